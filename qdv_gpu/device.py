@@ -1,0 +1,66 @@
+"""Where arrays live: choosing a device, and passing numpy, torch and CuPy arrays in and out without a copy."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from qdv_gpu.errors import InputError
+
+
+def resolve_device(device: str | torch.device = "auto") -> torch.device:
+    """Turn "auto", "cpu", "cuda" or "cuda:1" into a usable device.
+
+    Raises
+    ------
+    InputError
+        If the name is not a device, or CUDA is asked for and absent.
+    """
+    if device == "auto":
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        resolved = None
+    if resolved is None or resolved.type not in ("cpu", "cuda"):
+        raise InputError(f"device must be auto, cpu, cuda or cuda:N, got {str(device)!r}")
+    if resolved.type == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise InputError(f"device {device} was asked for, but torch {torch.__version__} finds no CUDA device: use cpu or auto")
+    index = torch.cuda.current_device() if resolved.index is None else resolved.index
+    if index >= torch.cuda.device_count():
+        raise InputError(f"device {device} was asked for, but there are {torch.cuda.device_count()} CUDA devices")
+    return torch.device("cuda", index)
+
+
+def to_tensor(array: Any, device: str | torch.device | None = None) -> torch.Tensor:
+    """View a numpy, torch or CuPy array (or a nested list) as a tensor, moved only if `device` differs.
+
+    With `device` None or "auto" a tensor stays where it is.
+    """
+    if isinstance(array, torch.Tensor):
+        tensor = array.detach()
+    elif hasattr(array, "__cuda_array_interface__"):
+        tensor = torch.from_dlpack(array)
+    else:
+        array = np.asarray(array)
+        if array.dtype == object or np.issubdtype(array.dtype, np.str_):
+            raise InputError(f"an array of numbers is required, got dtype {array.dtype}")
+        if any(stride < 0 for stride in array.strides) or not array.flags.writeable:
+            array = array.copy()  # torch can view neither
+        tensor = torch.from_numpy(array)
+    if device is None or device == "auto":
+        return tensor
+    return tensor.to(resolve_device(device))
+
+
+def like(result: torch.Tensor, original: Any) -> Any:
+    """Return `result` as the kind of array that `original` is: torch, CuPy or, for anything else, numpy."""
+    if isinstance(original, torch.Tensor):
+        return result
+    if hasattr(original, "__cuda_array_interface__"):
+        import cupy
+
+        return cupy.from_dlpack(result.detach().cuda())
+    return result.detach().cpu().numpy()
