@@ -1,4 +1,4 @@
-"""Where arrays live: choosing a device, and passing numpy, torch and CuPy arrays in and out without a copy."""
+"""Where arrays live: choosing a device, and numpy, torch and CuPy arrays in and out without a copy."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     if resolved.type == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise InputError(f"device {device} was asked for, but torch {torch.__version__} finds no CUDA device: use cpu or auto")
+        raise InputError(f"device {device} was asked for, but torch finds no CUDA device: use cpu or auto")
     index = torch.cuda.current_device() if resolved.index is None else resolved.index
     if index >= torch.cuda.device_count():
         raise InputError(f"device {device} was asked for, but there are {torch.cuda.device_count()} CUDA devices")

@@ -1,0 +1,167 @@
+"""Similarities p_ij of the points in their own space: perplexity search and symmetrisation."""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+
+from qdv_gpu.errors import InputError, unknown
+from qdv_gpu.neighbors import distances_to_all, knn
+
+KINDS = ("knn", "full")
+TOLERANCE = 1e-7  # on a row's entropy, in nats: the perplexity's relative error
+MAX_STEPS = 400  # enough to cross the range of float64 twenty-fold at a time
+CHUNK = 1 << 18  # distances searched at once, in elements: they stay in the cache of one core
+
+
+class SparseAffinities(NamedTuple):
+    """A symmetric P in compressed rows; entry e of row i says p_{i, indices[e]} = values[e].
+
+    Attributes
+    ----------
+    indptr : torch.Tensor
+        int64 [N + 1].
+    indices : torch.Tensor
+        int32 [nnz], ascending within a row.
+    values : torch.Tensor
+        float32 [nnz]; they sum to 1.
+    """
+
+    indptr: torch.Tensor
+    indices: torch.Tensor
+    values: torch.Tensor
+
+
+Affinities = SparseAffinities | torch.Tensor
+
+
+def check_perplexity(perplexity: Any, N: int) -> float:
+    """Return the perplexity as a float, or raise InputError unless 1 <= perplexity <= (N - 1) / 3."""
+    try:
+        value = float(perplexity)
+    except (TypeError, ValueError):
+        raise InputError(f"perplexity must be a number, got {perplexity!r}") from None
+    if not 1 <= value <= (N - 1) / 3:
+        raise InputError(
+            f"perplexity must be at least 1 and 3 * perplexity at most N - 1, got perplexity {perplexity} and N = {N}"
+        )
+    return value
+
+
+def joint_affinities(X: torch.Tensor, *, perplexity: float = 30.0, kind: str = "knn") -> Affinities:
+    """p_ij = (p_{j|i} + p_{i|j}) / 2N (Wang & Liu 2024, eq. 4; van der Maaten & Hinton 2008, eq. 1).
+
+    Parameters
+    ----------
+    X : torch.Tensor
+        Points [N, d], N >= 4, finite, on any device.
+    perplexity : float
+        Effective number of neighbours, at least 1 and at most (N - 1) / 3.
+    kind : {"knn", "full"}
+        "knn" gives p_{j|i} > 0 to the 3 * perplexity nearest neighbours only, "full" to every pair.
+
+    Returns
+    -------
+    SparseAffinities for "knn", a float32 [N, N] tensor with a zero diagonal for "full"; both sum to 1.
+
+    Raises
+    ------
+    InputError
+        If the perplexity or kind is not allowed, or a point is not finite.
+    """
+    if kind not in KINDS:
+        raise unknown("affinities", kind, KINDS)
+    perplexity = check_perplexity(perplexity, len(X))
+    if kind == "full":
+        return _dense(X, perplexity)
+    neighbors = knn(X, int(3 * perplexity))
+    conditional = conditional_affinities(neighbors.squared_distances, perplexity=perplexity)
+    return _symmetrised(neighbors.indices, conditional)
+
+
+def conditional_affinities(squared_distances: torch.Tensor, *, perplexity: float) -> torch.Tensor:
+    """p_{j|i} of each row: exp(-beta_i d_ij^2), normalised, with the beta_i that gives the row its perplexity.
+
+    Rows are searched on their own, so a row's result does not depend on the others. Distances are taken relative
+    to the row's smallest, which changes nothing but keeps far points from underflowing. A row in which at least
+    `perplexity` points share the smallest distance (duplicates) cannot reach so small an entropy: it gets the limit
+    of an infinite beta, equal shares to those points.
+
+    Parameters
+    ----------
+    squared_distances : torch.Tensor
+        float64 [N, k], finite, the point itself not among them.
+    perplexity : float
+        At least 1 and below k.
+
+    Returns
+    -------
+    float64 [N, k]; every row sums to 1 and, duplicates apart, has entropy log(perplexity) within 1e-7.
+    """
+    P = torch.empty_like(squared_distances)
+    step = max(1, CHUNK // squared_distances.shape[1])
+    for start in range(0, len(P), step):
+        P[start : start + step] = _search(squared_distances[start : start + step], perplexity)
+    return P
+
+
+def _search(D: torch.Tensor, perplexity: float) -> torch.Tensor:
+    """Newton's method for log(beta), kept inside a bracket; a row that has arrived is not moved again."""
+    target = math.log(perplexity)
+    D = D - D.amin(1, keepdim=True)
+    nearest = D == 0
+    limit = nearest.sum(1) >= perplexity
+    mean = D.mean(1, keepdim=True)
+    D = D / torch.where(mean > 0, mean, 1)
+    beta = torch.ones(len(D), dtype=D.dtype, device=D.device)
+    low, high = torch.zeros_like(beta), torch.full_like(beta, torch.inf)
+    for _ in range(MAX_STEPS):
+        E = torch.exp(-beta[:, None] * D)
+        total = E.sum(1)
+        first = (E * D).sum(1) / total
+        variance = (E * D.square()).sum(1) / total - first.square()
+        gap = total.log() + beta * first - target
+        found = (gap.abs() <= TOLERANCE) | limit
+        if found.all():
+            break
+        low, high = torch.where(gap > 0, beta, low), torch.where(gap < 0, beta, high)
+        newton = beta * (gap / (beta.square() * variance)).clamp(-3, 3).exp()
+        middle = torch.where(high.isinf(), 20 * beta, torch.where(low == 0, beta / 20, (low * high).sqrt()))
+        inside = (newton > low) & (newton < high)
+        beta = torch.where(found, beta, torch.where(inside, newton, middle))
+    assert found.all(), "the entropy falls monotonically with beta, so the bracket must have closed"
+    P = E / total[:, None]
+    return torch.where(limit[:, None], nearest / nearest.sum(1, keepdim=True).to(D.dtype), P)
+
+
+def _symmetrised(indices: torch.Tensor, conditional: torch.Tensor) -> SparseAffinities:
+    """(p_{j|i} + p_{i|j}) / 2N in compressed rows, from indices int64 [N, k] and p_{j|i} float64 [N, k]."""
+    N, k = indices.shape
+    rows = torch.arange(N, device=indices.device).repeat_interleave(k)
+    cols, values = indices.reshape(-1), conditional.reshape(-1) / (2 * N)
+    keys, order = torch.cat([rows * N + cols, cols * N + rows]).sort()
+    values = torch.cat([values, values])[order]
+    # A key comes once or twice: where it comes again, the second value joins the first.
+    again = torch.zeros_like(keys, dtype=torch.bool)
+    again[1:] = keys[1:] == keys[:-1]
+    values[:-1] += torch.where(again[1:], values[1:], 0)
+    keys, values = keys[~again], values[~again]
+    counts = torch.bincount(keys // N, minlength=N)
+    indptr = torch.zeros(N + 1, dtype=torch.int64, device=keys.device)
+    indptr[1:] = counts.cumsum(0)
+    return SparseAffinities(indptr, (keys % N).to(torch.int32), values.to(torch.float32))
+
+
+def _dense(X: torch.Tensor, perplexity: float) -> torch.Tensor:
+    """Affinities of every pair, float32 [N, N]; only a few rows of distances are held at once."""
+    N = len(X)
+    XT = X.to(torch.float64).T.contiguous()
+    P = torch.zeros((N, N), dtype=torch.float32, device=X.device)
+    columns = torch.arange(N, device=X.device)
+    step = max(1, CHUNK // N)
+    for start in range(0, N, step):
+        rows = columns[start : start + step]
+        others = columns[None] != rows[:, None]  # [step, N]
+        D = distances_to_all(XT, rows)[others].view(len(rows), N - 1)
+        P[start : start + step][others] = _search(D, perplexity).to(torch.float32).view(-1)
+    return P.add_(P.T.clone()).div_(2 * N)

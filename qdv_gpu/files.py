@@ -1,0 +1,80 @@
+"""Writing results so that a killed or full-disk run never leaves half a file."""
+
+import contextlib
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from qdv_gpu.errors import InputError
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; flush it and rename it over `path` if the block succeeds.
+
+    Raises
+    ------
+    InputError
+        If the disk is full or the folder cannot be written; the temporary file is removed first.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    except OSError as error:
+        if error.errno == errno.ENOSPC or "No space left" in str(error):
+            raise InputError(
+                f"disk full while writing {path}: free some space and run the same command again"
+            ) from None
+        if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
+            raise InputError(f"cannot write {path}: {error.strerror}") from None
+        raise
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` to `path` atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON to `path` atomically."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file that this package wrote.
+
+    Raises
+    ------
+    InputError
+        If the file is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON ({error})") from None
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Delete the temporary files that killed runs left below `folder`, which nothing else may be writing to."""
+    for path in Path(folder).rglob(".*-*"):
+        if path.is_file():
+            path.unlink(missing_ok=True)

@@ -1,0 +1,258 @@
+"""Exact nearest neighbours: faiss or torch propose candidates, float64 distances decide."""
+
+import importlib.util
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from qdv_gpu.errors import InputError, MissingPackageError, unknown
+
+ENGINES = ("auto", "faiss", "torch", "direct")
+CHUNK = 1 << 24  # distances held at once, in elements
+FAISS_GPU_LIMIT = 2048  # faiss aborts the process when a GPU is asked for more neighbours
+DIRECT_COLUMNS = 16  # up to here a CPU computes every distance sooner than faiss proposes
+LARGEST = 1e150  # beyond this, squares overflow
+
+
+class Neighbors(NamedTuple):
+    """The k nearest other points of each of N points.
+
+    Attributes
+    ----------
+    indices : torch.Tensor
+        int64 [N, k], nearest first; equally far points by their index.
+    squared_distances : torch.Tensor
+        float64 [N, k].
+    tied : torch.Tensor
+        bool [N]: the k-th and the (k + 1)-th other point are equally far, so that the choice is arbitrary.
+    """
+
+    indices: torch.Tensor
+    squared_distances: torch.Tensor
+    tied: torch.Tensor
+
+    def first(self, k: int) -> "Neighbors":
+        """The k nearest of these neighbours, as `knn` with that k gives them."""
+        if k == self.indices.shape[1]:
+            return self
+        if not 1 <= k < self.indices.shape[1]:
+            raise InputError(f"k must be between 1 and {self.indices.shape[1]}, got {k}")
+        distances = self.squared_distances
+        return Neighbors(self.indices[:, :k], distances[:, :k], distances[:, k - 1] == distances[:, k])
+
+
+def knn(X: torch.Tensor, k: int, *, engine: str = "auto") -> Neighbors:
+    """Find the k nearest other points of every point, exactly.
+
+    A point is left out of its own neighbours by its index, so duplicates of it are neighbours like any other.
+    Distances are float64 sums of squared differences over the coordinates in order. The engine "direct" computes
+    them for all pairs. faiss and torch propose k and a few more candidates, which these distances rank; a row for
+    which the proposal cannot be proven complete (ties, duplicates, points too close for the proposing precision)
+    is searched directly. All engines hence return the same neighbours.
+
+    Parameters
+    ----------
+    X : torch.Tensor
+        Points [N, d], real, on a CPU or CUDA device.
+    k : int
+        Number of neighbours, from 1 to N - 1.
+    engine : {"auto", "faiss", "torch", "direct"}
+        "auto" is, on the CPU, "direct" for up to 16 coordinates; then faiss where it can be imported (for CUDA
+        tensors: with GPU support); else "torch" for CUDA and "direct" for the CPU.
+
+    Raises
+    ------
+    InputError
+        If k is out of range, X is not [N, d], or a row holds NaN, an infinity or a value of 1e150 or more.
+    MissingPackageError
+        If faiss is asked for and absent.
+    """
+    X = _validated(X, k)
+    engine = _resolved_engine(X, k, engine)
+    if engine == "direct":
+        indices, distances = _search_all(X, torch.arange(len(X), device=X.device), k + 1)
+    else:
+        indices, distances = _search_candidates(X, k + 1, engine)
+    tied = distances[:, k - 1] == distances[:, k]  # never for k = N - 1: the last distance is infinite
+    return Neighbors(indices[:, :k].contiguous(), distances[:, :k].contiguous(), tied)
+
+
+def listed_distances(X: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Squared distances float64 [N, m] of each point to its listed points; infinity to itself.
+
+    X is float64 [N, d], indices int64 [N, m].
+    """
+    if X.is_cuda:
+        return _listed_distances_torch(X, indices)
+    from qdv_gpu.kernels import distances
+
+    out = np.empty(indices.shape)
+    distances.listed(X.contiguous().numpy(), indices.contiguous().numpy(), out)
+    return torch.from_numpy(out)
+
+
+def _listed_distances_torch(X: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    result = torch.zeros(indices.shape, dtype=torch.float64, device=X.device)
+    XT = X.T.contiguous()  # [d, N]
+    step = max(1, CHUNK // indices.shape[1])
+    for start in range(0, len(X), step):
+        rows = slice(start, start + step)
+        for x in XT:
+            result[rows] += (x[indices[rows]] - x[rows, None]).square_()
+    return result.masked_fill_(indices == torch.arange(len(X), device=X.device)[:, None], torch.inf)
+
+
+def distances_to_all(XT: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Squared distances float64 [n, N] of the points `rows` (int64 [n]) to all points; infinity to themselves.
+
+    XT is float64 [d, N], contiguous. The caller bounds n.
+    """
+    result = torch.zeros((len(rows), XT.shape[1]), dtype=torch.float64, device=XT.device)
+    for x in XT:
+        result += (x - x[rows, None]).square_()
+    result[torch.arange(len(rows), device=XT.device), rows] = torch.inf
+    return result
+
+
+def _validated(X: torch.Tensor, k: int) -> torch.Tensor:
+    if X.ndim != 2:
+        raise InputError(f"points must have shape [N, d], got {list(X.shape)}")
+    if k < 1:
+        raise InputError(f"k must be at least 1, got {k}")
+    if k >= len(X):
+        raise InputError(f"k must be smaller than the number of points N, got k={k}, N={len(X)}")
+    X = X.detach().to(torch.float64)
+    usable = (X.abs() < LARGEST).all(dim=1)  # False for NaN as well
+    if not usable.all():
+        row = int((~usable).nonzero()[0])
+        raise InputError(f"points must be finite and below {LARGEST:g} in size, row {row} is not")
+    return X
+
+
+def _resolved_engine(X: torch.Tensor, k: int, engine: str) -> str:
+    """Choose "faiss", "torch" or "direct", or say why the one asked for cannot be had."""
+    if engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
+    within_limit = not X.is_cuda or k + 2 <= FAISS_GPU_LIMIT
+    if engine == "faiss":
+        if not _has_faiss(X.device):
+            command = f'pip install "qdv_gpu[{"cuda13" if X.is_cuda else "cpu"}]"'
+            raise MissingPackageError(f"engine faiss on {X.device.type} needs a package that is absent: {command}")
+        if not within_limit:
+            raise InputError(f"engine faiss finds at most {FAISS_GPU_LIMIT - 2} neighbours on a GPU, got k={k}")
+    if engine != "auto":
+        return engine
+    if not X.is_cuda and X.shape[1] <= DIRECT_COLUMNS:
+        return "direct"
+    if within_limit and _has_faiss(X.device):
+        return "faiss"
+    return "torch" if X.is_cuda else "direct"
+
+
+def _has_faiss(device: torch.device) -> bool:
+    if importlib.util.find_spec("faiss") is None:
+        return False
+    if device.type == "cpu":
+        return True
+    import faiss
+
+    return hasattr(faiss, "knn_gpu") and faiss.get_num_gpus() > 0  # without a GPU, knn_gpu aborts the process
+
+
+def _search_candidates(X: torch.Tensor, k: int, engine: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k nearest of every point, indices int64 and distances float64 [N, k], from proposals proven complete."""
+    width = min(len(X), k + 1 + max(16, k // 4))  # the point itself is proposed as well
+    if engine == "faiss":
+        width = min(width, FAISS_GPU_LIMIT) if X.is_cuda else width
+        candidates, outside = _propose_faiss(X, width)
+    else:
+        candidates, outside = _propose_torch(X, width)
+    candidates = candidates.sort(dim=1).values  # index order, which the stable sort keeps among ties
+    distances, order = listed_distances(X, candidates).sort(dim=1, stable=True)
+    distances, indices = distances[:, :k], candidates.gather(1, order[:, :k])
+    if width < len(X):
+        unproven = (~(distances[:, k - 1] < outside)).nonzero().squeeze(1)
+        indices[unproven], distances[unproven] = _search_all(X, unproven, k)
+    return indices, distances
+
+
+def _error_bound(X: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Bound [N] on the error of |x|^2 + |y|^2 - 2 x.y, from X rounded to `dtype`, against the true distance.
+
+    With u the unit roundoff, rounding the points moves a squared distance by less than 3 u (|x| + |y|)^2; the
+    sums over d coordinates, in any order, and the two additions add (d + 3) u (|x| + |y|)^2 (Higham 2002, section
+    3.1). The float64 distance that it is compared with costs (d + 2) more float64 roundoffs. One unit is added for the
+    higher-order terms, and a constant for underflow, X being scaled to at most 1.
+    """
+    d = X.shape[1]
+    u = torch.finfo(dtype).eps / 2
+    norms = X.square().sum(dim=1).sqrt()
+    return 2 * (d + 8) * u * (norms + norms.max()).square() + d * torch.finfo(dtype).tiny
+
+
+def _centred(X: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """X less its mean, over the power of two that brings it to at most 1, and that power."""
+    C = X - X.mean(dim=0)
+    largest = float(C.abs().max()) if C.numel() else 0.0
+    scale = 2.0 ** np.ceil(np.log2(largest)) if largest > 0 else 1.0
+    return C / scale, scale
+
+
+def _propose_torch(X: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Candidates int64 [N, width], and a lower bound float64 [N] on the distance of every point left out.
+
+    In float64, so that the setting that lets CUDA multiply float32 matrices as TF32 has no say.
+    """
+    C, scale = _centred(X)
+    norms = C.square().sum(dim=1)
+    candidates = torch.empty((len(C), width), dtype=torch.int64, device=C.device)
+    worst = torch.empty(len(C), dtype=torch.float64, device=C.device)
+    step = max(1, CHUNK // len(C))
+    for start in range(0, len(C), step):
+        rows = slice(start, start + step)
+        D = torch.addmm(norms, C[rows], C.T, alpha=-2) + norms[rows, None]  # [step, N]
+        found = D.topk(width, dim=1, largest=False)
+        candidates[rows] = found.indices
+        worst[rows] = found.values[:, -1]
+    return candidates, (worst - _error_bound(C, torch.float64)) * scale**2
+
+
+def _propose_faiss(X: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `_propose_torch`, in float32 by faiss."""
+    import faiss
+
+    C, scale = _centred(X)
+    C = C.to(torch.float32).contiguous()
+    if X.is_cuda:
+        import faiss.contrib.torch_utils  # makes knn_gpu take CUDA tensors, on torch's stream
+
+        resources = faiss.StandardGpuResources()
+        resources.setTempMemory(256 << 20)  # bytes, outside torch's pool
+        with torch.cuda.device(X.device):
+            D, candidates = faiss.knn_gpu(resources, C, C, width, device=X.device.index, use_cuvs=False)
+            torch.cuda.current_stream().synchronize()  # `resources` frees its memory on leaving
+    else:
+        D, candidates = map(torch.from_numpy, faiss.knn(C.numpy(), C.numpy(), width))
+    worst = D[:, -1].to(torch.float64)
+    return candidates, (worst - _error_bound(C.to(torch.float64), torch.float32)) * scale**2
+
+
+def _search_all(X: torch.Tensor, rows: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k nearest of the points `rows` among all points, indices int64 and distances float64 [len(rows), k]."""
+    indices = torch.empty((len(rows), k), dtype=torch.int64, device=X.device)
+    distances = torch.empty((len(rows), k), dtype=torch.float64, device=X.device)
+    XT = X.T.contiguous()
+    if not X.is_cuda:
+        from qdv_gpu.kernels import distances as kernels
+
+        kernels.nearest(
+            X.contiguous().numpy(), XT.numpy(), rows.numpy(), indices.numpy(), distances.numpy()
+        )
+        return indices, distances
+    step = max(1, CHUNK // len(X))
+    for start in range(0, len(rows), step):
+        block = slice(start, start + step)
+        found = distances_to_all(XT, rows[block]).sort(dim=1, stable=True)
+        indices[block], distances[block] = found.indices[:, :k], found.values[:, :k]
+    return indices, distances

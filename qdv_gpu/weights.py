@@ -1,0 +1,134 @@
+"""Reading and writing weight files without ever running code from them."""
+
+import codecs
+import io
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qdv_gpu.errors import InputError
+from qdv_gpu.files import replacing
+
+Tensors = dict[str, Tensor]
+
+
+def read_weights(path: str | Path) -> tuple[Tensors, dict[str, Any]]:
+    """Read a `.safetensors`, `.pt`/`.pth` or (Caffe AlexNet) `.npy` file.
+
+    Returns
+    -------
+    tensors : dict of str to Tensor
+        The state dict, on the CPU.
+    metadata : dict
+        What `write_weights` stored beside it; empty for files of other programs.
+
+    Raises
+    ------
+    InputError
+        If the file is absent, truncated, of another format, or a pickle that holds anything but tensors (which
+        is never executed).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"weights file {path} does not exist")
+    readers = {
+        ".safetensors": _read_safetensors,
+        ".pt": _read_torch,
+        ".pth": _read_torch,
+        ".npy": _read_caffe,
+    }
+    if path.suffix not in readers:
+        raise InputError(f"weights file {path} must end in {', '.join(readers)}")
+    return readers[path.suffix](path)
+
+
+def write_weights(path: str | Path, tensors: Tensors, metadata: dict[str, Any]) -> None:
+    """Write tensors and a JSON-able `metadata` to one safetensors file, atomically."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata={"qdv_gpu": json.dumps(metadata)})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+
+def _read_safetensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = (file.metadata() or {}).get("qdv_gpu", "{}")
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata)  # noqa: SIM118 (no dict)
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path} is truncated or not a safetensors file ({_first_line(error)})") from None
+
+
+def _read_torch(path: Path) -> tuple[Tensors, dict[str, Any]]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise InputError(f"{path} is not a plain state dict of tensors: nothing else is loaded from a pickle") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise InputError(f"{path} is truncated or not a PyTorch file ({_first_line(error)})") from None
+    for key in ("state_dict", "model"):  # the usual wrappings
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{path} is not a state dict: a dict of names and tensors is required")
+    return {name.removeprefix("module."): value for name, value in state.items()}, {}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickles dicts and lists of numpy arrays, and refuses every other class or function."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        module = module.replace("numpy.core.", "numpy._core.")
+        if (module, name) == ("numpy._core.multiarray", "_reconstruct"):
+            return np._core.multiarray._reconstruct  # type: ignore[attr-defined]  # numpy's own, absent from its stubs
+        if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
+            return getattr(np, name)
+        if (module, name) == ("_codecs", "encode"):  # how Python 2 strings arrive
+            return codecs.encode
+        raise pickle.UnpicklingError(f"{module}.{name} is not an array")
+
+
+def _read_caffe(path: Path) -> tuple[Tensors, dict[str, Any]]:
+    """Read `{"conv1": [W [h, w, in, out], b], ..., "fc8": [W [in, out], b]}`, bvlc_alexnet.npy's layout."""
+    try:
+        data = path.read_bytes()
+        file = io.BytesIO(data)
+        version = np.lib.format.read_magic(file)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = header(file)
+        if not dtype.hasobject or shape != ():
+            raise ValueError("one pickled dict of arrays is required")
+        loaded = _ArrayUnpickler(file, encoding="latin1").load()
+        layers = loaded.item() if isinstance(loaded, np.ndarray) else loaded
+        arrays = {name: [np.asarray(array, np.float32) for array in pair] for name, pair in layers.items()}
+        positions = {"conv1": 0, "conv2": 4, "conv3": 8, "conv4": 10, "conv5": 12}
+        tensors: Tensors = {}
+        for name, position in positions.items():
+            kernel, bias = arrays[name]
+            tensors[f"features.{position}.weight"] = torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy())
+            tensors[f"features.{position}.bias"] = torch.from_numpy(bias.ravel().copy())
+        for name, position in {"fc6": 0, "fc7": 3, "fc8": 6}.items():
+            matrix, bias = arrays[name]
+            if name == "fc6":  # its inputs come as [h, w, maps]; ours as [maps, h, w]
+                matrix = matrix.reshape(6, 6, 256, -1).transpose(2, 0, 1, 3).reshape(9216, -1)
+            tensors[f"classifier.{position}.weight"] = torch.from_numpy(matrix.T.copy())
+            tensors[f"classifier.{position}.bias"] = torch.from_numpy(bias.ravel().copy())
+        return tensors, {}
+    except (ValueError, KeyError, AttributeError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path} is not in the layout of bvlc_alexnet.npy ({_first_line(error)})") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
