@@ -3,15 +3,17 @@
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
+import scipy.sparse
 import torch
 
 from qdv_gpu.errors import InputError, unknown
+from qdv_gpu.kernels import cpu
 from qdv_gpu.neighbors import distances_to_all, knn
 
 KINDS = ("knn", "full")
-TOLERANCE = 1e-7  # on a row's entropy, in nats: the perplexity's relative error
-MAX_STEPS = 400  # enough to cross the range of float64 twenty-fold at a time
-CHUNK = 1 << 18  # distances searched at once, in elements: they stay in the cache of one core
+CHUNK = 1 << 24  # distances searched at once on a GPU, in elements
+UNREACHED = "a row's entropy did not reach log(perplexity), though it falls monotonically with beta"
 
 
 class SparseAffinities(NamedTuple):
@@ -98,15 +100,23 @@ def conditional_affinities(squared_distances: torch.Tensor, *, perplexity: float
     -------
     float64 [N, k]; every row sums to 1 and, duplicates apart, has entropy log(perplexity) within 1e-7.
     """
-    P = torch.empty_like(squared_distances)
-    step = max(1, CHUNK // squared_distances.shape[1])
+    P = torch.empty_like(squared_distances, memory_format=torch.contiguous_format)
+    if not P.is_cuda:
+        found = np.empty(len(P), dtype=bool)
+        cpu.search(squared_distances.contiguous().numpy(), perplexity, P.numpy(), found)
+        assert found.all(), UNREACHED
+        return P
+    step = max(1, CHUNK // P.shape[1])
     for start in range(0, len(P), step):
         P[start : start + step] = _search(squared_distances[start : start + step], perplexity)
     return P
 
 
 def _search(D: torch.Tensor, perplexity: float) -> torch.Tensor:
-    """Newton's method for log(beta), kept inside a bracket; a row that has arrived is not moved again."""
+    """p_{j|i} float64 [n, k] of squared distances D float64 [n, k] by torch operations, on any device.
+
+    Newton's method for log(beta), kept inside a bracket; a row that has arrived is not moved again.
+    """
     target = math.log(perplexity)
     D = D - D.amin(1, keepdim=True)
     nearest = D == 0
@@ -115,13 +125,13 @@ def _search(D: torch.Tensor, perplexity: float) -> torch.Tensor:
     D = D / torch.where(mean > 0, mean, 1)
     beta = torch.ones(len(D), dtype=D.dtype, device=D.device)
     low, high = torch.zeros_like(beta), torch.full_like(beta, torch.inf)
-    for _ in range(MAX_STEPS):
+    for _ in range(cpu.MAX_STEPS):
         E = torch.exp(-beta[:, None] * D)
         total = E.sum(1)
         first = (E * D).sum(1) / total
         variance = (E * D.square()).sum(1) / total - first.square()
         gap = total.log() + beta * first - target
-        found = (gap.abs() <= TOLERANCE) | limit
+        found = (gap.abs() <= cpu.TOLERANCE) | limit
         if found.all():
             break
         low, high = torch.where(gap > 0, beta, low), torch.where(gap < 0, beta, high)
@@ -129,13 +139,29 @@ def _search(D: torch.Tensor, perplexity: float) -> torch.Tensor:
         middle = torch.where(high.isinf(), 20 * beta, torch.where(low == 0, beta / 20, (low * high).sqrt()))
         inside = (newton > low) & (newton < high)
         beta = torch.where(found, beta, torch.where(inside, newton, middle))
-    assert found.all(), "the entropy falls monotonically with beta, so the bracket must have closed"
+    assert found.all(), UNREACHED
     P = E / total[:, None]
     return torch.where(limit[:, None], nearest / nearest.sum(1, keepdim=True).to(D.dtype), P)
 
 
 def _symmetrised(indices: torch.Tensor, conditional: torch.Tensor) -> SparseAffinities:
     """(p_{j|i} + p_{i|j}) / 2N in compressed rows, from indices int64 [N, k] and p_{j|i} float64 [N, k]."""
+    N, k = indices.shape
+    if not indices.is_cuda:
+        rows = np.arange(0, N * k + 1, k)
+        C = scipy.sparse.csr_array((conditional.numpy().ravel(), indices.numpy().ravel(), rows), shape=(N, N))
+        P = (C + C.T.tocsr()).tocsr()
+        P.sort_indices()
+        return SparseAffinities(
+            torch.from_numpy(P.indptr.astype(np.int64)),
+            torch.from_numpy(P.indices.astype(np.int32)),
+            torch.from_numpy((P.data / (2 * N)).astype(np.float32)),
+        )
+    return _symmetrised_by_sorting(indices, conditional)
+
+
+def _symmetrised_by_sorting(indices: torch.Tensor, conditional: torch.Tensor) -> SparseAffinities:
+    """The same by torch operations, on any device."""
     N, k = indices.shape
     rows = torch.arange(N, device=indices.device).repeat_interleave(k)
     cols, values = indices.reshape(-1), conditional.reshape(-1) / (2 * N)
@@ -146,9 +172,7 @@ def _symmetrised(indices: torch.Tensor, conditional: torch.Tensor) -> SparseAffi
     again[1:] = keys[1:] == keys[:-1]
     values[:-1] += torch.where(again[1:], values[1:], 0)
     keys, values = keys[~again], values[~again]
-    counts = torch.bincount(keys // N, minlength=N)
-    indptr = torch.zeros(N + 1, dtype=torch.int64, device=keys.device)
-    indptr[1:] = counts.cumsum(0)
+    indptr = torch.searchsorted(keys, torch.arange(N + 1, device=keys.device) * N)
     return SparseAffinities(indptr, (keys % N).to(torch.int32), values.to(torch.float32))
 
 
@@ -157,11 +181,16 @@ def _dense(X: torch.Tensor, perplexity: float) -> torch.Tensor:
     N = len(X)
     XT = X.to(torch.float64).T.contiguous()
     P = torch.zeros((N, N), dtype=torch.float32, device=X.device)
-    columns = torch.arange(N, device=X.device)
-    step = max(1, CHUNK // N)
-    for start in range(0, N, step):
-        rows = columns[start : start + step]
-        others = columns[None] != rows[:, None]  # [step, N]
-        D = distances_to_all(XT, rows)[others].view(len(rows), N - 1)
-        P[start : start + step][others] = _search(D, perplexity).to(torch.float32).view(-1)
+    if X.is_cuda:
+        columns = torch.arange(N, device=X.device)
+        step = max(1, CHUNK // N)
+        for start in range(0, N, step):
+            rows = columns[start : start + step]
+            others = columns[None] != rows[:, None]  # [step, N]
+            D = distances_to_all(XT, rows)[others].view(len(rows), N - 1)
+            P[start : start + step][others] = _search(D, perplexity).to(torch.float32).view(-1)
+    else:
+        found = np.empty(N, dtype=bool)
+        cpu.search_all_pairs(XT.numpy(), perplexity, P.numpy(), found)
+        assert found.all(), UNREACHED
     return P.add_(P.T.clone()).div_(2 * N)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qdv_gpu.device import resolve_device
+from qdv_gpu.device import free_memory, resolve_device
 from qdv_gpu.errors import InputError, unknown
 
 DATASETS = ("cifar10", "fashion-mnist", "digits")
@@ -74,7 +74,7 @@ class Images:
         target = resolve_device(device)
         if self.pixels is None or self.pixels.device == target:
             return self
-        if target.type == "cuda" and self.pixels.nbytes > torch.cuda.mem_get_info(target)[0] // 2:
+        if target.type == "cuda" and self.pixels.nbytes > free_memory(target) // 2:
             return self
         return replace(self, pixels=self.pixels.to(target))
 
@@ -86,7 +86,7 @@ class Images:
             return
         loader = torch.utils.data.DataLoader(
             _Decoder(self.files, self.side),
-            batch_sampler=[batch.tolist() for batch in positions],  # type: ignore[arg-type]  # a list serves
+            batch_sampler=[batch.tolist() for batch in positions],
             num_workers=min(os.cpu_count() or 1, 8),
             pin_memory=device.type == "cuda",
         )
@@ -98,7 +98,7 @@ class Images:
         digest = sha256(self.labels.numpy().tobytes())
         digest.update("\0".join(self.classes).encode())
         if self.pixels is not None:
-            digest.update(self.pixels.cpu().contiguous().numpy())
+            digest.update(self.pixels.cpu().contiguous().numpy().data)
         else:
             for file in self.files:
                 stat = file.stat()
@@ -314,17 +314,12 @@ def _folder(
             raise InputError(f"{top} holds images of {len(sizes)} sizes: pass --image-size to resize them")
         kept = tuple(files[i] for i in chosen.tolist())
         side = image_size if len(sizes) > 1 else None
-        width, height = next(iter(sizes)) if side is None else (side, side)  # type: ignore[misc]  # errors are gone
+        width, height = next(iter(sizes)) if side is None else (side, side)
         pixels = None
-        if len(kept) * 3 * width * height <= _free_memory() // 2:
+        if len(kept) * 3 * width * height <= free_memory(torch.device("cpu")) // 2:
             pixels = torch.stack(list(pool.map(_decode, kept, repeat(side))))
     skipped = len(files) - len(good)
     return Images(str(folder), labels[chosen], tuple(classes), chosen, pixels, kept, side, skipped)
-
-
-def _free_memory() -> int:
-    """Bytes of host memory that are free."""
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _header(path: Path) -> tuple[int, int] | str:

@@ -1,5 +1,7 @@
 """Where arrays live: choosing a device, and numpy, torch and CuPy arrays in and out without a copy."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,3 +66,17 @@ def like(result: torch.Tensor, original: Any) -> Any:
 
         return cupy.from_dlpack(result.detach().cuda())
     return result.detach().cpu().numpy()
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated on `device`, or on the host for the CPU."""
+    if device.type == "cuda":
+        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reserved
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:  # not Linux
+        pass
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from qdv_gpu.data import Images, load_images, prepare, stratified
 from qdv_gpu.errors import InputError
-from qdv_gpu.files import remove_leftovers, write_json
+from qdv_gpu.figures import plot_training
+from qdv_gpu.files import remove_leftovers, replacing, write_json
 from qdv_gpu.networks import Network, load_network
 from qdv_gpu.weights import read_weights, write_weights
 
@@ -129,6 +130,8 @@ def finetune(
     metadata = {key: settings[key] for key in ("network", "image_size", "data")}
     write_weights(out / "weights.safetensors", network.module.state_dict(), metadata)
     write_json(out / "finetune.json", result)
+    with replacing(out / "training.png") as temporary:
+        plot_training(run.history, f"{network.name} on {data}").savefig(temporary, dpi=130)
     return result
 
 

@@ -141,7 +141,7 @@ def load_network(
             _load_state(module, state, spec, source)
         if num_classes is not None and _head_classes(module) != num_classes:
             _replace_head(module, spec, num_classes)
-    image_size = metadata.get("image_size") or getattr(module, "image_size", 224)
+    image_size = int(metadata.get("image_size") or getattr(module, "image_size", None) or 224)
     convolution = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
     channels = 3 if convolution is None else convolution.in_channels
     gray = channels == 1
@@ -150,7 +150,7 @@ def load_network(
         name=re.sub(r"[^\w.-]", "_", spec.rpartition(":")[2]),
         module=module.eval().to(resolve_device(device)),
         layers={},
-        image_size=int(image_size),
+        image_size=image_size,
         channels=channels,
         mean=tuple(getattr(module, "image_mean", (0.5,) if gray else IMAGENET_MEAN)),
         std=tuple(getattr(module, "image_std", (0.5,) if gray else IMAGENET_STD)),
@@ -309,6 +309,12 @@ def trace_calls(network: Network, image_size: int | None = None) -> list[Call]:
         for handle in handles:
             handle.remove()
     return calls
+
+
+def describe_layers(network: Network, image_size: int | None = None) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Name, module path and output shape (without batch) of the network's default layers."""
+    shapes = {call.path: call.output or () for call in trace_calls(network, image_size)}
+    return [(name, path, shapes[path]) for name, path in network.layers.items()]
 
 
 def _default_layers(network: Network) -> dict[str, str]:

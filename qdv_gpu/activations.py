@@ -1,0 +1,212 @@
+"""What the layers of a network make of a set of images: many layers from one forward pass."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qdv_gpu.data import Images, prepare
+from qdv_gpu.device import like, to_tensor
+from qdv_gpu.errors import InputError
+from qdv_gpu.networks import Network
+
+Report = Callable[[str], None]
+
+
+class _LastLayerSeenError(Exception):
+    """Ends a forward pass that has given all that was asked for."""
+
+
+def activations(
+    network: Network,
+    images: Any,
+    *,
+    layers: Iterable[str] | None = None,
+    image_size: int | None = None,
+    batch_size: int = 0,
+    report: Report = print,
+) -> dict[str, Any]:
+    """Activations of several layers from one forward pass.
+
+    Parameters
+    ----------
+    network : Network
+        From `load_network`; the pass runs on its device and stops behind the last layer asked for.
+    images : Images or array
+        From `load_images`, or uint8 [N, C, H, W] (numpy, torch or CuPy).
+    layers : iterable of str, optional
+        Layer names or dotted module paths; default the network's `layers`. A module that is called several times
+        in a pass gives "name@1", "name@2", ...
+    image_size : int, optional
+        Side in pixels that the images are resized to; default the network's.
+    batch_size : int
+        0 for the default: 64 on the CPU, 256 on CUDA; halved, with a word to `report`, when CUDA runs out of memory.
+
+    Returns
+    -------
+    dict of str to array
+        float32 [N, D] for each layer, D = C * H * W of its maps in that order: torch tensors on the network's
+        device, or arrays of the kind of `images`.
+
+    Raises
+    ------
+    InputError
+        For an unknown layer, one whose output is not a tensor with a row for each image, one whose size changes from
+        batch to batch, or if not even one image fits the device.
+    """
+    dataset = images if isinstance(images, Images) else _as_images(images)
+    pass_ = ForwardPass(network, dataset, network.select(layers), image_size, batch_size, report)
+    held = hold(pass_)
+    return held if isinstance(images, Images) else {name: like(X, images) for name, X in held.items()}
+
+
+def hold(pass_: "ForwardPass") -> dict[str, Tensor]:
+    """Run the pass and keep every layer whole: float32 [N, D] on the network's device."""
+    held: dict[str, Tensor] = {}
+    start = 0
+    for outputs in pass_:
+        stop = start + len(next(iter(outputs.values())))
+        for name, rows in outputs.items():
+            if name not in held:
+                held[name] = rows.new_empty(len(pass_.images), rows.shape[1])
+            held[name][start:stop] = rows
+        start = stop
+    return held
+
+
+@dataclass
+class ForwardPass:
+    """Iterating runs the images through the network and yields {layer: float32 [b, D]} batch by batch.
+
+    It can be iterated again, which runs the images again.
+    """
+
+    network: Network
+    images: Images
+    layers: Mapping[str, str]
+    image_size: int | None = None
+    batch_size: int = 0
+    report: Report = print
+
+    def __post_init__(self) -> None:
+        if self.batch_size == 0:
+            self.batch_size = 256 if self.network.device.type == "cuda" else 64
+        if self.batch_size < 1:
+            raise InputError(f"batch size must be at least 1, got {self.batch_size}")
+        self.widths: dict[str, int] = {}
+        self._pieces = 1  # that each batch is fed in
+        self._calls: int | None = None  # of the layers in one pass, known after the first
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        device = self.network.device
+        order = torch.arange(len(self.images)).split(self.batch_size)
+        for pixels in self.images.batches(order, device):
+            outputs = None
+            while outputs is None:
+                try:
+                    outputs = [self._forward(piece) for piece in pixels.chunk(self._pieces)]
+                except torch.OutOfMemoryError:
+                    self._halve(len(pixels))
+            yield {name: torch.cat([out[name] for out in outputs]) for name in outputs[0]}
+
+    def _halve(self, batch: int) -> None:
+        """After running out of memory: feed each batch in twice as many pieces from now on."""
+        device = self.network.device
+        if self._pieces >= batch:
+            raise InputError(f"{device} is out of memory even for one image: lower --image-size") from None
+        self._pieces *= 2
+        torch.cuda.empty_cache()
+        self.report(f"{device} is out of memory: the batch is halved to {-(-batch // self._pieces)} images")
+
+    def source(self, layer: str) -> str:
+        """The name in `layers` that an output belongs to: "relu" for "relu@2"."""
+        return layer if layer in self.layers else layer.rpartition("@")[0]
+
+    def tiles(self, layer: str) -> "LayerTiles":
+        """The rows of one layer, batch by batch, recomputed each time they are iterated."""
+        return LayerTiles(self, layer)
+
+    def _forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        network = self.network
+        seen: dict[str, list[Tensor]] = defaultdict(list)
+
+        def keep(name: str) -> Callable[..., None]:
+            def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+                seen[name].append(self._rows(name, output, len(pixels)))
+                if self._calls is not None and sum(map(len, seen.values())) == self._calls:
+                    raise _LastLayerSeenError
+
+            return hook
+
+        handles = []
+        try:
+            for name, path in self.layers.items():
+                handles.append(network.module.get_submodule(path).register_forward_hook(keep(name)))
+            with torch.inference_mode():
+                network.module(
+                    prepare(
+                        pixels,
+                        size=self.image_size or network.image_size,
+                        channels=network.channels,
+                        mean=network.mean,
+                        std=network.std,
+                        bgr=network.bgr,
+                    )
+                )
+        except _LastLayerSeenError:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        self._calls = sum(map(len, seen.values()))
+        outputs = {}
+        for name in self.layers:
+            if not seen[name]:
+                raise InputError(f"layer {name} of {network.name} is not used in its forward pass")
+            several = len(seen[name]) > 1
+            for number, rows in enumerate(seen[name], start=1):
+                outputs[f"{name}@{number}" if several else name] = rows
+        for name, rows in outputs.items():
+            width = self.widths.setdefault(name, rows.shape[1])
+            if rows.shape[1] != width:
+                raise InputError(
+                    f"layer {name} of {network.name} changes its size from batch to batch: "
+                    f"{width}, then {rows.shape[1]}"
+                )
+        return outputs
+
+    def _rows(self, name: str, output: Any, batch: int) -> Tensor:
+        """A copy [b, D] that later in-place operations cannot touch."""
+        where = f"layer {name} of {self.network.name}"
+        if not isinstance(output, Tensor):
+            raise InputError(f"{where} gives a {type(output).__name__}, not a tensor: choose a layer inside it")
+        if output.ndim < 2 or len(output) != batch:
+            raise InputError(f"{where} must give a row for each of {batch} images, got shape {list(output.shape)}")
+        return output.detach().flatten(1).to(torch.float32, copy=True)
+
+
+@dataclass(frozen=True)
+class LayerTiles:
+    """Re-iterable row tiles float32 [b, D] of one layer."""
+
+    pass_: ForwardPass
+    layer: str
+
+    def __iter__(self) -> Iterator[Tensor]:
+        source = self.pass_.source(self.layer)
+        for outputs in replace(self.pass_, layers={source: self.pass_.layers[source]}):
+            yield outputs[self.layer]
+
+
+def _as_images(array: Any) -> Images:
+    pixels = to_tensor(array)
+    if pixels.ndim != 4 or pixels.dtype != torch.uint8 or pixels.shape[1] not in (1, 3) or not len(pixels):
+        raise InputError(
+            "images must be uint8 of shape [N, C, H, W] with N >= 1 and C of 1 or 3, "
+            f"got {pixels.dtype} of shape {list(pixels.shape)}"
+        )
+    none = torch.zeros(len(pixels), dtype=torch.int64)
+    return Images("array", none, ("",), torch.arange(len(pixels)), pixels)

@@ -1,0 +1,168 @@
+"""The exact engine of t-SNE: gradient descent over a batch of embeddings, with numba or with CUDA kernels."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from qdv_gpu.affinities import Affinities, SparseAffinities
+
+GRAPH_ITERATIONS = 25  # in one CUDA graph
+
+
+class Phase(NamedTuple):
+    """Some iterations with the same settings; `exaggeration` multiplies P."""
+
+    iterations: int
+    exaggeration: float
+    momentum: float
+
+
+class Rows(NamedTuple):
+    """The rows of one or more P, one after the other, as the kernels read them.
+
+    Attributes
+    ----------
+    first : torch.Tensor
+        int64 [E]: the first row of each embedding's P.
+    indptr : torch.Tensor
+        int64 [R + 1].
+    indices : torch.Tensor
+        int32 [nnz], or [0] for dense P.
+    values : torch.Tensor
+        float32 [nnz].
+    """
+
+    first: torch.Tensor
+    indptr: torch.Tensor
+    indices: torch.Tensor
+    values: torch.Tensor
+
+
+def stacked(P: list[Affinities], *, copies: int) -> Rows:
+    """Rows of all P, for `copies` embeddings in turn that share each."""
+    sparse = [p for p in P if isinstance(p, SparseAffinities)]
+    dense = [p for p in P if isinstance(p, torch.Tensor)]
+    N = len(sparse[0].indptr) - 1 if sparse else len(dense[0])
+    device = (sparse[0].values if sparse else dense[0]).device
+    first = torch.arange(len(P), device=device).repeat_interleave(copies) * N
+    if dense:
+        indptr = torch.arange(len(P) * N + 1, device=device) * N
+        values = dense[0].reshape(-1) if len(dense) == 1 else torch.cat([p.reshape(-1) for p in dense])
+        return Rows(first, indptr, torch.empty(0, dtype=torch.int32, device=device), values)
+    indptr = torch.zeros(len(P) * N + 1, dtype=torch.int64, device=device)
+    indptr[1:] = torch.cat([p.indptr.diff() for p in sparse]).cumsum(0)
+    return Rows(first, indptr, torch.cat([p.indices for p in sparse]), torch.cat([p.values for p in sparse]))
+
+
+def descend(
+    P: list[Affinities],
+    start: torch.Tensor,
+    *,
+    phases: list[Phase],
+    learning_rate: float,
+    gaussian: bool,
+    advance: Callable[[int], None],
+) -> torch.Tensor:
+    """Minimise KL(P || Q) with momentum and gains (van der Maaten & Hinton 2008, section 3.4).
+
+    Parameters
+    ----------
+    P : list of G joint affinities of N points, all sparse or all dense
+    start : torch.Tensor
+        float32 [E, N, 2], E a multiple of G: the first E / G embeddings have the first P, and so on.
+    phases : list of Phase
+    learning_rate : float
+    gaussian : bool
+        Similarity exp(-d^2) instead of 1 / (1 + d^2).
+    advance : callable
+        Called with the number of iterations just done.
+
+    Returns
+    -------
+    float32 [E, N, 2] on the device of `start`.
+    """
+    rows = stacked(P, copies=len(start) // len(P))
+    run = _descend_cuda if start.is_cuda else _descend_cpu
+    return run(rows, start, phases, learning_rate, gaussian=gaussian, advance=advance)
+
+
+def _descend_cpu(
+    rows: Rows,
+    start: torch.Tensor,
+    phases: list[Phase],
+    learning_rate: float,
+    *,
+    gaussian: bool,
+    advance: Callable[[int], None],
+) -> torch.Tensor:
+    from qdv_gpu.kernels import cpu
+
+    E, N, _ = start.shape
+    P = (rows.first.numpy(), rows.indptr.numpy(), rows.indices.numpy().view(np.uint32), rows.values.numpy())
+    Z = start.reshape(E * N, 2).numpy().T.copy()  # [2, E * N]
+    velocity, gains, attraction, repulsion = np.zeros_like(Z), np.ones_like(Z), np.empty_like(Z), np.empty_like(Z)
+    weight, bounds, member = np.empty(E * N), np.arange(E + 1) * N, np.repeat(np.arange(E), N)
+    for phase in phases:
+        scalars = np.array([phase.exaggeration, learning_rate, phase.momentum], dtype=np.float32)
+        for _ in range(phase.iterations):
+            cpu.forces(Z, member, bounds, *P, gaussian, attraction, repulsion, weight)
+            cpu.update(Z, velocity, gains, attraction, repulsion, weight, bounds, *scalars)
+            advance(1)
+    return torch.from_numpy(Z.T.copy()).view(E, N, 2)
+
+
+def _descend_cuda(
+    rows: Rows,
+    start: torch.Tensor,
+    phases: list[Phase],
+    learning_rate: float,
+    *,
+    gaussian: bool,
+    advance: Callable[[int], None],
+) -> torch.Tensor:
+    from qdv_gpu import kernels
+
+    E, N, _ = start.shape
+    Z = start.reshape(E * N, 2).clone(memory_format=torch.contiguous_format)
+    velocity, gains, attraction, repulsion = (
+        torch.zeros_like(Z), torch.ones_like(Z), torch.empty_like(Z), torch.empty_like(Z)
+    )  # fmt: skip
+    weight, bounds = torch.empty_like(Z[:, 0]), torch.arange(E + 1, device=Z.device) * N
+
+    def step(phase: Phase) -> None:
+        scalars = np.array([phase.exaggeration, learning_rate, phase.momentum], dtype=np.float32)
+        kernels.launch(module, "repel", Z, bounds, repulsion, weight, grid=(-(-N // 16), E), block=128)
+        kernels.launch(module, "attract", Z, bounds, *rows, attraction, grid=(-(-N // 4), E), block=128)
+        kernels.launch(
+            module, "update", Z, velocity, gains, attraction, repulsion, weight, bounds, *scalars,
+            grid=(-(-N // 256), E), block=256,
+        )  # fmt: skip
+
+    with torch.cuda.device(Z.device):
+        dense = int(rows.indices.numel() == 0)
+        module = kernels.load("tsne", fast_math=True, GAUSSIAN=int(gaussian), DENSE=dense)
+        for phase in phases:
+            if phase.iterations == 0:
+                continue
+            replays = (phase.iterations - 1) // GRAPH_ITERATIONS
+            single = phase.iterations - replays * GRAPH_ITERATIONS  # at least 1: what is captured has run before
+            for _ in range(single):
+                step(phase)
+            advance(single)
+            if replays == 0:
+                continue
+            graph = torch.cuda.CUDAGraph()
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                graph.capture_begin(capture_error_mode="thread_local")
+                for _ in range(GRAPH_ITERATIONS):
+                    step(phase)
+                graph.capture_end()
+            for _ in range(replays):
+                graph.replay()
+                torch.cuda.current_stream().synchronize()  # so that progress is real and Ctrl-C acts at once
+                advance(GRAPH_ITERATIONS)
+    return Z.view(E, N, 2)

@@ -1,0 +1,142 @@
+"""What this machine has, which engine each stage will use and why, and whether each backend computes what it should."""
+
+import importlib.metadata
+import importlib.util
+import platform
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from qdv_gpu import quality
+from qdv_gpu.affinities import joint_affinities
+from qdv_gpu.device import resolve_device
+from qdv_gpu.neighbors import knn
+from qdv_gpu.tsne import EXACT_UP_TO, TSNE, kl_divergence
+
+REQUIRED = ["torch", "torchvision", "numpy", "numba", "scikit-learn", "matplotlib", "typer", "rich", "safetensors"]
+OPTIONAL = {  # import name: (distributions, what it serves, pip command)
+    "faiss": (("faiss-gpu-cuvs", "faiss-cpu"), "nearest neighbours", 'pip install "qdv_gpu[cpu]"'),
+    "cupy": (("cupy-cuda13x",), "CUDA kernels of t-SNE and Deconvnet", 'pip install "qdv_gpu[cuda13]"'),
+    "cuml": (("cuml-cu13",), f"t-SNE above {EXACT_UP_TO:,} points", 'pip install "qdv_gpu[cuda13]"'),
+    "distributed": (("distributed",), "sweeps on a cluster", 'pip install "qdv_gpu[cluster]"'),
+}
+
+
+def diagnose(console: Any, device: str = "auto") -> bool:
+    """Print the report; return whether every backend that is here passed its test.
+
+    Parameters
+    ----------
+    console : rich.console.Console
+    device : str
+        The device that the stages would run on.
+    """
+    target = resolve_device(device)
+    console.print(f"device   {_device_name(target)}{'' if target.type == 'cuda' else ' (no CUDA device is used)'}")
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        console.print(f"cuda:{index}   {torch.cuda.get_device_name(index)}, {free >> 20:,} of {total >> 20:,} MiB free")
+    console.print(f"python   {platform.python_version()}")
+    for name in REQUIRED:
+        console.print(f"{name:<13}{importlib.metadata.version(name)}")
+    for module, (distributions, purpose, command) in OPTIONAL.items():
+        found = [f"{d} {_version(d)}" for d in distributions if _version(d)]
+        console.print(f"{module:<13}{', '.join(found) if found else f'absent ({purpose}): {command}'}", markup=False)
+    console.print("\nengines")
+    for stage, engine, reason in _engines(target):
+        console.print(f"  {stage:<12}{engine:<8}{reason}", markup=False)
+    console.print("\nself-test")
+    passed = True
+    for name, test in _tests(target):
+        started = time.perf_counter()
+        try:
+            problem = test()
+        except (RuntimeError, ImportError, OSError, ValueError) as error:
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        passed &= not problem
+        verdict = f"failed: {problem}" if problem else f"ok ({time.perf_counter() - started:.1f} s)"
+        console.print(f"  {name:<32}{verdict}", markup=False)
+    return passed
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{device} {torch.cuda.get_device_name(device)}"
+    return f"cpu {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _engines(device: torch.device) -> Iterator[tuple[str, str, str]]:
+    cuda = device.type == "cuda"
+    yield "activations", "torch", f"on {device}"
+    yield "PCA", "torch", f"on {device}"
+    if _faiss_works(device):
+        yield "neighbours", "faiss", "on the GPU" if cuda else "on the CPU; maps of up to 16 coordinates by numba"
+    elif cuda:
+        yield "neighbours", "torch", "faiss has no GPU support here"
+    else:
+        yield "neighbours", "numba", "every distance; faiss is absent"
+    kernels = "CuPy kernels" if cuda else "numba"
+    yield "t-SNE", "exact", f"{kernels}, up to {EXACT_UP_TO:,} points"
+    if cuda and importlib.util.find_spec("cuml") is not None:
+        yield "", "cuml", f"above {EXACT_UP_TO:,} points"
+    else:
+        why = "cuml is absent" if cuda else "cuml needs a CUDA device"
+        yield "", "exact", f"above {EXACT_UP_TO:,} points too: {why}"
+
+
+def _faiss_works(device: torch.device) -> bool:
+    if importlib.util.find_spec("faiss") is None:
+        return False
+    import faiss
+
+    return device.type == "cpu" or (hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus() > 0)
+
+
+def _tests(device: torch.device) -> Iterator[tuple[str, Callable[[], str]]]:
+    """Name and test of every backend that is here; a test returns what is wrong, or nothing."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(600) % 3
+    X = torch.randn((600, 20), generator=generator) + 4 * torch.nn.functional.one_hot(labels, 20)
+    distances = torch.cdist(X.double(), X.double(), compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(
+        torch.inf
+    )
+    reference = distances.topk(5, largest=False).indices
+
+    def neighbors(engine: str, where: torch.device) -> str:
+        found = knn(X.to(where), 5, engine=engine).indices.cpu()
+        return "" if torch.equal(found, reference) else "other neighbours than by all distances in float64"
+
+    def tsne(engine: str, where: torch.device) -> str:
+        points = X.to(where)
+        model = TSNE(perplexity=20, n_iter=400, engine=engine, device=str(where))
+        Z = model.fit_transform(points)
+        nh = quality.neighborhood_hit(Z, labels)
+        divergence = kl_divergence(joint_affinities(points, perplexity=20, kind="knn"), Z)
+        if nh < 0.9:
+            return f"NH of three separate clusters is {nh:.2f}"
+        reported = float(np.mean(model.kl_divergence_))
+        wrong = abs(divergence - reported) > 1e-3
+        return f"KL divergence {reported:.4f}, by all pairs {divergence:.4f}" if wrong else ""
+
+    cpu = torch.device("cpu")
+    places = [cpu] if device.type == "cpu" else [cpu, device]
+    for place in places:
+        if _faiss_works(place):
+            yield f"neighbours, faiss, {place}", partial(neighbors, "faiss", place)
+        yield f"neighbours, torch, {place}", partial(neighbors, "torch", place)
+    yield "neighbours, numba, cpu", partial(neighbors, "direct", cpu)
+    for place in places:
+        yield f"t-SNE, exact, {place}", partial(tsne, "exact", place)
+    if device.type == "cuda" and importlib.util.find_spec("cuml") is not None:
+        yield f"t-SNE, cuml, {device}", partial(tsne, "cuml", device)
