@@ -57,4 +57,9 @@ def launch(module: Any, kernel: str, *args: Any, grid: tuple[int, ...], block: i
     pointers = tuple(arg.data_ptr() if isinstance(arg, torch.Tensor) else arg for arg in args)
     stream = torch.cuda.current_stream(device).cuda_stream
     with cupy.cuda.Device(device), cupy.cuda.ExternalStream(stream, device):
-        module.get_function(kernel)(grid, (block,), pointers)
+        _function(module, kernel)(grid, (block,), pointers)
+
+
+@functools.cache
+def _function(module: Any, kernel: str) -> Any:
+    return module.get_function(kernel)

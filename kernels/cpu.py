@@ -180,6 +180,30 @@ def update(Z, velocity, gains, attraction, repulsion, weight, start, exaggeratio
                 Z[c, t] += step
 
 
+@njit(**_SIMD)
+def _log_normaliser(x, y, xi, yi, gaussian):
+    """log of the sum over j of the similarity in float64; -inf for no points."""
+    nearest, total = np.inf, 0.0
+    if not gaussian:
+        for j in range(x.size):
+            total += 1.0 / (1.0 + (xi - x[j]) ** 2 + (yi - y[j]) ** 2)
+        return np.log(total)
+    for j in range(x.size):
+        nearest = min(nearest, (xi - x[j]) ** 2 + (yi - y[j]) ** 2)
+    for j in range(x.size):
+        total += np.exp(nearest - ((xi - x[j]) ** 2 + (yi - y[j]) ** 2))
+    return np.log(total) - nearest
+
+
+@njit(parallel=True, **_SIMD)
+def log_normalisers(x, y, gaussian, out):
+    """log of the sum over j != i of the similarity of every point, for x, y and out float64 [N]."""
+    for i in prange(x.size):
+        before = _log_normaliser(x[:i], y[:i], x[i], y[i], gaussian)
+        after = _log_normaliser(x[i + 1 :], y[i + 1 :], x[i], y[i], gaussian)
+        out[i] = np.logaddexp(before, after) if i and i + 1 < x.size else max(before, after)
+
+
 TOLERANCE = 1e-7  # on a row's entropy, in nats: the relative error of its perplexity
 MAX_STEPS = 400  # a bracket is crossed at least twenty-fold at a time: enough for all of float64
 

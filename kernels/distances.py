@@ -5,8 +5,8 @@ functions, and the torch twin in `qdv_gpu.neighbors`, keep to that order, so tha
 wherever it is computed and ties are ties everywhere. Each row is worked on by one thread alone: results do not
 depend on the number of threads.
 
-Layout: X is [N, d] float64; whole rows read its transpose XT [d, N], so that the inner loop runs over
-neighbouring memory. A tile is ROWS x COLUMNS distances, DEPTH coordinates at a time (128 kB of XT, which stays in
+Layout: X is [N, d] float64; searches of all points read its transpose XT [d, N], so that the inner loop runs
+over neighbouring memory. A tile is ROWS x COLUMNS distances, DEPTH coordinates at a time (128 kB of XT, which stays in
 the second-level cache). Cost: 3 flops per pair and coordinate.
 """
 
@@ -33,7 +33,7 @@ def listed(X, indices, out):
 
 
 @njit(cache=True)
-def _tile(X, XT, rows, first, last, tile):
+def _tile(XT, rows, first, last, tile):
     """Squared distances of the points `rows` to the points first .. last - 1; infinity to themselves."""
     width = last - first
     tile[:, :] = 0.0
@@ -41,7 +41,7 @@ def _tile(X, XT, rows, first, last, tile):
         for r in range(rows.size):
             sums = tile[r, :width]
             for a in range(start, min(start + DEPTH, XT.shape[0])):
-                x = X[rows[r], a]
+                x = XT[a, rows[r]]
                 others = XT[a, first:last]
                 for j in range(width):
                     difference = others[j] - x
@@ -52,13 +52,13 @@ def _tile(X, XT, rows, first, last, tile):
 
 
 @njit(cache=True, parallel=True)
-def nearest(X, XT, rows, indices, distances):
+def nearest(XT, rows, indices, distances):
     """Write the indices.shape[1] nearest points of each point in `rows`, by (distance, index), over all points.
 
     `indices` and `distances` are [len(rows), k]; where there are fewer than k other points, the last ones stay
     -1 and infinity.
     """
-    N, k = X.shape[0], indices.shape[1]
+    N, k = XT.shape[1], indices.shape[1]
     for block in prange((rows.size + ROWS - 1) // ROWS):
         low, high = block * ROWS, min((block + 1) * ROWS, rows.size)
         tile = np.empty((ROWS, COLUMNS))
@@ -66,7 +66,7 @@ def nearest(X, XT, rows, indices, distances):
         distances[low:high] = np.inf
         for first in range(0, N, COLUMNS):
             last = min(first + COLUMNS, N)
-            _tile(X, XT, rows[low:high], first, last, tile)
+            _tile(XT, rows[low:high], first, last, tile)
             for r in range(low, high):
                 for j in range(last - first):
                     new = tile[r - low, j]
@@ -81,19 +81,22 @@ def nearest(X, XT, rows, indices, distances):
 
 
 @njit(cache=True, parallel=True)
-def ranks(X, XT, indices, listed_distances, out):
-    """Write to out[i, c] the rank, from 1, of point indices[i, c] among the others by (distance to i, index)."""
-    N = X.shape[0]
+def ranks(XT, indices, limits, out):
+    """Write to out[i, c] the rank, from 1, of point indices[i, c] among the others by (distance to i, index).
+
+    `limits` [N, m] are the distances of the listed points, from `listed`.
+    """
+    N = XT.shape[1]
     for block in prange((N + ROWS - 1) // ROWS):
         rows = np.arange(block * ROWS, min((block + 1) * ROWS, N))
         tile = np.empty((ROWS, COLUMNS))
         out[rows[0] : rows[-1] + 1] = 1
         for first in range(0, N, COLUMNS):
             last = min(first + COLUMNS, N)
-            _tile(X, XT, rows, first, last, tile)
+            _tile(XT, rows, first, last, tile)
             for r in range(rows.size):
                 for c in range(indices.shape[1]):
-                    limit = listed_distances[rows[r], c]
+                    limit = limits[rows[r], c]
                     split = min(max(indices[rows[r], c] - first, 0), last - first)
                     closer = 0
                     for j in range(split):

@@ -10,9 +10,9 @@
 //           update   UPDATE_THREADS threads, one per point:  grid (ceil(N / UPDATE_THREADS), B)
 // Order     No atomics. Lane l of a warp adds the points l, l + 32, ... in turn, then the lanes are added in a fixed
 //           tree, so a point's sums depend on nothing but N.
-// Cost      repel is bound by instruction issue: a pair costs 9 instructions (4 FFMA, 3 FADD, 1 FMUL, 1 MUFU.RCP)
-//           with -use_fast_math, and a quarter of a load, ROWS points sharing each zj. update adds the N weights in
-//           every block: 4 N bytes a block from the cache, against its 28 bytes a point.
+// Cost      repel is bound by instruction issue: with -use_fast_math a pair costs 9 arithmetic instructions (4 FFMA,
+//           3 FADD, 1 FMUL, 1 MUFU.RCP) and 0.8 of loop and load, since ROWS points share each zj (counted in the
+//           sm_90 code). update adds the N weights in every block: 4 N bytes a block, from the cache.
 // Defines   GAUSSIAN=1: similarity exp(-d^2) instead of 1 / (1 + d^2). DENSE=1: see above.
 
 #ifndef GAUSSIAN

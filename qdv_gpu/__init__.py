@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from qdv_gpu.activations import activations
+    from qdv_gpu.forward import activations
     from qdv_gpu.analysis import analyze
     from qdv_gpu.data import load_images
     from qdv_gpu.networks import load_network
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _HOME = {
     "load_network": "networks",
     "load_images": "data",
-    "activations": "activations",
+    "activations": "forward",
     "TSNE": "tsne",
     "neighborhood_hit": "quality",
     "analyze": "analysis",

@@ -76,9 +76,8 @@ def joint_affinities(X: torch.Tensor, *, perplexity: float = 30.0, kind: str = "
     perplexity = check_perplexity(perplexity, len(X))
     if kind == "full":
         return _dense(X, perplexity)
-    neighbors = knn(X, int(3 * perplexity))
-    conditional = conditional_affinities(neighbors.squared_distances, perplexity=perplexity)
-    return _symmetrised(neighbors.indices, conditional)
+    indices, squared_distances, _ = knn(X, int(3 * perplexity))
+    return _symmetrised(indices, conditional_affinities(squared_distances, perplexity=perplexity))
 
 
 def conditional_affinities(squared_distances: torch.Tensor, *, perplexity: float) -> torch.Tensor:
@@ -148,15 +147,14 @@ def _symmetrised(indices: torch.Tensor, conditional: torch.Tensor) -> SparseAffi
     """(p_{j|i} + p_{i|j}) / 2N in compressed rows, from indices int64 [N, k] and p_{j|i} float64 [N, k]."""
     N, k = indices.shape
     if not indices.is_cuda:
-        rows = np.arange(0, N * k + 1, k)
-        C = scipy.sparse.csr_array((conditional.numpy().ravel(), indices.numpy().ravel(), rows), shape=(N, N))
-        P = (C + C.T.tocsr()).tocsr()
+        values = (conditional / (2 * N)).to(torch.float32)
+        rows = np.arange(0, N * k + 1, k, dtype=np.int32 if N * k < 2**31 else np.int64)
+        columns = indices.numpy().ravel().astype(rows.dtype)
+        C = scipy.sparse.csr_array((values.numpy().ravel(), columns, rows), shape=(N, N))
+        P = C + C.T.tocsr()
         P.sort_indices()
-        return SparseAffinities(
-            torch.from_numpy(P.indptr.astype(np.int64)),
-            torch.from_numpy(P.indices.astype(np.int32)),
-            torch.from_numpy((P.data / (2 * N)).astype(np.float32)),
-        )
+        indptr, columns = P.indptr.astype(np.int64), P.indices.astype(np.int32, copy=False)
+        return SparseAffinities(torch.from_numpy(indptr), torch.from_numpy(columns), torch.from_numpy(P.data))
     return _symmetrised_by_sorting(indices, conditional)
 
 

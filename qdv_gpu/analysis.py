@@ -19,7 +19,7 @@ from torch import Tensor
 
 import qdv_gpu
 from qdv_gpu import quality
-from qdv_gpu.activations import ForwardPass, hold
+from qdv_gpu.forward import ForwardPass, hold
 from qdv_gpu.data import Images, load_images
 from qdv_gpu.device import free_memory, resolve_device
 from qdv_gpu.errors import InputError, unknown

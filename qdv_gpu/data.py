@@ -87,7 +87,7 @@ class Images:
         loader = torch.utils.data.DataLoader(
             _Decoder(self.files, self.side),
             batch_sampler=[batch.tolist() for batch in positions],
-            num_workers=min(os.cpu_count() or 1, 8),
+            num_workers=min(len(os.sched_getaffinity(0)), 8),
             pin_memory=device.type == "cuda",
         )
         for pixels in loader:

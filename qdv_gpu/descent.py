@@ -1,6 +1,7 @@
 """The exact engine of t-SNE: gradient descent over a batch of embeddings, with numba or with CUDA kernels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,8 @@ import torch
 from qdv_gpu.affinities import Affinities, SparseAffinities
 
 GRAPH_ITERATIONS = 25  # in one CUDA graph
+COLLAPSED = 1e-6  # standard deviation of an embedding that is a point; random starts have 1e-4
+PAIRS_PER_THREAD = 1_000_000  # about 0.1 ms of work: a thread with less is not worth waiting for
 
 
 class Phase(NamedTuple):
@@ -67,6 +70,10 @@ def descend(
 ) -> torch.Tensor:
     """Minimise KL(P || Q) with momentum and gains (van der Maaten & Hinton 2008, section 3.4).
 
+    Each phase starts at rest, as in scikit-learn. Where neighbourhoods are weak (noise, or few points), early
+    exaggeration contracts the map to a point, from which float32 does not recover; such an embedding goes on from
+    its start instead.
+
     Parameters
     ----------
     P : list of G joint affinities of N points, all sparse or all dense
@@ -85,15 +92,20 @@ def descend(
     """
     rows = stacked(P, copies=len(start) // len(P))
     run = _descend_cuda if start.is_cuda else _descend_cpu
-    return run(rows, start, phases, learning_rate, gaussian=gaussian, advance=advance)
+    Z = start
+    for phase in phases:
+        Z = run(rows, Z, phase, learning_rate=learning_rate, gaussian=gaussian, advance=advance)
+        collapsed = Z.std(dim=1).amax(dim=1) < COLLAPSED
+        Z = torch.where(collapsed[:, None, None] & (phase.exaggeration > 1), start, Z)
+    return Z
 
 
 def _descend_cpu(
     rows: Rows,
     start: torch.Tensor,
-    phases: list[Phase],
-    learning_rate: float,
+    phase: Phase,
     *,
+    learning_rate: float,
     gaussian: bool,
     advance: Callable[[int], None],
 ) -> torch.Tensor:
@@ -104,8 +116,8 @@ def _descend_cpu(
     Z = start.reshape(E * N, 2).numpy().T.copy()  # [2, E * N]
     velocity, gains, attraction, repulsion = np.zeros_like(Z), np.ones_like(Z), np.empty_like(Z), np.empty_like(Z)
     weight, bounds, member = np.empty(E * N), np.arange(E + 1) * N, np.repeat(np.arange(E), N)
-    for phase in phases:
-        scalars = np.array([phase.exaggeration, learning_rate, phase.momentum], dtype=np.float32)
+    scalars = np.array([phase.exaggeration, learning_rate, phase.momentum], dtype=np.float32)
+    with _at_most_threads(E * N**2 // PAIRS_PER_THREAD):
         for _ in range(phase.iterations):
             cpu.forces(Z, member, bounds, *P, gaussian, attraction, repulsion, weight)
             cpu.update(Z, velocity, gains, attraction, repulsion, weight, bounds, *scalars)
@@ -113,12 +125,25 @@ def _descend_cpu(
     return torch.from_numpy(Z.T.copy()).view(E, N, 2)
 
 
+@contextmanager
+def _at_most_threads(limit: int) -> Iterator[None]:
+    """Let numba use at most `limit` threads, and at least one."""
+    import numba
+
+    before = numba.get_num_threads()
+    numba.set_num_threads(max(1, min(before, limit)))
+    try:
+        yield
+    finally:
+        numba.set_num_threads(before)
+
+
 def _descend_cuda(
     rows: Rows,
     start: torch.Tensor,
-    phases: list[Phase],
-    learning_rate: float,
+    phase: Phase,
     *,
+    learning_rate: float,
     gaussian: bool,
     advance: Callable[[int], None],
 ) -> torch.Tensor:
@@ -130,9 +155,12 @@ def _descend_cuda(
         torch.zeros_like(Z), torch.ones_like(Z), torch.empty_like(Z), torch.empty_like(Z)
     )  # fmt: skip
     weight, bounds = torch.empty_like(Z[:, 0]), torch.arange(E + 1, device=Z.device) * N
+    scalars = np.array([phase.exaggeration, learning_rate, phase.momentum], dtype=np.float32)
+    dense = int(rows.indices.numel() == 0)
+    replays = max(0, phase.iterations - 1) // GRAPH_ITERATIONS
+    single = phase.iterations - replays * GRAPH_ITERATIONS  # what is captured has run before
 
-    def step(phase: Phase) -> None:
-        scalars = np.array([phase.exaggeration, learning_rate, phase.momentum], dtype=np.float32)
+    def step() -> None:
         kernels.launch(module, "repel", Z, bounds, repulsion, weight, grid=(-(-N // 16), E), block=128)
         kernels.launch(module, "attract", Z, bounds, *rows, attraction, grid=(-(-N // 4), E), block=128)
         kernels.launch(
@@ -141,25 +169,17 @@ def _descend_cuda(
         )  # fmt: skip
 
     with torch.cuda.device(Z.device):
-        dense = int(rows.indices.numel() == 0)
         module = kernels.load("tsne", fast_math=True, GAUSSIAN=int(gaussian), DENSE=dense)
-        for phase in phases:
-            if phase.iterations == 0:
-                continue
-            replays = (phase.iterations - 1) // GRAPH_ITERATIONS
-            single = phase.iterations - replays * GRAPH_ITERATIONS  # at least 1: what is captured has run before
-            for _ in range(single):
-                step(phase)
-            advance(single)
-            if replays == 0:
-                continue
-            graph = torch.cuda.CUDAGraph()
-            side = torch.cuda.Stream()
+        for _ in range(single):
+            step()
+        advance(single)
+        if replays:
+            graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 graph.capture_begin(capture_error_mode="thread_local")
                 for _ in range(GRAPH_ITERATIONS):
-                    step(phase)
+                    step()
                 graph.capture_end()
             for _ in range(replays):
                 graph.replay()

@@ -246,9 +246,7 @@ def _search_all(X: torch.Tensor, rows: torch.Tensor, k: int) -> tuple[torch.Tens
     if not X.is_cuda:
         from qdv_gpu.kernels import distances as kernels
 
-        kernels.nearest(
-            X.contiguous().numpy(), XT.numpy(), rows.numpy(), indices.numpy(), distances.numpy()
-        )
+        kernels.nearest(XT.numpy(), rows.numpy(), indices.numpy(), distances.numpy())
         return indices, distances
     step = max(1, CHUNK // len(X))
     for start in range(0, len(rows), step):

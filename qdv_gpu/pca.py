@@ -25,7 +25,8 @@ class Components(NamedTuple):
     scores : torch.Tensor
         float32 [N, n]: the rows of the normalised layer, less their mean, in the components' coordinates.
     components : torch.Tensor
-        float32 [n, D], orthonormal rows; the entry largest in size is positive. Zero beyond the layer's rank.
+        float32 [n, D], orthonormal rows; the entry largest in size is positive. Beyond the layer's rank in
+        float32 (variance below about 1e-14 of the largest) rows are shorter, down to zero.
     variance : torch.Tensor
         float64 [n]: variance (over N - 1) of the scores.
     total_variance : float
@@ -98,27 +99,25 @@ def principal_components(
 ) -> Components:
     """Principal components of a normalised layer; parameters and errors as for `reduce`.
 
-    Block subspace iteration (Halko, Martinsson & Tropp 2011, section 4.5): each pass computes Y = X Q and B = X^T Y, tile
-    by tile, and B's orthonormal basis is the next Q. The block has about three times as many columns as there are
-    components, which takes about four passes where the usual few more columns take more than twelve. The first pass finds
-    the statistics and, from the raw X, a first B. Passes end when the variance that the components capture changes
-    by less than 1e-6 of itself.
+    Block subspace iteration (Halko, Martinsson & Tropp 2011, section 4.5): each pass computes Y = X Q and B = X^T Y,
+    tile by tile, and B's orthonormal basis is the next Q. The block has about three times as many columns as there
+    are components, which takes about four passes where the usual few more columns take more than twelve. The first
+    pass finds the statistics and, from the raw X, a first B. Passes end when the variance that the components
+    capture changes by less than 1e-6 of itself.
 
-    Products are float32, sums over rows and all small matrices float64. Memory: 2 D block float32 (block =
-    3 n + 10), N block float32, the tile, and two copies
-    of 64 of its rows or, if that is more, of 16 MB.
+    Products are float32, Gram matrices and statistics float64. `workspace_bytes` says what it holds beside a tile.
     """
     _check(n_components, normalise)
     if n_components == 0:
         raise InputError("the number of components must be at least 1, got 0")
-    statistics, B = _first_pass(tiles, normalise, name, 3 * n_components + 10)
+    statistics, B = _first_pass(tiles, normalise, name, _block(n_components))
     N, D = statistics.rows, len(statistics.mean)
     n = min(n_components, N - 1, D)
     width = min(B.shape[1], N)
     shift, scale = _affine(statistics, normalise)
     captured, passes = torch.inf, 1
     while True:
-        Q = _orthonormal(B, width)
+        Q = _orthonormal_(B)[:, :width]
         B = torch.zeros_like(Q)
         Y = []
         for chunk in _chunks(tiles):
@@ -145,13 +144,22 @@ def principal_components(
     size = statistics.highest - statistics.lowest if normalise == "none" else 1.0
     if n > 0:
         signs = components.gather(0, components.abs().argmax(dim=0, keepdim=True)).sign()  # [1, n]
-        components, rotation = components * signs, rotation * signs
+        components, rotation = components.mul_(signs), rotation * signs
     scores = _product(projected, rotation * size)
     degrees = max(N - 1, 1)
     total = float((statistics.squares * scale.to(torch.float64).square()).sum())
-    return Components(
-        scores, components.T, squares[:n] * size**2 / degrees, total * size**2 / degrees, passes
-    )
+    return Components(scores, components.T, squares[:n] * size**2 / degrees, total * size**2 / degrees, passes)
+
+
+def workspace_bytes(rows: int, features: int, n_components: int) -> int:
+    """Most bytes that `principal_components` holds beside a tile: two blocks, projected rows, copies of a chunk."""
+    block = min(_block(n_components), features)
+    chunk = max(CHUNK_ROWS * features, CHUNK)
+    return 4 * (2 * features * block + 2 * rows * block + 3 * chunk) + 8 * 6 * features
+
+
+def _block(n_components: int) -> int:
+    return 3 * n_components + 10
 
 
 def _check(n_components: int, normalise: str) -> None:
@@ -174,9 +182,9 @@ def _first_pass(
 
     Returns the statistics and B = sum_i (x_i - mean) (x_i - mean)^T Q, float32 [D, min(block, D)], of the rows x_i. The
     chunks are merged as by Chan, Golub & LeVeque 1983: with weight N_1 N_2 / (N_1 + N_2), the scatter of two groups'
-    means adds to the scatter within them.
+    means adds to the scatter within them. B is in units of the largest activation squared, to stay within float32.
     """
-    N, lowest, highest = 0, torch.inf, -torch.inf
+    N, lowest, highest, unit = 0, torch.inf, -torch.inf, 0.0
     mean = squares = Q = B = torch.empty(0)
     for chunk in _chunks(tiles):
         n, D = chunk.shape
@@ -200,9 +208,13 @@ def _first_pass(
         mean += shift * (n / (N + n))
         N += n
         if block > 0:
-            rows = rows - chunk_mean.to(torch.float32)
+            size = 1.0 if normalise == "l2" else max(highest, -lowest, TINY)
+            if size > unit:
+                B *= (unit / size) ** 2
+                unit = size
+            rows = (rows - chunk_mean.to(torch.float32)).div_(unit)
             B.addmm_(rows.T, rows @ Q)
-            shift = shift.to(torch.float32)
+            shift = (shift / unit).to(torch.float32)
             B.addr_(shift, shift @ Q, alpha=weight)
     if N == 0:
         raise InputError(f"{name or 'layer'}: there are no rows")
@@ -216,7 +228,8 @@ def _moments(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         values = columns.to(torch.float64)
         mean = values.mean(dim=0)
         parts.append(torch.stack([mean, (values - mean).square_().sum(dim=0)]))
-    return torch.cat(parts, dim=1).unbind()
+    means, squares = torch.cat(parts, dim=1)
+    return means, squares
 
 
 def _rows(chunk: torch.Tensor, normalise: str) -> torch.Tensor:
@@ -224,7 +237,8 @@ def _rows(chunk: torch.Tensor, normalise: str) -> torch.Tensor:
     rows = chunk.to(torch.float32)
     if normalise != "l2":
         return rows
-    return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_(min=TINY)
+    rows = rows / rows.abs().amax(dim=1, keepdim=True).clamp_(min=TINY)  # no square overflows
+    return rows.div_(torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_(min=TINY))
 
 
 def _affine(statistics: _Statistics, normalise: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -244,9 +258,7 @@ def _affine(statistics: _Statistics, normalise: str) -> tuple[torch.Tensor, torc
     return mean.to(torch.float32), scale.to(torch.float32)
 
 
-def _normalised(
-    chunk: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, normalise: str
-) -> torch.Tensor:
+def _normalised(chunk: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, normalise: str) -> torch.Tensor:
     return (_rows(chunk, normalise) - shift).mul_(scale)
 
 
@@ -259,10 +271,14 @@ def _gram(A: torch.Tensor) -> torch.Tensor:
     return G
 
 
-def _product(A: torch.Tensor, M: torch.Tensor) -> torch.Tensor:
-    """A M in float64, returned as float32, some rows of A [rows, b] at a time."""
-    parts = A.split(max(1, CHUNK // A.shape[1]))
-    return torch.cat([(rows.to(torch.float64) @ M).to(torch.float32) for rows in parts])
+def _product(A: torch.Tensor, M: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """A M in float64, kept as float32, some rows of A [rows, b] at a time; `out` may be A if M is square."""
+    if out is None:
+        out = torch.empty((len(A), M.shape[1]), dtype=torch.float32, device=A.device)
+    step = max(1, CHUNK // A.shape[1])
+    for start in range(0, len(A), step):
+        out[start : start + step] = A[start : start + step].to(torch.float64) @ M
+    return out
 
 
 def _eigen(G: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -271,8 +287,8 @@ def _eigen(G: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return values.flip(0).clamp(min=0), vectors.flip(1)
 
 
-def _orthonormal(B: torch.Tensor, width: int) -> torch.Tensor:
-    """Orthonormal basis [D, width] of the leading left singular vectors of B, leading first.
+def _orthonormal_(B: torch.Tensor) -> torch.Tensor:
+    """Turn B [D, b] in place into an orthonormal basis of its columns' space, largest singular vectors first.
 
     Twice through the eigenvectors of the Gram matrix: the second time mends what the rounding of a badly conditioned B
     left. Columns below that rounding become noise, a random restart; columns of zeros stay zeros.
@@ -280,5 +296,5 @@ def _orthonormal(B: torch.Tensor, width: int) -> torch.Tensor:
     for _ in range(2):
         squares, vectors = _eigen(_gram(B))
         floor = float(squares[0]) * 1e-14 + TINY
-        B = _product(B, vectors[:, :width] / squares[:width].clamp(min=floor).sqrt())
+        _product(B, vectors / squares.clamp(min=floor).sqrt(), out=B)
     return B

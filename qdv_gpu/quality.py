@@ -67,8 +67,8 @@ def influence_values(indices: torch.Tensor, labels: Any) -> torch.Tensor:
 def standard_error(phi: Any, labels: Any, *, seed_values: Any = None) -> float:
     """Standard error of NH, for the test images drawn class by class and the seeds of the map.
 
-    sqrt(sum_c (n_c / N)^2 s_c^2 / n_c + s_seeds^2 / S), with s_c^2 the variance of phi within class c and s_seeds^2 that
-    of NH over the S seeds.
+    sqrt(sum_c (n_c / N)^2 s_c^2 / n_c + s_seeds^2 / S), with s_c^2 the variance of phi within class c and s_seeds^2
+    that of NH over the S seeds.
 
     Parameters
     ----------
@@ -106,8 +106,8 @@ def chance(labels: Any) -> float:
 def trustworthiness(X: Any, Z: Any, *, k: int = 5) -> float:
     """Trustworthiness of the map Z of X (Venna & Kaski 2001): 1 if all neighbours in the map are neighbours in X.
 
-    1 - 2 / (N k (2N - 3k - 1)) sum_i sum_{j in N_k(i) in Z} max(0, r(i, j) - k), with r(i, j) the rank of j by (distance to
-    i, index) in X.
+    1 - 2 / (N k (2N - 3k - 1)) sum_i sum_{j in N_k(i) in Z} max(0, r(i, j) - k), with r(i, j) the rank of j by
+    (distance to i, index) in X.
 
     Parameters
     ----------
@@ -163,7 +163,7 @@ def neighbor_ranks(X: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     from qdv_gpu.kernels import distances
 
     out = np.empty(indices.shape, dtype=np.int64)
-    distances.ranks(X.contiguous().numpy(), XT.numpy(), indices.contiguous().numpy(), limits.numpy(), out)
+    distances.ranks(XT.numpy(), indices.contiguous().numpy(), limits.numpy(), out)
     return torch.from_numpy(out)
 
 

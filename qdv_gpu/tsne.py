@@ -30,7 +30,7 @@ SECONDS_PER_PAIR = {"cpu": 8e-11, "cuda": 2.7e-13}
 CUML_MAX_NEIGHBORS = 1023  # counting the point itself
 INIT_STD = 1e-4
 MOMENTUM = (0.5, 0.8)  # during early exaggeration, and after it
-KL_CHUNK = 1 << 20  # pairs held at once in float64
+KL_CHUNK = 1 << 19  # pairs held at once in float64
 
 
 class TSNE(BaseEstimator):
@@ -49,7 +49,8 @@ class TSNE(BaseEstimator):
     early_exaggeration : float
         Factor on P during the first `exaggeration_iter` iterations, at least 1.
     exaggeration_iter : int
-        Iterations with early exaggeration and momentum 0.5; the others have momentum 0.8.
+        Iterations with early exaggeration and momentum 0.5; the others have momentum 0.8. A map that early
+        exaggeration contracts to a point, which happens to noise, goes on from its start instead.
     learning_rate : float or "auto"
         As in scikit-learn, whose gradient also keeps the factor 4. "auto" is
         max(N / early_exaggeration / 4, 50) for Student-t. A Gaussian's attraction grows with the distance without
@@ -162,7 +163,7 @@ class TSNE(BaseEstimator):
                     advance=advance,
                 )
         if not Z.isfinite().all():
-            raise InputError(f"the embedding overflowed with learning_rate {rate:g}: a smaller one is needed")
+            raise InputError(f"the embedding overflowed with learning_rate {rate:g}: a smaller one or auto is needed")
         kl = np.array([kl_divergence(P[e // S], z, similarity=self.similarity) for e, z in enumerate(Z)])
         self.kl_divergence_ = float(kl[0]) if len(shape) == 2 else kl.reshape(shape[:-2])
         self.n_iter_, self.engine_, self.learning_rate_, self.n_features_in_ = self.n_iter, engine, rate, d
@@ -295,27 +296,38 @@ def kl_divergence(P: Affinities, Z: torch.Tensor, *, similarity: str = "student-
     """
     if similarity not in SIMILARITIES:
         raise unknown("similarity", similarity, SIMILARITIES)
-    Z = Z.to(torch.float64)
-    x, y = Z[:, 0].contiguous(), Z[:, 1].contiguous()
-    own = torch.arange(len(Z), device=Z.device)
     gaussian = similarity == "gaussian"
-    log_parts, attraction = [], 0.0
-    step = max(1, KL_CHUNK // len(Z))
-    for begin in range(0, len(Z), step):
-        rows = own[begin : begin + step]
-        D = (x[rows, None] - x).square_().add_((y[rows, None] - y).square_())  # [step, N]
-        if not isinstance(P, SparseAffinities):
-            p = P[begin : begin + step].to(torch.float64)
-            attraction += float((torch.xlogy(p, p) + p * (D if gaussian else D.log1p())).sum())
-        D[rows - begin, rows] = torch.inf
-        log_parts.append(torch.logsumexp(-D.view(-1), 0) if gaussian else D.add_(1).reciprocal_().sum().log())
-    if isinstance(P, SparseAffinities):
-        i = torch.repeat_interleave(own, P.indptr.diff())
-        j, p = P.indices.long(), P.values.to(torch.float64)
+    x, y = Z.to(torch.float64).T.contiguous()
+    N = len(x)
+    own = torch.arange(N, device=Z.device)
+    step = max(1, KL_CHUNK // max(1, len(P.values) // N if isinstance(P, SparseAffinities) else N))
+    attraction = total = 0.0
+    for rows in own.split(step):
+        if isinstance(P, SparseAffinities):
+            bounds = P.indptr[int(rows[0]) : int(rows[-1]) + 2]
+            entries = slice(int(bounds[0]), int(bounds[-1]))
+            i, j, p = rows.repeat_interleave(bounds.diff()), P.indices[entries].long(), P.values[entries].double()
+        else:
+            i, j, p = rows[:, None], own, P[rows].double()
         D = (x[i] - x[j]).square_().add_((y[i] - y[j]).square_())
-        attraction = float((torch.xlogy(p, p) + p * (D if gaussian else D.log1p())).sum())
-    total = P.values.sum(dtype=torch.float64) if isinstance(P, SparseAffinities) else P.sum(dtype=torch.float64)
-    return attraction + float(total * torch.logsumexp(torch.stack(log_parts), 0))
+        attraction += float((torch.xlogy(p, p) + p * (D if gaussian else D.log1p_())).sum())
+        total += float(p.sum())
+    return attraction + total * float(_log_normalisers(x, y, gaussian=gaussian).logsumexp(0))
+
+
+def _log_normalisers(x: torch.Tensor, y: torch.Tensor, *, gaussian: bool) -> torch.Tensor:
+    """log of the sum over j != i of the similarity, float64 [N], for coordinates float64 [N]."""
+    result = torch.empty_like(x)
+    if not x.is_cuda:
+        from qdv_gpu.kernels import cpu
+
+        cpu.log_normalisers(x.numpy(), y.numpy(), gaussian, result.numpy())
+        return result
+    for rows in torch.arange(len(x), device=x.device).split(max(1, KL_CHUNK // len(x))):
+        D = (x[rows, None] - x).square_().add_((y[rows, None] - y).square_())  # [step, N]
+        D[rows - rows[0], rows] = torch.inf
+        result[rows] = torch.logsumexp(-D if gaussian else -D.log1p_(), 1)
+    return result
 
 
 def _validated(X: Any, device: str | torch.device) -> torch.Tensor:
@@ -354,7 +366,7 @@ def _check_integer(name: str, value: Any, least: int) -> None:
 
 
 def _check_number(name: str, value: Any, least: float, rule: str | None = None) -> None:
-    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not least <= value < math.inf:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not least <= float(value) < math.inf:
         raise InputError(f"{name} must be {rule or f'a finite number of at least {least:g}'}, got {value!r}")
 
 

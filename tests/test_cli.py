@@ -1,0 +1,151 @@
+"""The command line: what it prints, and one line and exit code 2 for bad input."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qdv_gpu import cli
+
+QUICK = ["--samples", "60", "--pca", "5", "--perplexity", "5", "--iterations", "20", "--seeds", "2", "--device", "cpu"]
+
+
+@pytest.fixture
+def qdv(monkeypatch, capsys):
+    """Run `qdv-gpu ARGUMENTS` in this process; gives (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["qdv-gpu", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capsys.readouterr()
+        return stopped.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+def test_layers(qdv):
+    code, out, _ = qdv("layers", "alexnet", "--image-size", 64)
+    assert code == 0
+    assert "features.12" in out
+    assert "256 x 1 x 1" in out
+    assert "3,136" in out
+
+
+def test_analyze(qdv, tmp_path):
+    code, out, err = qdv(
+        "analyze", "tiny_networks:cnn", "--data", "digits", "--out", tmp_path / "o", "--k", 5, "--k", 3, *QUICK
+    )
+    assert code == 0, err
+    assert "pool@2" in out
+    assert "(k = 3)" in out
+    assert str(tmp_path / "o" / "figures" / "maps.png") in out
+    assert "cnn pool@2: NH 0." in err
+
+
+def test_finetune_then_analyze_the_checkpoint(qdv, tmp_path):
+    code, out, err = qdv(
+        "finetune", "tiny_networks:cnn", "--data", "digits", "--out", tmp_path / "net", "--epochs", 1, "--lr", 0.01,
+        "--limit", 200, "--device", "cpu",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "test accuracy" in out
+    spec = f"tiny_networks:cnn={tmp_path / 'net'}"
+    code, _, err = qdv("analyze", spec, "--data", "digits", "--out", tmp_path / "o", "--layers", "conv2,fc", *QUICK)
+    assert code == 0, err
+
+
+def test_doctor(qdv):
+    code, out, _ = qdv("doctor", "--device", "cpu")
+    assert code == 0
+    assert "t-SNE, exact, cpu" in out
+    assert "failed" not in out
+
+
+def test_demo(qdv, tmp_path):
+    code, out, _ = qdv("demo", "--out", tmp_path / "demo", "--device", "cpu")
+    assert code == 0
+    assert "stage3" in out
+    assert (tmp_path / "demo" / "analysis" / "figures" / "nh.png").is_file()
+
+
+def bad_folder(tmp_path):
+    """A data set whose class cat has an empty file."""
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for i in range(30):
+                pixels = np.full((8, 8, 3), i, np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "data" / split / name / f"{i}.png")
+    (tmp_path / "data" / "test" / "cat" / "bad.png").touch()
+    return tmp_path / "data"
+
+
+ANALYZE = ["analyze", "tiny_networks:cnn", "--data", "digits"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["analyze", "alexnett", "--data", "digits"], "unknown network 'alexnett': did you mean alexnet"),
+        ([*ANALYZE, "--layers", "pool,convx"], "unknown layer of cnn 'convx': did you mean conv"),
+        (["analyze", "tiny_networks:cnn", "--data", "digit"], "unknown data set 'digit': did you mean digits"),
+        (["analyze", "tiny_networks:cnn", "--data", "no/such/folder"], "data folder no/such/folder does not exist"),
+        (["analyze", "tiny_networks:cnn=absent.pt", "--data", "digits"], "weights file absent.pt does not exist"),
+        ([*ANALYZE, "--samples", "5000"], "class '0' has 88 images, fewer than the 500 asked for"),
+        ([*ANALYZE, "--samples", "few"], "samples must be a number or all, got 'few'"),
+        ([*ANALYZE, "--perplexity", "400"], "3 * perplexity below N - 1 = 898, got 400"),
+        ([*ANALYZE, "--k", "899"], "k must be smaller than half the number of images (899), got 899"),
+        ([*ANALYZE, "--pca", "-1"], "pca must be at least 0, got -1"),
+        ([*ANALYZE, "--seeds", "five"], "--seeds"),
+        ([*ANALYZE, "--preset", "papr"], "unknown preset 'papr': did you mean paper"),
+        ([*ANALYZE, "--engine", "cuml"], "cuml"),
+        ([*ANALYZE, "--device", "cuda:9"], "device cuda:9 was asked for, but"),
+        ([*ANALYZE, "--device", "tpu"], "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
+        (["analyze", "tiny_networks:pair", "--data", "digits", "--layers", "pair"], "gives a tuple, not a tensor"),
+        (["finetune", "tiny_networks:cnn", "--data", "digits", "--batch-size", "0"], "batch size must be at least 1"),
+    ],
+)
+def test_bad_input(qdv, tmp_path, arguments, message):
+    code, out, err = qdv(*arguments, "--out", tmp_path / "out")
+    assert code == 2
+    assert out == ""
+    assert err.startswith("qdv-gpu: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_images(qdv, tmp_path):
+    data = bad_folder(tmp_path)
+    common = ["analyze", "resnet18", "--weights", "none", "--image-size", 32, "--layers", "layer1", "--data", data]
+    common += ["--out", tmp_path / "out", "--perplexity", 5, "--iterations", 20, "--seeds", 1, "--device", "cpu"]
+    code, _, err = qdv(*common)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "bad.png cannot be read: it is empty" in err
+    assert not (tmp_path / "out").exists()
+    code, out, err = qdv(*common, "--skip-bad")
+    assert code == 0, err
+    assert "skipped 1 unreadable files" in err
+    assert "layer1" in out
+
+
+def test_other_exceptions_keep_their_traceback(qdv, monkeypatch):
+    monkeypatch.setattr("qdv_gpu.doctor.diagnose", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        qdv("doctor")
+
+
+def test_help_does_not_import_torch():
+    code = (
+        "import sys; sys.argv = ['qdv-gpu', '--help']; from qdv_gpu import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'numpy', 'matplotlib', 'numba'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "finetune" in done.stdout

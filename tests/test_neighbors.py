@@ -1,0 +1,182 @@
+"""Neighbours are exact, ordered by (distance, index), and the same from every engine."""
+
+import importlib.util
+
+import pytest
+import torch
+from qdv_gpu.kernels import distances as kernels
+
+from qdv_gpu import neighbors
+from qdv_gpu.errors import InputError, MissingPackageError
+from qdv_gpu.neighbors import knn
+
+ENGINES = ["torch", "direct"] + (["faiss"] if importlib.util.find_spec("faiss") else [])
+
+
+def _normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _grid(side, d):
+    return torch.cartesian_prod(*[torch.arange(side, dtype=torch.float32)] * d)
+
+
+def _dead(N, d):
+    """Like a ReLU layer: many zeros, and many rows of nothing else."""
+    X = _normal(N, d).relu()
+    X[::3] = 0
+    return X
+
+
+INPUTS = {
+    "grid": _grid(20, 2),
+    "integers": torch.randint(0, 4, (500, 3), generator=torch.Generator().manual_seed(1)).float(),
+    "duplicates": _normal(50, 6).repeat(9, 1),
+    "same": torch.full((40, 5), 0.1),
+    "random": _normal(700, 40),
+    "float64": _normal(300, 17).double() / 3,
+    "offset": _normal(500, 8) + 1e4,
+    "outlier": torch.cat([_normal(300, 4) * 1e-6, torch.full((1, 4), 1e3)]),
+    "tiny": _normal(300, 3).double() * 1e-120,
+    "dead": _dead(400, 30),
+}
+
+
+def reference(X, k):
+    """Brute force in float64: neighbours by (distance, index), their distances, and ties at the k-th."""
+    X = X.double()
+    D = torch.zeros(len(X), len(X), dtype=torch.float64)
+    for x in X.T:
+        D += (x[:, None] - x[None, :]) ** 2
+    D.fill_diagonal_(torch.inf)
+    found = D.sort(dim=1, stable=True)
+    tied = found.values[:, k - 1] == found.values[:, k]
+    return found.indices[:, :k], found.values[:, :k], tied
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", INPUTS)
+def test_equals_brute_force(name, engine):
+    X = INPUTS[name]
+    for k in (1, 5, 30):
+        for got, expected in zip(knn(X, k, engine=engine), reference(X, k), strict=True):
+            assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("engine", ["auto", *ENGINES])
+def test_all_other_points(engine):
+    X = INPUTS["random"][:8]
+    result = knn(X, 7, engine=engine)
+    assert torch.equal(result.indices, reference(X, 7)[0])
+    assert not result.tied.any()
+    assert knn(X[:2], 1, engine=engine).indices.tolist() == [[1], [0]]
+
+
+def test_duplicates_are_neighbours():
+    result = knn(torch.zeros(6, 3), 3)
+    assert result.indices.tolist() == [[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2], [0, 1, 2], [0, 1, 2]]
+    assert result.tied.all()
+
+
+def test_proposals_are_rarely_refused(monkeypatch):
+    """The bound on the proposals' error is of use: without ties, few rows are searched again."""
+    refused = []
+    search = neighbors._search_all
+    monkeypatch.setattr(neighbors, "_search_all", lambda X, rows, k: (refused.append(len(rows)), search(X, rows, k))[1])
+    X = _normal(2000, 50) * torch.linspace(3, 0.3, 50)
+    for engine in ENGINES:
+        if engine != "direct":
+            knn(X, 120, engine=engine)
+    assert sum(refused) < 20
+
+
+def test_chunks_do_not_matter(monkeypatch):
+    expected = knn(INPUTS["duplicates"], 5, engine="torch")
+    monkeypatch.setattr(neighbors, "CHUNK", 1000)
+    for got, wanted in zip(knn(INPUTS["duplicates"], 5, engine="torch"), expected, strict=True):
+        assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("name", ["random", "float64", "offset"])
+def test_torch_and_numba_distances_have_the_same_bits(name):
+    """What CUDA computes with torch is what the CPU computes with numba."""
+    X = INPUTS[name].double()
+    indices = torch.randint(0, len(X), (len(X), 9), generator=torch.Generator().manual_seed(2))
+    listed = neighbors._listed_distances_torch(X, indices)
+    assert torch.equal(listed, neighbors.listed_distances(X, indices))
+    rows = torch.arange(100)
+    everything = neighbors.distances_to_all(X.T.contiguous(), rows)
+    assert torch.equal(everything.gather(1, indices[rows]), listed[rows])
+
+
+def test_threads_do_not_matter():
+    import numba
+
+    X = INPUTS["random"]
+    expected = knn(X, 9, engine="direct")
+    threads = numba.get_num_threads()
+    numba.set_num_threads(1)
+    try:
+        assert torch.equal(knn(X, 9, engine="direct").squared_distances, expected.squared_distances)
+    finally:
+        numba.set_num_threads(threads)
+
+
+def test_odd_sizes_of_the_kernels():
+    for N in (2, kernels.ROWS - 1, kernels.ROWS + 1, kernels.COLUMNS + 1):
+        for d in (1, kernels.DEPTH, kernels.DEPTH + 1):
+            X = _normal(N, d)
+            assert torch.equal(knn(X, N - 1, engine="direct").indices, reference_all(X))
+
+
+def reference_all(X):
+    D = torch.zeros(len(X), len(X), dtype=torch.float64)
+    for x in X.double().T:
+        D += (x[:, None] - x[None, :]) ** 2
+    return D.fill_diagonal_(torch.inf).sort(dim=1, stable=True).indices[:, :-1]
+
+
+def test_first_is_a_smaller_search():
+    X = INPUTS["integers"]
+    for got, expected in zip(knn(X, 12).first(5), knn(X, 5), strict=True):
+        assert torch.equal(got, expected)
+    with pytest.raises(InputError, match="k must be between 1 and 12, got 13"):
+        knn(X, 12).first(13)
+
+
+@pytest.mark.parametrize(
+    ("k", "message"),
+    [(0, "at least 1, got 0"), (10, "smaller than the number of points N, got k=10, N=10")],
+)
+def test_bad_k(k, message):
+    with pytest.raises(InputError, match=message):
+        knn(torch.zeros(10, 2), k)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e200])
+def test_unusable_points_name_the_first_row(value):
+    X = torch.zeros(10, 2, dtype=torch.float64)
+    X[7, 1] = X[4, 0] = value
+    with pytest.raises(InputError, match="row 4 is not"):
+        knn(X, 3)
+
+
+def test_bad_engine_and_shape():
+    with pytest.raises(InputError, match="did you mean faiss"):
+        knn(torch.zeros(10, 2), 3, engine="fais")
+    with pytest.raises(InputError, match=r"shape \[N, d\], got \[10\]"):
+        knn(torch.zeros(10), 3)
+
+
+def test_faiss_absent(monkeypatch):
+    monkeypatch.setattr(neighbors, "_has_faiss", lambda device: False)
+    with pytest.raises(MissingPackageError, match=r'pip install "qdv_gpu\[cpu\]"'):
+        knn(torch.zeros(10, 2), 3, engine="faiss")
+    assert torch.equal(knn(INPUTS["random"], 5).indices, reference(INPUTS["random"], 5)[0])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", INPUTS)
+def test_cuda_equals_cpu(name):
+    for got, expected in zip(knn(INPUTS[name].cuda(), 5), knn(INPUTS[name], 5), strict=True):
+        assert torch.equal(got.cpu(), expected)

@@ -1,0 +1,104 @@
+"""Networks of a few thousand weights, for the tests to load as tiny_networks:NAME."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Tiny(nn.Module):
+    """Two stages on gray images of 8 x 8 pixels, with an in-place ReLU and a module that is called twice."""
+
+    image_size = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 6, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+        self.pool = nn.MaxPool2d(2)
+        self.conv2 = nn.Conv2d(6, 8, 3, padding=1)
+        self.dropout = nn.Dropout(0.2)
+        self.fc = nn.Linear(8 * 2 * 2, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.relu(self.conv1(x)))
+        x = self.pool(self.relu(self.conv2(x)))
+        return self.fc(self.dropout(x.flatten(1)))
+
+
+def cnn() -> nn.Module:
+    """A plain network with fixed weights."""
+    torch.manual_seed(0)
+    return Tiny()
+
+
+def other() -> nn.Module:
+    """A network of another shape."""
+    network = cnn()
+    network.conv2 = nn.Conv2d(6, 8, 5, padding=2)
+    return network
+
+
+class _Pair(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x
+
+
+class _TwoOutputs(nn.Module):
+    image_size = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, stride=2)
+        self.conv2 = nn.Conv2d(4, 4, 2, stride=2)
+        self.pair = _Pair()
+        self.fc = nn.Linear(4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.pair(self.conv2(self.conv(x)))[0].flatten(1))
+
+
+def pair() -> nn.Module:
+    """A network with a submodule that returns two tensors."""
+    return _TwoOutputs()
+
+
+class _Poisoned(Tiny):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stage = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.max_pool2d(self.conv1(x), 2)
+        x = self.stage(x / (x.abs() > 1e9))  # 1 / 0
+        return self.fc(functional.max_pool2d(self.conv2(x), 2).flatten(1))
+
+
+def poisoned() -> nn.Module:
+    """A network whose layer `stage` gives infinities and NaN."""
+    return _Poisoned()
+
+
+class _Moody(nn.Module):
+    """Gives fewer features for the last, smaller batch."""
+
+    image_size = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, stride=2)
+        self.crop = nn.Identity()
+        self.fc = nn.Linear(9, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.fc(self.crop(x[:, : min(4, len(x))]).flatten(2)).sum(1)
+
+
+def moody() -> nn.Module:
+    """A network with a layer `crop` whose size depends on the batch."""
+    return _Moody()
+
+
+def not_a_module() -> int:
+    """Not a network."""
+    return 1
