@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from qdv_gpu.forward import activations
     from qdv_gpu.analysis import analyze
     from qdv_gpu.data import load_images
+    from qdv_gpu.forward import activations
     from qdv_gpu.networks import load_network
     from qdv_gpu.quality import neighborhood_hit
     from qdv_gpu.tsne import TSNE

@@ -4,10 +4,7 @@ import csv
 import io
 import json
 import platform
-import resource
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -18,15 +15,14 @@ import torch
 from torch import Tensor
 
 import qdv_gpu
-from qdv_gpu import quality
-from qdv_gpu.forward import ForwardPass, hold
 from qdv_gpu.data import Images, load_images
-from qdv_gpu.device import free_memory, resolve_device
+from qdv_gpu.device import free_memory, measured, resolve_device
 from qdv_gpu.errors import InputError, unknown
 from qdv_gpu.files import read_json, remove_leftovers, replacing, write_json, write_text
-from qdv_gpu.neighbors import knn
+from qdv_gpu.forward import ForwardPass, hold
 from qdv_gpu.networks import Network, load_network
 from qdv_gpu.pca import NORMALISATIONS, reduce
+from qdv_gpu.quality import score_maps
 from qdv_gpu.tsne import ENGINES, TSNE
 
 Report = Callable[[str], None]
@@ -286,7 +282,7 @@ class _Run:
                 kept[probe.source(name)] = layers[probe.source(name)]
                 room -= size
         pass_ = ForwardPass(network, images, kept, settings.image_size, report=report)
-        with _measured(network.device) as forward:
+        with measured(network.device) as forward:
             held = hold(pass_) if kept else {}
         share = {**forward, "seconds": round(forward["seconds"] / max(1, len(held)), 3)}
         for name in pending:
@@ -308,10 +304,10 @@ class _Run:
         report: Report,
     ) -> None:
         settings = self.settings
-        with _measured(network.device) as stages["pca"]:
+        with measured(network.device) as stages["pca"]:
             X = reduce(tiles, settings.pca, normalise=settings.normalise, name=f"{network.name} {layer}")
         del tiles
-        with _measured(network.device) as stages["tsne"]:
+        with measured(network.device) as stages["tsne"]:
             tsne = TSNE(
                 perplexity=settings.perplexity,
                 n_iter=settings.iterations,
@@ -320,7 +316,7 @@ class _Run:
                 device=str(network.device),
             )
             Z = tsne.fit_transform(X, seeds=settings.seeds)  # [S, N, 2]
-        with _measured(network.device) as stages["quality"]:
+        with measured(network.device) as stages["quality"]:
             rows, scores = score_maps(X, Z, images.labels, k=settings.k)
         divergences = np.atleast_1d(tsne.kl_divergence_)  # [S]
         seconds = sum(stage["seconds"] for stage in stages.values()) / settings.seeds
@@ -391,73 +387,6 @@ class _Run:
         file = self._file(network, layer, ".json")
         maps = self._file(network, layer, ".npz")
         return file.is_file() and maps.is_file() and read_json(file)["hash"] == self.hash
-
-
-def score_maps(
-    X: Tensor, Z: Tensor, labels: Tensor, *, k: Sequence[int] = (5,)
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Score the maps Z [S, N, 2] of a layer X [N, d] with class labels int64 [N].
-
-    Returns
-    -------
-    rows : list of dict
-        One per seed and k: seed, k, nh, nh_feature_space, chance, tied, trustworthiness, continuity.
-    scores : list of dict
-        One per k, averaged over the seeds, with the standard error of NH. `tied` is the share of points whose k
-        neighbours, in the map or in the layer's own space, are an arbitrary choice among equally far ones.
-    """
-    labels = labels.to(X.device)
-    most = max(k)
-    near_X = knn(X, most)
-    near_Z = [knn(z, most) for z in Z]
-    # One pass over the distances in X ranks the neighbours of all maps: [N, S * most]
-    ranks_X = quality.neighbor_ranks(X, torch.cat([near.indices for near in near_Z], dim=1)).split(most, dim=1)
-    ranks_Z = [quality.neighbor_ranks(z, near_X.indices) for z in Z]
-    chance = quality.chance(labels)
-    rows, scores = [], []
-    for n in k:
-        own, own_tied = near_X.first(n).indices, near_X.first(n).tied
-        phi, own_rows = [], []
-        for seed in range(len(Z)):
-            near = near_Z[seed].first(n)
-            phi.append(quality.influence_values(near.indices, labels))
-            own_rows.append(
-                {
-                    "seed": seed,
-                    "k": n,
-                    "nh": float(quality.hits(near.indices, labels).mean()),
-                    "nh_feature_space": float(quality.hits(own, labels).mean()),
-                    "chance": chance,
-                    "tied": float((near.tied | own_tied).double().mean()),
-                    "trustworthiness": quality.rank_score(ranks_X[seed][:, :n]),
-                    "continuity": quality.rank_score(ranks_Z[seed][:, :n]),
-                }
-            )
-        nh = [row["nh"] for row in own_rows]
-        error = quality.standard_error(torch.stack(phi), labels, seed_values=nh)
-        mean = {key: float(np.mean([row[key] for row in own_rows])) for key in own_rows[0] if key not in ("seed", "k")}
-        scores.append({"k": n, "nh": mean.pop("nh"), "standard_error": error, **mean})
-        rows += own_rows
-    return rows, scores
-
-
-@contextmanager
-def _measured(device: torch.device) -> Iterator[dict[str, float]]:
-    """Fill a dict with the block's seconds and the peak memory in bytes (on a CPU: of the process so far)."""
-    measured: dict[str, float] = {}
-    cuda = device.type == "cuda"
-    if cuda:
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-    started = time.perf_counter()
-    yield measured
-    if cuda:
-        torch.cuda.synchronize(device)
-    measured["seconds"] = round(time.perf_counter() - started, 3)
-    peak = (
-        torch.cuda.max_memory_allocated(device) if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
-    measured["peak_bytes"] = float(peak)
 
 
 def _fingerprint(network: Network) -> str:

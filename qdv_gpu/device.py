@@ -1,6 +1,10 @@
 """Where arrays live: choosing a device, and numpy, torch and CuPy arrays in and out without a copy."""
 
 import os
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +84,22 @@ def free_memory(device: torch.device) -> int:
     except OSError:  # not Linux
         pass
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+@contextmanager
+def measured(device: torch.device) -> Iterator[dict[str, float]]:
+    """Fill a dict with the block's seconds and the peak memory in bytes (on a CPU: of the process so far)."""
+    measured: dict[str, float] = {}
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    started = time.perf_counter()
+    yield measured
+    if cuda:
+        torch.cuda.synchronize(device)
+    measured["seconds"] = round(time.perf_counter() - started, 3)
+    peak = (
+        torch.cuda.max_memory_allocated(device) if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
+    measured["peak_bytes"] = float(peak)

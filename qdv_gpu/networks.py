@@ -4,7 +4,7 @@ import importlib
 import itertools
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ _NAMED_LAYERS = {
     "caffe_alexnet": {"maxpool1": 3, "maxpool2": 7, "conv3": 9, "conv4": 11, "maxpool5": 14},
     "zfnet": {"maxpool1": 2, "maxpool2": 6, "conv3": 9, "conv4": 11, "maxpool5": 14},
 }
+
+_KINDS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Dropout)
 
 
 @dataclass
@@ -320,15 +322,13 @@ def describe_layers(network: Network, image_size: int | None = None) -> list[tup
 def _default_layers(network: Network) -> dict[str, str]:
     if network.spec in _NAMED_LAYERS:
         return {name: f"features.{position}" for name, position in _NAMED_LAYERS[network.spec].items()}
-    if network.spec.startswith("vgg"):
-        pools = [path for path, m in network.module.named_modules() if isinstance(m, nn.MaxPool2d)]
-        return {f"maxpool{number}": path for number, path in enumerate(pools, start=1)}
-    modules = network.module.named_modules()
-    ignored = {path for path, m in modules if isinstance(m, nn.AdaptiveAvgPool2d | nn.Dropout)}
-    calls = [call for call in trace_calls(network) if call.path not in ignored]
+    paths = {kind: [p for p, m in network.module.named_modules() if isinstance(m, kind)] for kind in _KINDS}
+    if network.spec.startswith("vgg") and ":" not in network.spec:
+        return {f"maxpool{number}": path for number, path in enumerate(paths[nn.MaxPool2d], start=1)}
     head = _head_path(network.module)
-    before_head = list(itertools.takewhile(lambda call: call.path != head, calls))
-    stages = _stages(before_head)
+    calls = itertools.takewhile(lambda call: call.path != head, trace_calls(network))
+    averages = {*paths[nn.AvgPool2d], *paths[nn.AdaptiveAvgPool2d]}
+    stages = _stages([call for call in calls if call.path not in paths[nn.Dropout]], averages)
     if len(stages) < 2:  # no pyramid: a transformer's blocks
         blocks = max(
             (m for m in network.module.modules() if isinstance(m, nn.Sequential | nn.ModuleList)),
@@ -342,30 +342,38 @@ def _default_layers(network: Network) -> dict[str, str]:
     return {path: path for path in stages}
 
 
-def _stages(calls: Sequence[Call]) -> list[str]:
-    """One module per resolution: of the least nested ones that give it, the last to return.
+def _area(shape: tuple[int, ...] | None) -> int:
+    """Units of a feature map, 0 for what is no map."""
+    return shape[1] * shape[2] if shape is not None and len(shape) == 3 else 0
 
-    A container with more than one down-sampling inside stands for no stage.
+
+def _stages(calls: Sequence[Call], pools: Container[str]) -> list[str]:
+    """The last module before each down-sampling, and the last before global average pooling.
+
+    The network is read as a chain of its outermost modules that hold at most one down-sampling each. Down-sampling
+    more than halves the area of the maps; less is the rim that a convolution without padding loses. In a stage, a
+    module that is called once is preferred to one that is called again elsewhere.
     """
+    candidates = []
+    for call in calls:
+        before, after = _area(call.input), _area(call.output)
+        inner = {_area(other.output) for other in calls if other.path.startswith(call.path + ".")}
+        if before and after and not any(after < between < before for between in inner):
+            candidates.append(call)
+    paths = [call.path for call in candidates]
+    outermost = [call for call in candidates if not any(call.path.startswith(path + ".") for path in paths)]
 
-    def area(shape: tuple[int, ...] | None) -> int:
-        return shape[1] * shape[2] if shape is not None and len(shape) == 3 else 0
-
-    best: dict[int, tuple[int, str]] = {}
-    full = max((area(call.input) for call in calls), default=0)
-    for position, call in enumerate(calls):
-        before, after = area(call.input), area(call.output)
-        if not 0 < after < full or after == before == 1:  # 1 x 1 to 1 x 1: inside squeeze-and-excitation
-            continue
-        inner = {area(other.output) for other in calls if other.path.startswith(call.path + ".")}
-        if any(after < between < before for between in inner):
-            continue
-        if after not in best or call.path.count(".") <= best[after][1].count("."):
-            best[after] = position, call.path
-    stages: list[str] = []
-    smallest = full
-    for (_, path), size in sorted((where, size) for size, where in best.items()):
-        if size < smallest:  # channels-last blocks, whose last axes are no map, do not shrink in order
-            stages.append(path)
-            smallest = size
-    return stages
+    stages: list[list[str]] = [[]]
+    size = full = _area(calls[0].input) if calls else 0
+    for call in outermost:
+        after = _area(call.output)
+        if after == 1 and call.path in pools:
+            break
+        if after < size / 2:
+            stages.append([])
+        if after <= size:
+            stages[-1].append(call.path)
+            size = after
+    if size == full:
+        return []
+    return [next((path for path in reversed(stage) if paths.count(path) == 1), stage[-1]) for stage in stages[1:]]

@@ -1,5 +1,6 @@
 """How well a map keeps classes and neighbours together, and how sure we can be of it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -165,6 +166,54 @@ def neighbor_ranks(X: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     out = np.empty(indices.shape, dtype=np.int64)
     distances.ranks(XT.numpy(), indices.contiguous().numpy(), limits.numpy(), out)
     return torch.from_numpy(out)
+
+
+def score_maps(
+    X: torch.Tensor, Z: torch.Tensor, labels: torch.Tensor, *, k: Sequence[int] = (5,)
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Score the maps Z [S, N, 2] of a layer X [N, d] with class labels int64 [N].
+
+    Returns
+    -------
+    rows : list of dict
+        One per seed and k: seed, k, nh, nh_feature_space, chance, tied, trustworthiness, continuity.
+    scores : list of dict
+        One per k, averaged over the seeds, with the standard error of NH. `tied` is the share of points whose k
+        neighbours, in the map or in the layer's own space, are an arbitrary choice among equally far ones.
+    """
+    labels = labels.to(X.device)
+    most = max(k)
+    near_X = knn(X, most)
+    near_Z = [knn(z, most) for z in Z]
+    # One pass over the distances in X ranks the neighbours of all maps: [N, S * most]
+    ranks_X = neighbor_ranks(X, torch.cat([near.indices for near in near_Z], dim=1)).split(most, dim=1)
+    ranks_Z = [neighbor_ranks(z, near_X.indices) for z in Z]
+    expected = chance(labels)
+    rows, scores = [], []
+    for n in k:
+        own, own_tied = near_X.first(n).indices, near_X.first(n).tied
+        phi, own_rows = [], []
+        for seed in range(len(Z)):
+            near = near_Z[seed].first(n)
+            phi.append(influence_values(near.indices, labels))
+            own_rows.append(
+                {
+                    "seed": seed,
+                    "k": n,
+                    "nh": float(hits(near.indices, labels).mean()),
+                    "nh_feature_space": float(hits(own, labels).mean()),
+                    "chance": expected,
+                    "tied": float((near.tied | own_tied).double().mean()),
+                    "trustworthiness": rank_score(ranks_X[seed][:, :n]),
+                    "continuity": rank_score(ranks_Z[seed][:, :n]),
+                }
+            )
+        nh = [row["nh"] for row in own_rows]
+        error = standard_error(torch.stack(phi), labels, seed_values=nh)
+        mean = {key: float(np.mean([row[key] for row in own_rows])) for key in own_rows[0] if key not in ("seed", "k")}
+        scores.append({"k": n, "nh": mean.pop("nh"), "standard_error": error, **mean})
+        rows += own_rows
+    return rows, scores
 
 
 def _ranks_torch(XT: torch.Tensor, indices: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:

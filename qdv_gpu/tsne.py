@@ -18,7 +18,7 @@ from qdv_gpu.affinities import KINDS, Affinities, SparseAffinities, check_perple
 from qdv_gpu.descent import Phase, descend
 from qdv_gpu.device import like, resolve_device, to_tensor
 from qdv_gpu.errors import InputError, MissingPackageError, unknown
-from qdv_gpu.neighbors import knn
+from qdv_gpu.tsne_cuml import MAX_NEIGHBORS, cuml_embedding
 
 ENGINES = ("auto", "exact", "cuml")
 SIMILARITIES = ("student-t", "gaussian")
@@ -27,7 +27,6 @@ SIMILARITIES = ("student-t", "gaussian")
 EXACT_UP_TO = 100_000
 # Seconds per pair and iteration. CPU: measured on two cores with AVX-512. CUDA: the roof of an H200, not measured.
 SECONDS_PER_PAIR = {"cpu": 8e-11, "cuda": 2.7e-13}
-CUML_MAX_NEIGHBORS = 1023  # counting the point itself
 INIT_STD = 1e-4
 MOMENTUM = (0.5, 0.8)  # during early exaggeration, and after it
 KL_CHUNK = 1 << 19  # pairs held at once in float64
@@ -146,7 +145,7 @@ class TSNE(BaseEstimator):
         rate = self._resolved_rate(N)
         P = [joint_affinities(x, perplexity=self.perplexity, kind=self.affinities) for x in points]
         if engine == "cuml":
-            Z = torch.stack([self._cuml(x, self.seed + s, rate) for x in points for s in range(S)])
+            Z = torch.stack([cuml_embedding(self, x, self.seed + s, rate) for x in points for s in range(S)])
         else:
             n_exaggerated = min(self.exaggeration_iter, self.n_iter)
             phases = [
@@ -222,8 +221,8 @@ class TSNE(BaseEstimator):
                 "engine cuml requires similarity student-t, affinities knn and init random or pca, got "
                 f"{self.similarity}, {self.affinities} and {self.init if isinstance(self.init, str) else 'an array'}"
             )
-        if int(3 * self.perplexity) + 1 > CUML_MAX_NEIGHBORS:
-            largest = (CUML_MAX_NEIGHBORS - 1) // 3
+        if int(3 * self.perplexity) + 1 > MAX_NEIGHBORS:
+            largest = (MAX_NEIGHBORS - 1) // 3
             return InputError(f"engine cuml requires a perplexity of at most {largest}, got {self.perplexity}")
         return None
 
@@ -241,45 +240,6 @@ class TSNE(BaseEstimator):
             return torch.stack([_first_components(x) for x in points]).repeat_interleave(S, dim=0)
         draws = [INIT_STD * _normal(self.seed + s, N) for s in range(S)]
         return torch.stack(draws).repeat(B, 1, 1).to(points.device)
-
-    def _cuml(self, X: torch.Tensor, seed: int, rate: float) -> torch.Tensor:
-        """One embedding by cuML's FFT method, float32 [N, 2] on X's device.
-
-        cuML's update lacks the gradient's factor 4, hence 4 * rate; it doubles the rate after early exaggeration.
-        Its perplexity search counts the point itself, so its P is slightly narrower than ours; the KL divergence
-        that is reported is against ours.
-        """
-        import cupy
-        from cuml.manifold import TSNE as CumlTSNE
-
-        k = int(3 * self.perplexity)
-        neighbors = knn(X, k)
-        itself = torch.arange(len(X), device=X.device)[:, None]
-        indices = torch.cat([itself, neighbors.indices], dim=1)
-        distances = torch.cat([torch.zeros_like(itself), neighbors.squared_distances.sqrt()], dim=1).to(torch.float32)
-        columns = X.to(torch.float32).T.contiguous().T  # cuML reads column-major arrays without a copy
-        model = CumlTSNE(
-            n_components=2,
-            perplexity=self.perplexity,
-            early_exaggeration=self.early_exaggeration,
-            exaggeration_iter=self.exaggeration_iter,
-            learning_rate=4 * rate,
-            learning_rate_method="none",  # "adaptive" would overwrite n_neighbors
-            max_iter=self.n_iter,
-            n_iter_without_progress=self.n_iter,
-            min_grad_norm=0.0,
-            pre_momentum=MOMENTUM[0],
-            post_momentum=MOMENTUM[1],
-            n_neighbors=k + 1,
-            method="fft",
-            init=self.init,
-            random_state=seed,
-            precomputed_knn=(cupy.from_dlpack(indices), cupy.from_dlpack(distances)),
-            output_type="cupy",
-        )
-        with torch.cuda.device(X.device):
-            torch.cuda.current_stream().synchronize()  # cuML runs on a stream of its own
-            return torch.from_dlpack(model.fit_transform(cupy.from_dlpack(columns))).contiguous()
 
 
 def kl_divergence(P: Affinities, Z: torch.Tensor, *, similarity: str = "student-t") -> float:

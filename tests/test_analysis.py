@@ -17,7 +17,7 @@ from qdv_gpu import analysis, analyze
 from qdv_gpu.analysis import Settings
 from qdv_gpu.errors import InputError
 
-TINY = Settings(samples=100, pca=10, perplexity=8, iterations=60, seeds=2, k=(5, 3))
+TINY = Settings(layers=("relu", "pool"), samples=100, pca=10, perplexity=8, iterations=60, seeds=2, k=(5, 3))
 SPECS = ["tiny_networks:cnn", "tiny_networks:other"]
 
 
@@ -136,7 +136,9 @@ def test_layers_that_differ_in_name_are_paired_by_position():
 
 def test_without_pca_and_other_normalisations(tmp_path):
     for normalise in ("l2", "standard", "none"):
-        settings = Settings(samples=60, pca=0, normalise=normalise, perplexity=8, iterations=20, seeds=1)
+        settings = Settings(
+            layers=("relu", "pool"), samples=60, pca=0, normalise=normalise, perplexity=8, iterations=20, seeds=1
+        )
         result = run(tmp_path / normalise, settings, ["tiny_networks:cnn"])
         assert len(result.scores) == len(LAYERS)
 

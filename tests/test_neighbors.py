@@ -4,10 +4,10 @@ import importlib.util
 
 import pytest
 import torch
-from qdv_gpu.kernels import distances as kernels
 
 from qdv_gpu import neighbors
 from qdv_gpu.errors import InputError, MissingPackageError
+from qdv_gpu.kernels import distances as kernels
 from qdv_gpu.neighbors import knn
 
 ENGINES = ["torch", "direct"] + (["faiss"] if importlib.util.find_spec("faiss") else [])

@@ -50,7 +50,9 @@ def test_vgg19_layers_and_size():
         ("mobilenet_v2", ["features.1", "features.3", "features.6", "features.13", "features.18"]),
         ("squeezenet1_1", ["features.1", "features.4", "features.7", "features.12"]),
         ("convnext_tiny", ["features.1", "features.3", "features.5", "features.7"]),
-        ("tiny_networks:cnn", ["relu", "pool"]),
+        ("tiny_networks:cnn", ["conv2", "pool"]),
+        ("inception_v3", ["Conv2d_2b_3x3", "Conv2d_4a_3x3", "Mixed_5d", "Mixed_6e", "Mixed_7c"]),
+        ("efficientnet_v2_s", ["features.1", "features.2", "features.3", "features.5", "features.7"]),
     ],
 )
 def test_default_layers_are_the_stages(name, stages):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import tsne_reference as reference
-from qdv_gpu.kernels import cpu
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.manifold import TSNE as ScikitTSNE
@@ -19,6 +18,7 @@ from qdv_gpu import TSNE, tsne
 from qdv_gpu.affinities import joint_affinities
 from qdv_gpu.descent import Phase, descend, stacked
 from qdv_gpu.errors import InputError, MissingPackageError
+from qdv_gpu.kernels import cpu
 from qdv_gpu.tsne import kl_divergence
 
 DIGITS = load_digits().data.astype(np.float32)
