@@ -9,7 +9,7 @@ import torch
 
 from qdv_gpu.errors import InputError, unknown
 from qdv_gpu.kernels import cpu
-from qdv_gpu.neighbors import distances_to_all, knn
+from qdv_gpu.neighbors import distances_to_all, neighbor_blocks
 
 KINDS = ("knn", "full")
 CHUNK = 1 << 24  # distances searched at once on a GPU, in elements
@@ -76,8 +76,7 @@ def joint_affinities(X: torch.Tensor, *, perplexity: float = 30.0, kind: str = "
     perplexity = check_perplexity(perplexity, len(X))
     if kind == "full":
         return _dense(X, perplexity)
-    indices, squared_distances, _ = knn(X, int(3 * perplexity))
-    return _symmetrised(indices, conditional_affinities(squared_distances, perplexity=perplexity))
+    return _symmetrised(*_shares(X, perplexity))
 
 
 def conditional_affinities(squared_distances: torch.Tensor, *, perplexity: float) -> torch.Tensor:
@@ -143,26 +142,37 @@ def _search(D: torch.Tensor, perplexity: float) -> torch.Tensor:
     return torch.where(limit[:, None], nearest / nearest.sum(1, keepdim=True).to(D.dtype), P)
 
 
-def _symmetrised(indices: torch.Tensor, conditional: torch.Tensor) -> SparseAffinities:
-    """(p_{j|i} + p_{i|j}) / 2N in compressed rows, from indices int64 [N, k] and p_{j|i} float64 [N, k]."""
+def _shares(X: torch.Tensor, perplexity: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The nearest neighbours of X [N, d], int32 [N, k], and p_{j|i} / 2N, float32 [N, k]."""
+    N, k = len(X), int(3 * perplexity)
+    indices = torch.empty((N, k), dtype=torch.int32, device=X.device)
+    shares = torch.empty((N, k), dtype=torch.float32, device=X.device)
+    for rows, found, squared_distances in neighbor_blocks(X, k):
+        indices[rows] = found.to(torch.int32)
+        shares[rows] = (conditional_affinities(squared_distances, perplexity=perplexity) / (2 * N)).to(torch.float32)
+    return indices, shares
+
+
+def _symmetrised(indices: torch.Tensor, shares: torch.Tensor) -> SparseAffinities:
+    """The sum of a matrix and its transpose in compressed rows, from the columns and values [N, k] of its entries."""
     N, k = indices.shape
     if not indices.is_cuda:
-        values = (conditional / (2 * N)).to(torch.float32)
+        values = shares.to(torch.float32)
         rows = np.arange(0, N * k + 1, k, dtype=np.int32 if N * k < 2**31 else np.int64)
-        columns = indices.numpy().ravel().astype(rows.dtype)
+        columns = indices.numpy().ravel().astype(rows.dtype, copy=False)
         C = scipy.sparse.csr_array((values.numpy().ravel(), columns, rows), shape=(N, N))
         P = C + C.T.tocsr()
         P.sort_indices()
         indptr, columns = P.indptr.astype(np.int64), P.indices.astype(np.int32, copy=False)
         return SparseAffinities(torch.from_numpy(indptr), torch.from_numpy(columns), torch.from_numpy(P.data))
-    return _symmetrised_by_sorting(indices, conditional)
+    return _symmetrised_by_sorting(indices, shares)
 
 
-def _symmetrised_by_sorting(indices: torch.Tensor, conditional: torch.Tensor) -> SparseAffinities:
+def _symmetrised_by_sorting(indices: torch.Tensor, shares: torch.Tensor) -> SparseAffinities:
     """The same by torch operations, on any device."""
     N, k = indices.shape
     rows = torch.arange(N, device=indices.device).repeat_interleave(k)
-    cols, values = indices.reshape(-1), conditional.reshape(-1) / (2 * N)
+    cols, values = indices.reshape(-1).long(), shares.reshape(-1)
     keys, order = torch.cat([rows * N + cols, cols * N + rows]).sort()
     values = torch.cat([values, values])[order]
     # A key comes once or twice: where it comes again, the second value joins the first.

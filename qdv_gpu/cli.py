@@ -59,14 +59,11 @@ def analyze(
     from dataclasses import replace
 
     from qdv_gpu import analysis
-    from qdv_gpu.errors import unknown
 
-    if preset not in ("default", *analysis.PRESETS):
-        raise unknown("preset", preset, ["default", *analysis.PRESETS])
     given: dict[str, Any] = {
         "samples": int(samples) if samples and samples.isdigit() else samples,
         "image_size": image_size,
-        "layers": tuple(layers.split(",")) if layers else None,
+        "layers": tuple(layer.strip() for layer in layers.split(",")) if layers else None,
         "normalise": normalise,
         "pca": pca,
         "perplexity": perplexity,
@@ -75,10 +72,7 @@ def analyze(
         "k": tuple(k) if k else None,
         "engine": engine,
     }
-    settings = replace(
-        analysis.PRESETS.get(preset, analysis.Settings()),
-        **{name: value for name, value in given.items() if value is not None},
-    )
+    settings = replace(analysis.preset(preset), **{name: value for name, value in given.items() if value is not None})
     result = analysis.analyze(
         networks, data, out, settings=settings, weights=weights, device=device, skip_bad=skip_bad, report=say
     )
@@ -132,7 +126,8 @@ def layers(network: NetworkName, *, weights: Weights = "none", image_size: Image
 
     from rich.table import Table
 
-    from qdv_gpu.networks import describe_layers, load_network
+    from qdv_gpu.layers import describe_layers
+    from qdv_gpu.networks import load_network
 
     loaded = load_network(network, weights=weights, device="cpu")
     table = Table("layer", "module", "shape", "features")
@@ -159,11 +154,11 @@ def doctor(*, device: Device = "auto") -> None:
 
 
 def console(*, stderr: bool = False) -> Any:
-    """A rich console that never cuts lines when it writes to a file."""
+    """A rich console that cuts no lines when it writes to a file."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, highlight=False, soft_wrap=not stream.isatty())
+    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else 200)
 
 
 def say(line: str) -> None:
@@ -222,6 +217,10 @@ def main() -> None:
             message = str(error)
         elif hasattr(error, "format_message"):  # the parser's own
             message = error.format_message()
+            if not message:  # there were no arguments, and the help has been printed
+                sys.exit(2)
+        elif type(error).__name__ == "OutOfMemoryError":
+            message = f"{error}: lower --image-size or --samples"
         elif isinstance(error, OSError) and error.filename:
             message = f"{error.filename}: {error.strerror}"
         else:

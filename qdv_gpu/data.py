@@ -88,10 +88,13 @@ class Images:
             _Decoder(self.files, self.side),
             batch_sampler=[batch.tolist() for batch in positions],
             num_workers=min(len(os.sched_getaffinity(0)), 8),
-            pin_memory=device.type == "cuda",
+            collate_fn=list,
         )
-        for pixels in loader:
-            yield pixels.to(device, non_blocking=True)
+        for decoded in loader:
+            bad = [item for item in decoded if isinstance(item, str)]
+            if bad:
+                raise InputError(f"{bad[0]} (--skip-bad leaves such files out)")
+            yield torch.stack(decoded).to(device, non_blocking=True)
 
     def fingerprint(self) -> str:
         """Hash of the labels and pixels (of the files' paths, sizes and times where not in memory)."""
@@ -106,8 +109,8 @@ class Images:
         return digest.hexdigest()
 
 
-class _Decoder(torch.utils.data.Dataset[Tensor]):
-    """Decodes image files one at a time."""
+class _Decoder(torch.utils.data.Dataset[Tensor | str]):
+    """Decodes image files one at a time; what is wrong with a file stands in its place."""
 
     def __init__(self, files: Sequence[Path], side: int | None) -> None:
         self.files, self.side = files, side
@@ -115,7 +118,7 @@ class _Decoder(torch.utils.data.Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> Tensor:
+    def __getitem__(self, index: int) -> Tensor | str:
         return _decode(self.files[index], self.side)
 
 
@@ -158,6 +161,7 @@ def load_images(
     InputError
         For an unknown data set, a download that fails, a damaged file, or a class with too few images.
     """
+    check_data(data)
     if split not in ("train", "test"):
         raise InputError(f"split must be train or test, got {split!r}")
     if image_size is not None and image_size < 1:
@@ -169,13 +173,18 @@ def load_images(
         images = _cifar10(split, cache)
     elif data == "fashion-mnist":
         images = _fashion_mnist(split, cache)
-    elif Path(data).is_dir():
-        return _folder(Path(data), split, samples, image_size, skip_bad=skip_bad, seed=seed)
-    elif os.sep in str(data):
-        raise InputError(f"data folder {data} does not exist")
     else:
-        raise unknown("data set", str(data), [*DATASETS, "a folder"])
+        return _folder(Path(data), split, samples, image_size, skip_bad=skip_bad, seed=seed)
     return images.take(stratified(images.labels, images.classes, samples, seed=seed))
+
+
+def check_data(data: str | Path) -> None:
+    """Raise InputError unless `data` names a data set or a folder."""
+    if data in DATASETS or Path(data).is_dir():
+        return
+    if os.sep in str(data):
+        raise InputError(f"data folder {data} does not exist")
+    raise unknown("data set", str(data), [*DATASETS, "a folder"])
 
 
 def stratified(labels: Tensor, classes: Sequence[str], samples: int | str, *, seed: int = 222) -> Tensor:
@@ -298,26 +307,30 @@ def _folder(
     files = [path for paths in members for path in paths]
     labels = torch.tensor([c for c, paths in enumerate(members) for _ in paths])
 
+    def refuse(complaints: Sequence[str]) -> InputError:
+        count = f"{len(complaints)} bad of {len(files)} files"
+        return InputError(f"{complaints[0]}; {count} (--skip-bad leaves them out)")
+
     with ThreadPoolExecutor() as pool:
-        checked = list(pool.map(_header, files)) if not skip_bad else list(pool.map(_whole, files))
-        good = torch.tensor([i for i, size in enumerate(checked) if not isinstance(size, str)])
-        if len(good) < len(files) and not skip_bad:
-            first = next(size for size in checked if isinstance(size, str))
-            raise InputError(
-                f"{first}; {len(files) - len(good)} bad of {len(files)} files (--skip-bad leaves them out)"
-            )
-        if not len(good):
-            raise InputError(f"none of the {len(files)} files in {top} can be read: {checked[0]}")
+        sizes = list(pool.map(_whole if skip_bad else _header, files))
+        bad = [size for size in sizes if isinstance(size, str)]
+        if bad and (len(bad) == len(files) or not skip_bad):
+            raise refuse(bad)
+        good = torch.tensor([i for i, size in enumerate(sizes) if not isinstance(size, str)])
         chosen = good[stratified(labels[good], classes, samples, seed=seed)]
-        sizes = {checked[i] for i in chosen.tolist()}
-        if len(sizes) > 1 and image_size is None:
-            raise InputError(f"{top} holds images of {len(sizes)} sizes: pass --image-size to resize them")
         kept = tuple(files[i] for i in chosen.tolist())
-        side = image_size if len(sizes) > 1 else None
-        width, height = next(iter(sizes)) if side is None else (side, side)
+        shapes = {size for i in chosen.tolist() if not isinstance(size := sizes[i], str)}
+        if len(shapes) > 1 and image_size is None:
+            raise InputError(f"{top} holds images of {len(shapes)} sizes: pass --image-size to resize them")
+        side = image_size if len(shapes) > 1 else None
+        width, height = next(iter(shapes)) if side is None else (side, side)
         pixels = None
         if len(kept) * 3 * width * height <= free_memory(torch.device("cpu")) // 2:
-            pixels = torch.stack(list(pool.map(_decode, kept, repeat(side))))
+            decoded = list(pool.map(_decode, kept, repeat(side)))
+            bad = [item for item in decoded if isinstance(item, str)]
+            if bad:
+                raise refuse(bad)
+            pixels = torch.stack([item for item in decoded if not isinstance(item, str)])
     skipped = len(files) - len(good)
     return Images(str(folder), labels[chosen], tuple(classes), chosen, pixels, kept, side, skipped)
 
@@ -331,28 +344,31 @@ def _header(path: Path) -> tuple[int, int] | str:
             width, height = image.size
             rotated = image.getexif().get(ImageOps.ExifTags.Base.Orientation, 1) >= 5
             return (height, width) if rotated else (width, height)
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return _complaint(path, error)
 
 
 def _whole(path: Path) -> tuple[int, int] | str:
     """As `_header`, after decoding every pixel."""
-    try:
-        pixels = _decode(path, None)
-    except InputError as error:
-        return str(error)
-    return pixels.shape[2], pixels.shape[1]
+    pixels = _decode(path, None)
+    return pixels if isinstance(pixels, str) else (pixels.shape[2], pixels.shape[1])
 
 
-def _decode(path: Path, side: int | None) -> Tensor:
-    """uint8 [3, H, W] of a PNG or JPEG file, turned upright, resized to side x side if `side` is given."""
+def _decode(path: Path, side: int | None) -> Tensor | str:
+    """uint8 [3, H, W] of a PNG or JPEG file, turned upright, resized to side x side if `side` is given.
+
+    Instead of pixels, what is wrong with the file.
+    """
     from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file).convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(_complaint(path, error)) from None
+            image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I"):  # 16 bits of gray
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            image = image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return _complaint(path, error)
     if side is not None:
         image = image.resize((side, side), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

@@ -3,15 +3,17 @@
 import os
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from qdv_gpu.errors import InputError
+
+T = TypeVar("T")
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
@@ -70,6 +72,43 @@ def like(result: torch.Tensor, original: Any) -> Any:
 
         return cupy.from_dlpack(result.detach().cuda())
     return result.detach().cpu().numpy()
+
+
+class Halving:
+    """Calls a function on a batch in as many pieces as memory needs, and remembers how many.
+
+    Parameters
+    ----------
+    report : callable
+        Told when the pieces get smaller.
+    """
+
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self.report = report
+        self.pieces = 1
+
+    def __call__(self, function: Callable[[torch.Tensor], T], batch: torch.Tensor) -> list[T]:
+        """Results of the pieces, in order.
+
+        Raises
+        ------
+        InputError
+            If not even one row fits.
+        """
+        while True:
+            try:
+                return [function(piece) for piece in batch.chunk(self.pieces)]
+            except torch.OutOfMemoryError:
+                pass  # and let go of what the exception holds before trying again
+            self.halve(len(batch))
+
+    def halve(self, size: int) -> None:
+        """Cut batches of `size` rows into twice as many pieces from now on."""
+        if self.pieces >= size:
+            raise InputError("CUDA is out of memory even for one image: lower --image-size")
+        self.pieces *= 2
+        torch.cuda.empty_cache()
+        self.report(f"CUDA is out of memory: the batch is halved to {-(-size // self.pieces)} images")
 
 
 def free_memory(device: torch.device) -> int:

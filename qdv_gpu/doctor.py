@@ -86,8 +86,10 @@ def _engines(device: torch.device) -> Iterator[tuple[str, str, str]]:
         yield "neighbours", "torch", "faiss has no GPU support here"
     else:
         yield "neighbours", "numba", "every distance; faiss is absent"
-    kernels = "CuPy kernels" if cuda else "numba"
-    yield "t-SNE", "exact", f"{kernels}, up to {EXACT_UP_TO:,} points"
+    if cuda and importlib.util.find_spec("cupy") is None:
+        yield "t-SNE", "exact", "numba, on the CPU, because CuPy is absent"
+        return
+    yield "t-SNE", "exact", f"{'CUDA kernels' if cuda else 'numba'}, up to {EXACT_UP_TO:,} points"
     if cuda and importlib.util.find_spec("cuml") is not None:
         yield "", "cuml", f"above {EXACT_UP_TO:,} points"
     else:
@@ -137,6 +139,7 @@ def _tests(device: torch.device) -> Iterator[tuple[str, Callable[[], str]]]:
         yield f"neighbours, torch, {place}", partial(neighbors, "torch", place)
     yield "neighbours, numba, cpu", partial(neighbors, "direct", cpu)
     for place in places:
-        yield f"t-SNE, exact, {place}", partial(tsne, "exact", place)
+        if place.type == "cpu" or importlib.util.find_spec("cupy") is not None:
+            yield f"t-SNE, exact, {place}", partial(tsne, "exact", place)
     if device.type == "cuda" and importlib.util.find_spec("cuml") is not None:
         yield f"t-SNE, cuml, {device}", partial(tsne, "cuml", device)

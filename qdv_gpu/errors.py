@@ -18,7 +18,7 @@ class MissingPackageError(InputError, ImportError):
 
 def unknown(kind: str, value: str, allowed: Iterable[str]) -> InputError:
     """Error for a name that is not among `allowed`, with the closest of them first."""
-    names = sorted(allowed)
+    names = sorted(set(allowed))
     close = difflib.get_close_matches(value, names, n=3, cutoff=0.5)
     if close:
         return InputError(f"unknown {kind} {value!r}: did you mean {', '.join(close)}?")

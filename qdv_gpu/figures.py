@@ -4,34 +4,41 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-# Ten hues that stay apart for colour-blind readers as well as for others; more classes repeat them.
+# Ten hues that stay apart for colour-blind readers as well as for others.
 COLOURS = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#000000", "#ee7733", "#999933"]
 
 
-def plot_maps(maps: Sequence[tuple[dict[str, Any], np.ndarray]], labels: np.ndarray, classes: Sequence[str]) -> Figure:
-    """One panel per network (down) and layer (across): the map Z [N, 2], coloured by class.
+def plot_maps(
+    scores: Sequence[dict[str, Any]], maps: Sequence[np.ndarray], labels: np.ndarray, classes: Sequence[str]
+) -> Figure:
+    """One panel per network (down) and layer (across): the map, coloured by class.
 
     Parameters
     ----------
-    maps : sequence of (score, Z)
-        `score` holds network, layer, position and nh.
+    scores : sequence of dict
+        network, layer, position and nh of each map.
+    maps : sequence of array
+        Z [N, 2] each.
     labels : array
         int64 [N].
     """
-    networks = list(dict.fromkeys(score["network"] for score, _ in maps))
-    depth = max(score["position"] for score, _ in maps)
+    networks = list(dict.fromkeys(score["network"] for score in scores))
+    depth = max(score["position"] for score in scores)
     figure = Figure(figsize=(2.6 * depth, 2.9 * len(networks) + 0.5), layout="constrained")
     axes = figure.subplots(len(networks), depth, squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
-    colours = np.array(COLOURS)[labels % len(COLOURS)]
+    palette = np.array(COLOURS if len(classes) <= len(COLOURS) else hues(len(classes)))
+    colours = palette[labels]
     order = np.random.default_rng(0).permutation(len(labels))  # no class on top of the others
     size = float(np.clip(4000 / len(labels), 0.4, 12))
-    for score, Z in maps:
+    for score, Z in zip(scores, maps, strict=True):
         ax = axes[networks.index(score["network"]), score["position"] - 1]
         ax.set_axis_on()
         ax.scatter(Z[order, 0], Z[order, 1], s=size, c=colours[order], linewidths=0)
@@ -39,12 +46,14 @@ def plot_maps(maps: Sequence[tuple[dict[str, Any], np.ndarray]], labels: np.ndar
         ax.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] - half, middle[1] + half))
         ax.set(xticks=[], yticks=[], box_aspect=1)
         ax.set_title(f"{score['network']} {score['layer']}\nNH {score['nh']:.3f}", fontsize=9)
-    handles = [
-        Line2D([], [], linestyle="", marker="o", color=COLOURS[c % len(COLOURS)], label=name)
-        for c, name in enumerate(classes)
-    ]
+    handles = [Line2D([], [], linestyle="", marker="o", color=palette[c], label=name) for c, name in enumerate(classes)]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(classes), max(5, 2 * depth)), fontsize=8)
     return figure
+
+
+def hues(count: int) -> list[str]:
+    """That many different colours."""
+    return [to_hex(colour) for colour in colormaps["turbo"](np.linspace(0, 1, count))]
 
 
 def plot_nh(scores: Sequence[dict[str, Any]]) -> Figure:

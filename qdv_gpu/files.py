@@ -11,6 +11,8 @@ from typing import Any
 
 from qdv_gpu.errors import InputError
 
+TEMPORARY = ".qdv-gpu-tmp-"  # how the names of unfinished files begin
+
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -25,7 +27,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=path.suffix, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         yield temporary
@@ -75,6 +77,6 @@ def read_json(path: str | Path) -> Any:
 
 def remove_leftovers(folder: str | Path) -> None:
     """Delete the temporary files that killed runs left below `folder`, which nothing else may be writing to."""
-    for path in Path(folder).rglob(".*-*"):
+    for path in Path(folder).rglob(f"{TEMPORARY}*"):
         if path.is_file():
             path.unlink(missing_ok=True)

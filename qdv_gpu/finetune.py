@@ -1,7 +1,9 @@
 """Transfer learning: fine-tune every weight of a network on a data set."""
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from qdv_gpu.data import Images, load_images, prepare, stratified
+from qdv_gpu.device import Halving
 from qdv_gpu.errors import InputError
 from qdv_gpu.figures import plot_training
 from qdv_gpu.files import remove_leftovers, replacing, write_json
@@ -18,6 +21,7 @@ from qdv_gpu.networks import Network, load_network
 from qdv_gpu.weights import read_weights, write_weights
 
 Report = Callable[[str], None]
+CHECKPOINT = "checkpoint.safetensors"
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,8 @@ def finetune(
 
     The defaults are those of Wang & Liu (CIKM 2024). On CUDA the forward pass runs in bfloat16. After each
     epoch `out/checkpoint.safetensors` is replaced; the same call after a kill goes on from it and ends, on the
-    same device, with the same weights as a run that was not interrupted. When CUDA runs out of memory each batch
+    same device, with the same weights as a run that was not interrupted (on CUDA as far as torch has deterministic
+    operators; it warns of others). When CUDA runs out of memory each batch
     is computed in halves, which leaves the gradient as it was (batch norm then sees the halves).
 
     Parameters
@@ -82,6 +87,8 @@ def finetune(
             f"got epochs={epochs}, batch size={batch_size}, lr={lr}"
         )
     out = Path(out)
+    if out.is_dir() and any(out.iterdir()) and not (out / CHECKPOINT).is_file():
+        raise InputError(f"{out} is not empty and holds no {CHECKPOINT}: choose another --out")
     train = load_images(data, "train", samples=limit, image_size=image_size, skip_bad=skip_bad)
     test = load_images(data, "test", image_size=image_size, skip_bad=skip_bad)
     if train.classes != test.classes:
@@ -108,20 +115,28 @@ def finetune(
         report(f"going on from {run.checkpoint} after epoch {run.epoch}")
     train, test = train.to(network.device), test.to(network.device)
     quick = test.take(stratified(test.labels, test.classes, min(1000, len(test)))) if len(test) > 1000 else test
-    while run.epoch < epochs:
-        loss, accuracy = run.train(train, batch_size, epochs, report, progress)
-        entry = {"loss": loss, "accuracy": accuracy, "test_accuracy": accuracy_of(network, quick, batch_size)}
-        run.history.append(entry)
-        run.save()
-        report(
-            f"epoch {run.epoch}/{epochs}: loss {loss:.3f}, training accuracy {accuracy:.1%}, "
-            f"accuracy on {len(quick)} test images {entry['test_accuracy']:.1%}"
-        )
+    with deterministic(network.device):
+        while run.epoch < epochs:
+            started = time.perf_counter()
+            loss, accuracy = run.train(train, batch_size, epochs, report, progress)
+            seconds = time.perf_counter() - started
+            entry = {
+                "loss": loss,
+                "accuracy": accuracy,
+                "test_accuracy": accuracy_of(network, quick, batch_size, report),
+            }
+            run.history.append(entry)
+            run.save()
+            report(
+                f"epoch {run.epoch}/{epochs}: loss {loss:.3f}, training accuracy {accuracy:.1%}, "
+                f"accuracy on {len(quick)} test images {entry['test_accuracy']:.1%}; "
+                f"{len(train) / seconds:.0f} images/s, {(epochs - run.epoch) * seconds:.0f} s left"
+            )
     result = {
         "settings": {**settings, "epochs": run.epoch},
         "classes": list(train.classes),
         "history": run.history,
-        "test_accuracy": accuracy_of(network, test, batch_size),
+        "test_accuracy": accuracy_of(network, test, batch_size, report),
         "test_images": len(test),
         "training_images": len(train),
         "device": str(network.device),
@@ -140,14 +155,14 @@ class _Run:
 
     def __init__(self, network: Network, settings: dict[str, Any], out: Path, lr: float) -> None:
         self.network, self.settings = network, settings
-        self.checkpoint = out / "checkpoint.safetensors"
+        self.checkpoint = out / CHECKPOINT
         self.parameters = dict(network.module.named_parameters())
         self.optimizer = torch.optim.Adam(self.parameters.values(), lr=lr)
         self.history: list[dict[str, float]] = []
         self.pieces = 1
         if self.checkpoint.is_file():
             self._resume()
-        remove_leftovers(out)
+            remove_leftovers(out)
 
     @property
     def epoch(self) -> int:
@@ -171,14 +186,16 @@ class _Run:
         self.network.module.load_state_dict(tensors)
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        self.history = metadata["history"]
+        self.history, self.pieces = metadata["history"], metadata["pieces"]
 
     def save(self) -> None:
         tensors = dict(self.network.module.state_dict())
         names = list(self.parameters)
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam/{key}/{names[index]}": value for key, value in state.items()}
-        write_weights(self.checkpoint, tensors, {"settings": self.settings, "history": self.history})
+        write_weights(
+            self.checkpoint, tensors, {"settings": self.settings, "history": self.history, "pieces": self.pieces}
+        )
 
     def train(
         self,
@@ -241,6 +258,21 @@ class _Run:
             torch.cuda.empty_cache()
 
 
+@contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
+    """Have CUDA operators give the same bits on every run, where torch can."""
+    if device.type == "cpu":
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(mode=before[0], warn_only=before[1])
+
+
 def logits_of(network: Network, pixels: Tensor) -> Tensor:
     """Logits [B, classes] of uint8 images [B, C, H, W] on the network's device."""
     x = prepare(
@@ -258,11 +290,13 @@ def logits_of(network: Network, pixels: Tensor) -> Tensor:
     return logits
 
 
-def accuracy_of(network: Network, images: Images, batch_size: int) -> float:
+def accuracy_of(network: Network, images: Images, batch_size: int, report: Report = print) -> float:
     """Share of the images whose largest logit is that of their class."""
     order = torch.arange(len(images)).split(max(batch_size, 64))
     hits = 0
+    predict = Halving(report)
     with torch.inference_mode():
         for batch, pixels in zip(order, images.batches(order, network.device), strict=True):
-            hits += int((logits_of(network, pixels).argmax(1).cpu() == images.labels[batch]).sum())
+            logits = torch.cat(predict(lambda part: logits_of(network, part), pixels))
+            hits += int((logits.argmax(1).cpu() == images.labels[batch]).sum())
     return hits / len(images)

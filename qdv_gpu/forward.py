@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qdv_gpu.data import Images, prepare
-from qdv_gpu.device import like, to_tensor
+from qdv_gpu.device import Halving, like, to_tensor
 from qdv_gpu.errors import InputError
 from qdv_gpu.networks import Network
 
@@ -90,6 +90,7 @@ class ForwardPass:
     image_size: int | None = None
     batch_size: int = 0
     report: Report = print
+    halving: Halving | None = None  # shared by passes over parts of the layers
 
     def __post_init__(self) -> None:
         if self.batch_size == 0:
@@ -97,29 +98,21 @@ class ForwardPass:
         if self.batch_size < 1:
             raise InputError(f"batch size must be at least 1, got {self.batch_size}")
         self.widths: dict[str, int] = {}
-        self._pieces = 1  # that each batch is fed in
+        self.halving = self.halving or Halving(self.report)
         self._calls: int | None = None  # of the layers in one pass, known after the first
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         device = self.network.device
         order = torch.arange(len(self.images)).split(self.batch_size)
         for pixels in self.images.batches(order, device):
-            outputs = None
-            while outputs is None:
-                try:
-                    outputs = [self._forward(piece) for piece in pixels.chunk(self._pieces)]
-                except torch.OutOfMemoryError:
-                    self._halve(len(pixels))
-            yield {name: torch.cat([out[name] for out in outputs]) for name in outputs[0]}
+            assert self.halving is not None
+            pieces = self.halving(self._forward, pixels)
+            yield {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
 
-    def _halve(self, batch: int) -> None:
-        """After running out of memory: feed each batch in twice as many pieces from now on."""
-        device = self.network.device
-        if self._pieces >= batch:
-            raise InputError(f"{device} is out of memory even for one image: lower --image-size") from None
-        self._pieces *= 2
-        torch.cuda.empty_cache()
-        self.report(f"{device} is out of memory: the batch is halved to {-(-batch // self._pieces)} images")
+    def run(self) -> None:
+        """Run the pass for what it finds out: `widths`, and whether the network takes these images."""
+        for _ in self:
+            pass
 
     def source(self, layer: str) -> str:
         """The name in `layers` that an output belongs to: "relu" for "relu@2"."""
@@ -131,6 +124,7 @@ class ForwardPass:
 
     def _forward(self, pixels: Tensor) -> dict[str, Tensor]:
         network = self.network
+        size = self.image_size or network.image_size
         seen: dict[str, list[Tensor]] = defaultdict(list)
 
         def keep(name: str) -> Callable[..., None]:
@@ -149,7 +143,7 @@ class ForwardPass:
                 network.module(
                     prepare(
                         pixels,
-                        size=self.image_size or network.image_size,
+                        size=size,
                         channels=network.channels,
                         mean=network.mean,
                         std=network.std,
@@ -158,6 +152,10 @@ class ForwardPass:
                 )
         except _LastLayerSeenError:
             pass
+        except (RuntimeError, ValueError, AssertionError) as error:
+            if isinstance(error, torch.OutOfMemoryError | InputError):
+                raise
+            raise InputError(f"{network.name} cannot take images of {size} x {size} pixels: {error}") from error
         finally:
             for handle in handles:
                 handle.remove()

@@ -1,6 +1,7 @@
 """Exact nearest neighbours: faiss or torch propose candidates, float64 distances decide."""
 
 import importlib.util
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -9,10 +10,15 @@ import torch
 from qdv_gpu.errors import InputError, MissingPackageError, unknown
 
 ENGINES = ("auto", "faiss", "torch", "direct")
-CHUNK = 1 << 24  # distances held at once, in elements
+CHUNK = 1 << 24  # distances held at once on a GPU, in elements
+HOST_CHUNK = 1 << 19  # and on a CPU
 FAISS_GPU_LIMIT = 2048  # faiss aborts the process when a GPU is asked for more neighbours
 DIRECT_COLUMNS = 16  # up to here a CPU computes every distance sooner than faiss proposes
+FAISS_QUERIES = 4096  # at once on a CPU; it takes twice as long for each of 2,048 or fewer
 LARGEST = 1e150  # beyond this, squares overflow
+
+
+Proposer = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 class Neighbors(NamedTuple):
@@ -68,20 +74,51 @@ def knn(X: torch.Tensor, k: int, *, engine: str = "auto") -> Neighbors:
     MissingPackageError
         If faiss is asked for and absent.
     """
+    N = len(X)
+    result = Neighbors(
+        torch.empty((N, k), dtype=torch.int64, device=X.device),
+        torch.empty((N, k), dtype=torch.float64, device=X.device),
+        torch.zeros(N, dtype=torch.bool, device=X.device),
+    )
+    for rows, indices, distances in neighbor_blocks(X, k, engine=engine, beyond=1):
+        result.indices[rows], result.squared_distances[rows] = indices[:, :k], distances[:, :k]
+        result.tied[rows] = distances[:, k - 1] == distances[:, k]  # never for k = N - 1: the last one is infinite
+    return result
+
+
+def neighbor_blocks(
+    X: torch.Tensor, k: int, *, engine: str = "auto", beyond: int = 0
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Find neighbours as `knn` does, some points at a time, so that the caller keeps only what is needed.
+
+    Yields the points int64 [n], in any order, their k + `beyond` nearest other points int64 and the squared distances
+    float64 [n, k + beyond]. Beyond N - 1 the distance is infinite.
+    """
     X = _validated(X, k)
     engine = _resolved_engine(X, k, engine)
-    if engine == "direct":
-        indices, distances = _search_all(X, torch.arange(len(X), device=X.device), k + 1)
-    else:
-        indices, distances = _search_candidates(X, k + 1, engine)
-    tied = distances[:, k - 1] == distances[:, k]  # never for k = N - 1: the last distance is infinite
-    return Neighbors(indices[:, :k].contiguous(), distances[:, :k].contiguous(), tied)
+    N, k = len(X), k + beyond
+    missing = torch.arange(N, device=X.device)
+    if engine != "direct":
+        width = min(N, k + 1 + max(16, k // 4))  # the point itself is proposed as well
+        width = min(width, FAISS_GPU_LIMIT) if X.is_cuda and engine == "faiss" else width
+        twice = torch.cat([X, X])  # from a block's first point on, it holds all points, those of the block in front
+        X = twice[:N]
+        size, propose = _faiss_proposer(X, width) if engine == "faiss" else _torch_proposer(X, width)
+        unproven = []
+        for start in range(0, N, size):
+            rows = missing[start : start + size]
+            indices, distances, proven = _ranked(twice[start : start + N], start, k, *propose(rows))
+            yield rows[proven], indices[proven], distances[proven]
+            unproven.append(rows[~proven])
+        missing = torch.cat(unproven)
+    for rows in missing.split(_block_size(X, k)):
+        yield rows, *_search_all(X, rows, k)
 
 
 def listed_distances(X: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """Squared distances float64 [N, m] of each point to its listed points; infinity to itself.
+    """Squared distances float64 [n, m] of each of the first n points to its listed points; infinity to itself.
 
-    X is float64 [N, d], indices int64 [N, m].
+    X is float64 [N, d], indices int64 [n, m].
     """
     if X.is_cuda:
         return _listed_distances_torch(X, indices)
@@ -96,11 +133,11 @@ def _listed_distances_torch(X: torch.Tensor, indices: torch.Tensor) -> torch.Ten
     result = torch.zeros(indices.shape, dtype=torch.float64, device=X.device)
     XT = X.T.contiguous()  # [d, N]
     step = max(1, CHUNK // indices.shape[1])
-    for start in range(0, len(X), step):
-        rows = slice(start, start + step)
+    for start in range(0, len(indices), step):
+        rows = slice(start, min(start + step, len(indices)))
         for x in XT:
             result[rows] += (x[indices[rows]] - x[rows, None]).square_()
-    return result.masked_fill_(indices == torch.arange(len(X), device=X.device)[:, None], torch.inf)
+    return result.masked_fill_(indices == torch.arange(len(indices), device=X.device)[:, None], torch.inf)
 
 
 def distances_to_all(XT: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -160,21 +197,31 @@ def _has_faiss(device: torch.device) -> bool:
     return hasattr(faiss, "knn_gpu") and faiss.get_num_gpus() > 0  # without a GPU, knn_gpu aborts the process
 
 
-def _search_candidates(X: torch.Tensor, k: int, engine: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k nearest of every point, indices int64 and distances float64 [N, k], from proposals proven complete."""
-    width = min(len(X), k + 1 + max(16, k // 4))  # the point itself is proposed as well
-    if engine == "faiss":
-        width = min(width, FAISS_GPU_LIMIT) if X.is_cuda else width
-        candidates, outside = _propose_faiss(X, width)
-    else:
-        candidates, outside = _propose_torch(X, width)
+def _block_size(X: torch.Tensor, columns: int) -> int:
+    """Number of rows, so that an array of so many columns holds no more than a chunk."""
+    return max(1, (CHUNK if X.is_cuda else HOST_CHUNK) // columns)
+
+
+def _ranked(
+    X: torch.Tensor, start: int, k: int, candidates: torch.Tensor, outside: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The k nearest candidates of the first n points of X, and whether they are proven to be the nearest points.
+
+    Parameters
+    ----------
+    X : torch.Tensor
+        All points float64 [N, d], from point `start` on and then from the first one.
+    candidates, outside : torch.Tensor
+        Of points start, start + 1, ...: int64 [n, width], and a lower bound [n] on the distance of the other points.
+
+    Returns
+    -------
+    Indices int64 and distances float64 [n, k], nearest first, and bool [n].
+    """
     candidates = candidates.sort(dim=1).values  # index order, which the stable sort keeps among ties
-    distances, order = listed_distances(X, candidates).sort(dim=1, stable=True)
+    distances, order = listed_distances(X, (candidates - start).remainder_(len(X))).sort(dim=1, stable=True)
     distances, indices = distances[:, :k], candidates.gather(1, order[:, :k])
-    if width < len(X):
-        unproven = (~(distances[:, k - 1] < outside)).nonzero().squeeze(1)
-        indices[unproven], distances[unproven] = _search_all(X, unproven, k)
-    return indices, distances
+    return indices, distances, (distances[:, -1] < outside) | (candidates.shape[1] == len(X))
 
 
 def _error_bound(X: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -187,55 +234,58 @@ def _error_bound(X: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """
     d = X.shape[1]
     u = torch.finfo(dtype).eps / 2
-    norms = X.square().sum(dim=1).sqrt()
+    norms = torch.linalg.vector_norm(X, dim=1, dtype=torch.float64)
     return 2 * (d + 8) * u * (norms + norms.max()).square() + d * torch.finfo(dtype).tiny
 
 
 def _centred(X: torch.Tensor) -> tuple[torch.Tensor, float]:
     """X less its mean, over the power of two that brings it to at most 1, and that power."""
     C = X - X.mean(dim=0)
-    largest = float(C.abs().max()) if C.numel() else 0.0
+    largest = float(torch.linalg.vector_norm(C, torch.inf)) if C.numel() else 0.0
     scale = 2.0 ** np.ceil(np.log2(largest)) if largest > 0 else 1.0
-    return C / scale, scale
+    return C.div_(scale), scale
 
 
-def _propose_torch(X: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Candidates int64 [N, width], and a lower bound float64 [N] on the distance of every point left out.
+def _torch_proposer(X: torch.Tensor, width: int) -> tuple[int, Proposer]:
+    """How many points to ask for at once, and a function that proposes neighbours of the points int64 [n].
 
-    In float64, so that the setting that lets CUDA multiply float32 matrices as TF32 has no say.
+    It returns candidates int64 [n, width] and a lower bound float64 [n] on the distance of every point left out. In
+    float64, so that the setting that lets CUDA multiply float32 matrices as TF32 has no say.
     """
     C, scale = _centred(X)
-    norms = C.square().sum(dim=1)
-    candidates = torch.empty((len(C), width), dtype=torch.int64, device=C.device)
-    worst = torch.empty(len(C), dtype=torch.float64, device=C.device)
-    step = max(1, CHUNK // len(C))
-    for start in range(0, len(C), step):
-        rows = slice(start, start + step)
-        D = torch.addmm(norms, C[rows], C.T, alpha=-2) + norms[rows, None]  # [step, N]
+    norms, error = C.square().sum(dim=1), _error_bound(C, torch.float64)
+
+    def propose(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        D = torch.addmm(norms, C[rows], C.T, alpha=-2) + norms[rows, None]  # [n, N]
         found = D.topk(width, dim=1, largest=False)
-        candidates[rows] = found.indices
-        worst[rows] = found.values[:, -1]
-    return candidates, (worst - _error_bound(C, torch.float64)) * scale**2
+        return found.indices, (found.values[:, -1] - error[rows]) * scale**2
+
+    return _block_size(X, len(X)), propose
 
 
-def _propose_faiss(X: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `_propose_torch`, in float32 by faiss."""
+def _faiss_proposer(X: torch.Tensor, width: int) -> tuple[int, Proposer]:
+    """As `_torch_proposer`, in float32 by faiss."""
     import faiss
 
     C, scale = _centred(X)
     C = C.to(torch.float32).contiguous()
+    error = _error_bound(C, torch.float32)
     if X.is_cuda:
         import faiss.contrib.torch_utils  # makes knn_gpu take CUDA tensors, on torch's stream
 
         resources = faiss.StandardGpuResources()
         resources.setTempMemory(256 << 20)  # bytes, outside torch's pool
-        with torch.cuda.device(X.device):
-            D, candidates = faiss.knn_gpu(resources, C, C, width, device=X.device.index, use_cuvs=False)
-            torch.cuda.current_stream().synchronize()  # `resources` frees its memory on leaving
-    else:
-        D, candidates = map(torch.from_numpy, faiss.knn(C.numpy(), C.numpy(), width))
-    worst = D[:, -1].to(torch.float64)
-    return candidates, (worst - _error_bound(C.to(torch.float64), torch.float32)) * scale**2
+
+    def propose(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if X.is_cuda:
+            with torch.cuda.device(X.device):
+                D, candidates = faiss.knn_gpu(resources, C[rows], C, width, device=X.device.index, use_cuvs=False)
+                torch.cuda.current_stream().synchronize()  # `resources` may free its memory after this
+        else:
+            D, candidates = map(torch.from_numpy, faiss.knn(C[rows].numpy(), C.numpy(), width))
+        return candidates, (D[:, -1].to(torch.float64) - error[rows]) * scale**2
+
+    return _block_size(X, width) if X.is_cuda else FAISS_QUERIES, propose
 
 
 def _search_all(X: torch.Tensor, rows: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

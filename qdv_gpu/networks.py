@@ -1,34 +1,31 @@
 """Networks by name, with named layers."""
 
 import importlib
-import itertools
+import os
+import pickle
 import re
 import sys
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from qdv_gpu.architectures import CaffeAlexNet, ZFNet
 from qdv_gpu.device import resolve_device
 from qdv_gpu.errors import InputError, unknown
+from qdv_gpu.layers import default_layers, head_path
 from qdv_gpu.weights import Tensors, read_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _OWN: dict[str, Callable[[], nn.Module]] = {"caffe_alexnet": CaffeAlexNet, "zfnet": ZFNet}
-# The paper's layers (Wang & Liu, CIKM 2024, Table 3); a conv layer is taken after its ReLU.
-_NAMED_LAYERS = {
-    "alexnet": {"maxpool1": 2, "maxpool2": 5, "conv3": 7, "conv4": 9, "maxpool5": 12},
-    "caffe_alexnet": {"maxpool1": 3, "maxpool2": 7, "conv3": 9, "conv4": 11, "maxpool5": 14},
-    "zfnet": {"maxpool1": 2, "maxpool2": 6, "conv3": 9, "conv4": 11, "maxpool5": 14},
-}
-
-_KINDS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Dropout)
+_AUXILIARY = ("googlenet", "inception_v3")  # have side heads for training, which are left out
 
 
 @dataclass
@@ -39,6 +36,8 @@ class Network:
     ----------
     spec : str
         What it was loaded by: a name or "package.module:factory".
+    source : str
+        Where its weights are from: a file, "imagenet" or "none".
     name : str
         Its label in tables and file names.
     module : nn.Module
@@ -57,6 +56,7 @@ class Network:
     """
 
     spec: str
+    source: str
     name: str
     module: nn.Module
     layers: dict[str, str]
@@ -72,6 +72,10 @@ class Network:
         """Where its parameters are."""
         return next(self.module.parameters()).device
 
+    def has(self, layer: str) -> bool:
+        """Whether `layer` is a layer name or a module path of this network."""
+        return layer in self.layers or layer in dict(self.module.named_modules())
+
     def select(self, layers: Iterable[str] | None = None) -> dict[str, str]:
         """Map layer names (or dotted module paths) to module paths; None selects the default layers.
 
@@ -82,10 +86,10 @@ class Network:
         """
         if layers is None:
             return dict(self.layers)
-        paths = {path for path, _ in self.module.named_modules() if path}
         selected: dict[str, str] = {}
         for layer in layers:
-            if layer not in self.layers and layer not in paths:
+            if not layer or not self.has(layer):
+                paths = [path for path, _ in self.module.named_modules() if path]
                 raise unknown(f"layer of {self.name}", layer, [*self.layers, *paths])
             selected[layer] = self.layers.get(layer, layer)
         if not selected:
@@ -101,7 +105,7 @@ def network_names() -> list[str]:
 
 
 def load_network(
-    spec: str,
+    spec: str | nn.Module,
     *,
     weights: str | Path = "imagenet",
     num_classes: int | None = None,
@@ -112,10 +116,11 @@ def load_network(
 
     Parameters
     ----------
-    spec : str
-        A torchvision classifier ("alexnet", "vgg19", ...), "caffe_alexnet", "zfnet" or
+    spec : str or nn.Module
+        A torchvision classifier ("alexnet", "vgg19", ...), "caffe_alexnet", "zfnet", a module of yours, or
         "package.module:factory", where `factory()` returns an `nn.Module` that takes images [B, C, H, W]; its
-        attributes `image_size`, `image_mean`, `image_std` (pixels in 0..1) and `bgr` are used where it has them.
+        attributes `image_size`, `image_mean`, `image_std` (pixels in 0..1), `bgr` and `named_layers` (a dict of
+        name to module path: its default layers) are used where it has them, as are those of a module.
         "SPEC=FILE" names the weights too; FILE may be the output folder of `qdv-gpu finetune`.
     weights : str or Path
         "imagenet" (torchvision's), "none" (random, from `seed`) or a `.safetensors`, `.pt` or (caffe_alexnet)
@@ -129,7 +134,8 @@ def load_network(
     InputError
         For an unknown network, weights that do not fit it, are damaged or cannot be downloaded.
     """
-    spec, _, checkpoint = spec.partition("=")
+    given = spec if isinstance(spec, nn.Module) else None
+    spec, _, checkpoint = (type(spec).__name__ if isinstance(spec, nn.Module) else spec).partition("=")
     source = _weights_file(checkpoint) if checkpoint else weights
     from_file = str(source) not in ("imagenet", "none")
     state, metadata = read_weights(source) if from_file else ({}, {})
@@ -138,7 +144,7 @@ def load_network(
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = _build(spec, imagenet=str(source) == "imagenet")
+        module = _build(spec, imagenet=str(source) == "imagenet") if given is None else given
         if from_file:
             _load_state(module, state, spec, source)
         if num_classes is not None and _head_classes(module) != num_classes:
@@ -149,6 +155,7 @@ def load_network(
     gray = channels == 1
     network = Network(
         spec=spec,
+        source=str(source),
         name=re.sub(r"[^\w.-]", "_", spec.rpartition(":")[2]),
         module=module.eval().to(resolve_device(device)),
         layers={},
@@ -159,7 +166,7 @@ def load_network(
         bgr=bool(getattr(module, "bgr", False)),
         metadata=metadata,
     )
-    network.layers = _default_layers(network)
+    network.layers = default_layers(network)
     return network
 
 
@@ -190,26 +197,51 @@ def _build(spec: str, *, imagenet: bool) -> nn.Module:
 
     builder = torchvision.models.get_model_builder(spec)
     if not imagenet:
-        without_auxiliary = {"aux_logits": False, "init_weights": True} if spec in ("googlenet", "inception_v3") else {}
+        without_auxiliary = {"aux_logits": False, "init_weights": True} if spec in _AUXILIARY else {}
         return builder(weights=None, **without_auxiliary)
     weights = torchvision.models.get_model_weights(spec).DEFAULT
+    file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
     try:
-        module = builder(weights=weights, progress=sys.stderr.isatty())
-    except (OSError, RuntimeError, EOFError) as error:
-        file = weights.url.rpartition("/")[2]
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        _download(weights.url, file)
+        with _only_tensors():
+            module = builder(weights=weights)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise InputError(
             f"the ImageNet weights of {spec} could not be downloaded or read ({error}): "
-            f"put {file} into {folder}, or pass --weights none"
+            f"put {file.name} into {file.parent}, or pass --weights none"
         ) from None
     module.image_size = weights.transforms().crop_size[0]
     return module
 
 
+def _download(url: str, file: Path) -> None:
+    """Fetch `url` unless `file` is there; either way its SHA-256 must begin as its name says (name-HASH.pth)."""
+    prefix = file.stem.rpartition("-")[2]
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(file), hash_prefix=prefix, progress=sys.stderr.isatty())
+    elif not sha256(file.read_bytes()).hexdigest().startswith(prefix):
+        raise RuntimeError(f"{file} is damaged: its hash is not the one in its name")
+
+
+@contextmanager
+def _only_tensors() -> Iterator[None]:
+    """Have torch.load unpickle nothing but tensors, also where torchvision calls it."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+
+
 def _from_factory(spec: str) -> nn.Module:
     module_name, _, factory_name = spec.partition(":")
     if "" not in sys.path:
-        sys.path.insert(0, "")  # a factory in the current folder, as with `python -m`
+        sys.path.append("")  # the current folder may hold the factory
     try:
         factory = getattr(importlib.import_module(module_name), factory_name)
     except (ImportError, ValueError) as error:
@@ -223,7 +255,12 @@ def _from_factory(spec: str) -> nn.Module:
 
 
 def _load_state(module: nn.Module, state: Tensors, spec: str, source: str | Path) -> None:
-    head = _head_path(module)
+    if spec in _AUXILIARY:
+        state = {name: tensor for name, tensor in state.items() if not name.lower().startswith("aux")}
+        for name in [name for name in module._modules if name.lower().startswith("aux")]:
+            setattr(module, name, None)
+        setattr(module, "aux_logits", False)  # noqa: B010 (mypy takes a plain assignment for a submodule)
+    head = head_path(module)
     for path in ("classifier", head):  # "classifier" alone is AlexNet's head after fine-tuning
         weight = state.get(f"{path}.weight")
         if weight is not None and weight.shape[0] != _head_classes(module):
@@ -242,17 +279,8 @@ def _load_state(module: nn.Module, state: Tensors, spec: str, source: str | Path
     module.load_state_dict(state)
 
 
-def _head_path(module: nn.Module) -> str:
-    """Path of the layer that gives the logits: the last linear one, or the last convolution (SqueezeNet)."""
-    for kind in (nn.Linear, nn.Conv2d):
-        paths = [path for path, child in module.named_modules() if isinstance(child, kind)]
-        if paths:
-            return paths[-1]
-    raise InputError("the network has no linear or convolutional layer to use as its head")
-
-
 def _head_classes(module: nn.Module) -> int:
-    head = module.get_submodule(_head_path(module))
+    head = module.get_submodule(head_path(module))
     return head.out_features if isinstance(head, nn.Linear) else head.out_channels  # type: ignore[return-value]
 
 
@@ -260,7 +288,7 @@ def _replace_head(module: nn.Module, spec: str, num_classes: int) -> None:
     if spec in ("alexnet", "caffe_alexnet"):
         module.classifier = nn.Linear(9216, num_classes)
         return
-    path = _head_path(module)
+    path = head_path(module)
     old = module.get_submodule(path)
     new: nn.Module
     if isinstance(old, nn.Linear):
@@ -269,111 +297,3 @@ def _replace_head(module: nn.Module, spec: str, num_classes: int) -> None:
         assert isinstance(old, nn.Conv2d)
         new = nn.Conv2d(old.in_channels, num_classes, old.kernel_size, old.stride, old.padding)  # type: ignore[arg-type]
     module.set_submodule(path, new)
-
-
-@dataclass(frozen=True)
-class Call:
-    """A call of a submodule in a forward pass: its path, and the shapes of input and output without batch."""
-
-    path: str
-    input: tuple[int, ...] | None
-    output: tuple[int, ...] | None
-
-
-def trace_calls(network: Network, image_size: int | None = None) -> list[Call]:
-    """Run one blank image through the network and list the calls of all submodules, inner ones first.
-
-    Raises
-    ------
-    InputError
-        If the network cannot take images of that size.
-    """
-    size = image_size or network.image_size
-    image = torch.zeros(1, network.channels, size, size, device=network.device)
-    calls: list[Call] = []
-
-    def shape(value: Any) -> tuple[int, ...] | None:
-        return tuple(value.shape[1:]) if isinstance(value, Tensor) else None
-
-    def record(path: str) -> Callable[..., None]:
-        def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            calls.append(Call(path, shape(inputs[0]) if inputs else None, shape(output)))
-
-        return hook
-
-    handles = [m.register_forward_hook(record(path)) for path, m in network.module.named_modules() if path]
-    try:
-        with torch.inference_mode():
-            network.module(image)
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"{network.name} cannot take images of {size} x {size} pixels: {error}") from None
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls
-
-
-def describe_layers(network: Network, image_size: int | None = None) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Name, module path and output shape (without batch) of the network's default layers."""
-    shapes = {call.path: call.output or () for call in trace_calls(network, image_size)}
-    return [(name, path, shapes[path]) for name, path in network.layers.items()]
-
-
-def _default_layers(network: Network) -> dict[str, str]:
-    if network.spec in _NAMED_LAYERS:
-        return {name: f"features.{position}" for name, position in _NAMED_LAYERS[network.spec].items()}
-    paths = {kind: [p for p, m in network.module.named_modules() if isinstance(m, kind)] for kind in _KINDS}
-    if network.spec.startswith("vgg") and ":" not in network.spec:
-        return {f"maxpool{number}": path for number, path in enumerate(paths[nn.MaxPool2d], start=1)}
-    head = _head_path(network.module)
-    calls = itertools.takewhile(lambda call: call.path != head, trace_calls(network))
-    averages = {*paths[nn.AvgPool2d], *paths[nn.AdaptiveAvgPool2d]}
-    stages = _stages([call for call in calls if call.path not in paths[nn.Dropout]], averages)
-    if len(stages) < 2:  # no pyramid: a transformer's blocks
-        blocks = max(
-            (m for m in network.module.modules() if isinstance(m, nn.Sequential | nn.ModuleList)),
-            key=len,
-            default=None,
-        )
-        inside = {id(child) for child in (blocks or [])}
-        stages = [path for path, m in network.module.named_modules() if id(m) in inside] or stages
-    if not stages:
-        raise InputError(f"{network.name} has no layer with feature maps")
-    return {path: path for path in stages}
-
-
-def _area(shape: tuple[int, ...] | None) -> int:
-    """Units of a feature map, 0 for what is no map."""
-    return shape[1] * shape[2] if shape is not None and len(shape) == 3 else 0
-
-
-def _stages(calls: Sequence[Call], pools: Container[str]) -> list[str]:
-    """The last module before each down-sampling, and the last before global average pooling.
-
-    The network is read as a chain of its outermost modules that hold at most one down-sampling each. Down-sampling
-    more than halves the area of the maps; less is the rim that a convolution without padding loses. In a stage, a
-    module that is called once is preferred to one that is called again elsewhere.
-    """
-    candidates = []
-    for call in calls:
-        before, after = _area(call.input), _area(call.output)
-        inner = {_area(other.output) for other in calls if other.path.startswith(call.path + ".")}
-        if before and after and not any(after < between < before for between in inner):
-            candidates.append(call)
-    paths = [call.path for call in candidates]
-    outermost = [call for call in candidates if not any(call.path.startswith(path + ".") for path in paths)]
-
-    stages: list[list[str]] = [[]]
-    size = full = _area(calls[0].input) if calls else 0
-    for call in outermost:
-        after = _area(call.output)
-        if after == 1 and call.path in pools:
-            break
-        if after < size / 2:
-            stages.append([])
-        if after <= size:
-            stages[-1].append(call.path)
-            size = after
-    if size == full:
-        return []
-    return [next((path for path in reversed(stage) if paths.count(path) == 1), stage[-1]) for stage in stages[1:]]

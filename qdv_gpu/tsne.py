@@ -18,7 +18,7 @@ from qdv_gpu.affinities import KINDS, Affinities, SparseAffinities, check_perple
 from qdv_gpu.descent import Phase, descend
 from qdv_gpu.device import like, resolve_device, to_tensor
 from qdv_gpu.errors import InputError, MissingPackageError, unknown
-from qdv_gpu.tsne_cuml import MAX_NEIGHBORS, cuml_embedding
+from qdv_gpu.tsne_cuml import MAX_NEIGHBORS, cuml_embeddings
 
 ENGINES = ("auto", "exact", "cuml")
 SIMILARITIES = ("student-t", "gaussian")
@@ -62,7 +62,8 @@ class TSNE(BaseEstimator):
     affinities : {"knn", "full"}
         p_ij > 0 for the 3 * perplexity nearest neighbours, or for all pairs (memory N^2).
     engine : {"auto", "exact", "cuml"}
-        "auto" is exact up to 100,000 points, then cuML where it is installed and can do what is asked, else exact.
+        "auto" is exact up to 100,000 points (an estimate, not measured yet), then cuML where it is installed and
+        can do what is asked, else exact; without CuPy it moves from a GPU to the CPU.
     seed : int
         Of the random start.
     device : str or torch.device
@@ -136,6 +137,10 @@ class TSNE(BaseEstimator):
             If an engine needs a package that is not installed.
         """
         points = _validated(X, self.device)  # [B, N, d]
+        home = points.device
+        if home.type == "cuda" and self.engine == "auto" and importlib.util.find_spec("cupy") is None:
+            warnings.warn('t-SNE runs on the CPU without CuPy: pip install "qdv_gpu[cuda13]"', stacklevel=2)
+            points = points.cpu()
         self._check_parameters(points.shape[1], seeds)
         B, N, d = points.shape
         S = 1 if seeds is None else int(seeds)
@@ -145,7 +150,7 @@ class TSNE(BaseEstimator):
         rate = self._resolved_rate(N)
         P = [joint_affinities(x, perplexity=self.perplexity, kind=self.affinities) for x in points]
         if engine == "cuml":
-            Z = torch.stack([cuml_embedding(self, x, self.seed + s, rate) for x in points for s in range(S)])
+            Z = torch.cat([cuml_embeddings(self, x, S, rate) for x in points])
         else:
             n_exaggerated = min(self.exaggeration_iter, self.n_iter)
             phases = [
@@ -166,7 +171,7 @@ class TSNE(BaseEstimator):
         kl = np.array([kl_divergence(P[e // S], z, similarity=self.similarity) for e, z in enumerate(Z)])
         self.kl_divergence_ = float(kl[0]) if len(shape) == 2 else kl.reshape(shape[:-2])
         self.n_iter_, self.engine_, self.learning_rate_, self.n_features_in_ = self.n_iter, engine, rate, d
-        self.embedding_ = like(Z.reshape(shape), X)
+        self.embedding_ = like(Z.reshape(shape).to(home), X)
         return self.embedding_
 
     def _check_parameters(self, N: int, seeds: int | None) -> None:
@@ -194,7 +199,7 @@ class TSNE(BaseEstimator):
     def _resolved_engine(self, points: torch.Tensor) -> str:
         """Choose "exact" or "cuml", or say why the one asked for cannot be had."""
         N, device = points.shape[1], points.device.type
-        if device == "cuda" and self.engine != "cuml" and importlib.util.find_spec("cupy") is None:
+        if device == "cuda" and self.engine == "exact" and importlib.util.find_spec("cupy") is None:
             raise MissingPackageError('engine exact on a GPU needs CuPy: pip install "qdv_gpu[cuda13]"')
         if self.engine == "exact" or (self.engine == "auto" and N <= EXACT_UP_TO):
             return "exact"

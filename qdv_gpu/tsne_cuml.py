@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 MAX_NEIGHBORS = 1023  # counting the point itself
 
 
-def cuml_embedding(settings: "TSNE", X: torch.Tensor, seed: int, rate: float) -> torch.Tensor:
-    """One embedding float32 [N, 2] of X [N, d] on its CUDA device, with the objective of the exact engine.
+def cuml_embeddings(settings: "TSNE", X: torch.Tensor, S: int, rate: float) -> torch.Tensor:
+    """Embed X [N, d] S times on its CUDA device, float32 [S, N, 2], with the objective of the exact engine.
 
     cuML's perplexity search counts the point itself, so its P is slightly narrower than ours.
     """
@@ -23,11 +23,15 @@ def cuml_embedding(settings: "TSNE", X: torch.Tensor, seed: int, rate: float) ->
     itself = torch.arange(len(X), device=X.device)[:, None]
     indices = torch.cat([itself, neighbors.indices], dim=1)
     distances = torch.cat([torch.zeros_like(itself), neighbors.squared_distances.sqrt()], dim=1).to(torch.float32)
-    model = cuml_model(settings, seed, rate, (cupy.from_dlpack(indices), cupy.from_dlpack(distances)))
     columns = X.to(torch.float32).T.contiguous().T  # cuML reads column-major arrays without a copy
-    with torch.cuda.device(X.device):
-        torch.cuda.current_stream().synchronize()  # cuML runs on a stream of its own
-        return torch.from_dlpack(model.fit_transform(cupy.from_dlpack(columns))).contiguous()
+    maps = []
+    for seed in range(settings.seed, settings.seed + S):
+        # a copy, because cuML squares the distances in place
+        model = cuml_model(settings, seed, rate, (cupy.from_dlpack(indices), cupy.from_dlpack(distances.clone())))
+        with torch.cuda.device(X.device):
+            torch.cuda.current_stream().synchronize()  # cuML runs on a stream of its own
+            maps.append(torch.from_dlpack(model.fit_transform(cupy.from_dlpack(columns))).contiguous())
+    return torch.stack(maps)
 
 
 def cuml_model(settings: "TSNE", seed: int, rate: float, neighbors: tuple[Any, Any] | None) -> Any:

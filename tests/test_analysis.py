@@ -7,15 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import qdv_gpu
 from qdv_gpu import analysis, analyze
 from qdv_gpu.analysis import Settings
 from qdv_gpu.errors import InputError
+from qdv_gpu.results import Analysis
 
 TINY = Settings(layers=("relu", "pool"), samples=100, pca=10, perplexity=8, iterations=60, seeds=2, k=(5, 3))
 SPECS = ["tiny_networks:cnn", "tiny_networks:other"]
@@ -120,6 +123,27 @@ def test_networks_of_one_name_are_numbered(tmp_path):
     assert outcome(tmp_path)[1]["embeddings/cnn-1/pool@1.npz"] == outcome(tmp_path)[1]["embeddings/cnn-2/pool@1.npz"]
 
 
+def test_layers_of_some_networks_only(tmp_path):
+    settings = Settings(layers=("pool", "pair"), samples=60, pca=5, perplexity=5, iterations=20, seeds=1)
+    with pytest.raises(InputError, match="unknown layer of cnn 'pear': did you mean"):
+        run(tmp_path, replace(settings, layers=("pool", "pear")), ["tiny_networks:cnn", "tiny_networks:pair"])
+    settings = replace(settings, layers=("pool", "conv2"))
+    result = run(tmp_path, settings, ["tiny_networks:pair", "tiny_networks:cnn"])
+    assert [(s["network"], s["layer"]) for s in result.scores] == [
+        ("pair", "conv2"),
+        ("cnn", "pool@1"),
+        ("cnn", "pool@2"),
+        ("cnn", "conv2"),
+    ]
+
+
+def test_loaded_networks_and_single_ones(tmp_path):
+    network = qdv_gpu.load_network("tiny_networks:cnn")
+    settings = Settings(samples=60, pca=5, perplexity=5, iterations=20, seeds=1, k=3)
+    result = analyze(network, "digits", tmp_path, settings=settings, report=quiet, device="cpu")
+    assert {score["k"] for score in result.scores} == {3}
+
+
 def test_layers_that_differ_in_name_are_paired_by_position():
     score = {"k": 5, "standard_error": 0.01, "chance": 0.1}
     scores = [
@@ -127,7 +151,7 @@ def test_layers_that_differ_in_name_are_paired_by_position():
         {**score, "position": 1, "network": "b", "layer": "maxpool3", "nh": 0.4},
         {**score, "position": 2, "network": "b", "layer": "maxpool4", "nh": 0.5},
     ]
-    assert analysis.Analysis(Path(), scores).table(5) == [
+    assert Analysis(Path(), scores).table(5) == [
         ["layer", "a", "b", "chance"],
         ["1", "conv3 0.300 ± 0.010", "maxpool3 0.400 ± 0.010", "0.100"],
         ["2", "", "maxpool4 0.500 ± 0.010", "0.100"],
@@ -144,8 +168,6 @@ def test_without_pca_and_other_normalisations(tmp_path):
 
 
 def test_bad_settings_write_nothing(tmp_path):
-    from dataclasses import replace
-
     for wrong, message in [
         ({"perplexity": 33}, "3 [*] perplexity below N - 1 = 99, got 33"),
         ({"perplexity": float("nan")}, "perplexity"),
@@ -164,8 +186,6 @@ def test_bad_settings_write_nothing(tmp_path):
 
 
 def test_folders_that_hold_something_else(finished, tmp_path):
-    from dataclasses import replace
-
     with pytest.raises(InputError, match=r"holds a run with another perplexity \(8, not 9\): choose another --out"):
         run(finished.out, replace(TINY, perplexity=9))
     (tmp_path / "thesis.tex").touch()
@@ -177,7 +197,13 @@ def test_folders_that_hold_something_else(finished, tmp_path):
 def test_infinite_activations_name_their_layer(tmp_path):
     settings = Settings(samples=100, layers=("conv1", "stage"), perplexity=8, iterations=20, seeds=1)
     with pytest.raises(InputError, match="poisoned stage: activations must be finite"):
-        run(tmp_path, settings, ["tiny_networks:poisoned"])
+        run(tmp_path / "out", settings, ["tiny_networks:poisoned"])
+    with pytest.raises(InputError, match="pair gives a tuple"):
+        run(tmp_path / "new", replace(settings, layers=("pair",)), ["tiny_networks:cnn", "tiny_networks:pair"])
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(InputError, match="cnn cannot take images of 2 x 2 pixels"):
+        run(tmp_path / "new", replace(TINY, image_size=2))
+    assert not (tmp_path / "new").exists()
 
 
 def test_full_disk(tmp_path, monkeypatch):

@@ -1,5 +1,8 @@
 """Images: samples, folders, damaged files, streaming, preparation."""
 
+import gzip
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
@@ -51,6 +54,49 @@ def test_digits_are_embedded():
     assert test.pixels.shape[1:] == (1, 8, 8)
 
 
+def write_idx(path, array):
+    """The format of MNIST: a magic number, the sizes, the bytes."""
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+    with gzip.open(path, "wb") as file:
+        file.write(header + array.tobytes())
+
+
+def test_fashion_mnist_of_debian(tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 28, 28), dtype=np.uint8)
+    write_idx(tmp_path / "t10k-images-idx3-ubyte.gz", pixels)
+    write_idx(tmp_path / "t10k-labels-idx1-ubyte.gz", np.arange(20, dtype=np.uint8) % 10)
+    monkeypatch.setattr(data, "_DEBIAN_FASHION", tmp_path)
+    images = load_images("fashion-mnist")
+    np.testing.assert_array_equal(images.pixels[:, 0], pixels)
+    assert images.labels.tolist() == [*range(10), *range(10)]
+    assert images.classes[9] == "Ankle boot"
+
+
+def test_downloads(tmp_path, monkeypatch):
+    class Downloaded:
+        data = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+        targets: ClassVar = [i % 10 for i in range(20)]
+        classes: ClassVar = [str(c) for c in range(10)]
+
+        def __init__(self, root, *, train, download):
+            assert (root, train, download) == (str(tmp_path / "cifar10"), False, True)
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", Downloaded)
+    images = load_images("cifar10", root=tmp_path)
+    np.testing.assert_array_equal(images.pixels.permute(0, 2, 3, 1), Downloaded.data)
+
+    def refuse(*_args, **_kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", refuse)
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST", refuse)
+    monkeypatch.setattr(data, "_DEBIAN_FASHION", tmp_path / "none")
+    with pytest.raises(InputError, match=r"no route.*: put cifar-10-python.tar.gz into .*cifar10"):
+        load_images("cifar10", root=tmp_path)
+    with pytest.raises(InputError, match=r"no route.*install Debian's package dataset-fashion-mnist"):
+        load_images("fashion-mnist", root=tmp_path)
+
+
 def test_folder(folder):
     images = load_images(folder)
     assert images.classes == ("cat", "dog")
@@ -58,6 +104,13 @@ def test_folder(folder):
     assert images.labels.tolist() == [0] * 4 + [1] * 4
     some = load_images(folder, samples=4)
     assert torch.equal(images.pixels[some.indices], some.pixels)
+
+
+def test_deep_gray_images_keep_their_range(folder):
+    deep = np.linspace(0, 65535, 80).reshape(8, 10).astype(np.uint16)
+    Image.fromarray(deep).save(folder / "test" / "cat" / "deep.png")
+    image = load_images(folder).pixels[4]
+    np.testing.assert_array_equal(image[0], deep >> 8)
 
 
 def test_streamed_folder_gives_the_same_batches(folder, monkeypatch):
@@ -70,6 +123,9 @@ def test_streamed_folder_gives_the_same_batches(folder, monkeypatch):
         whole.batches(order, torch.device("cpu")), streamed.batches(order, torch.device("cpu")), strict=True
     ):
         assert torch.equal(a, b)
+    (folder / "test" / "dog" / "1.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"dog/1\.png cannot be read: it is empty \(--skip-bad"):
+        list(streamed.batches(order, torch.device("cpu")))
     assert streamed.fingerprint() != streamed.take(torch.arange(3)).fingerprint()
 
 

@@ -103,6 +103,11 @@ def test_bad_settings_write_nothing(finished, tmp_path):
         with pytest.raises(InputError, match=message):
             finetune(SPEC, "digits", tmp_path / "new", report=quiet, **{**OPTIONS, **wrong})
         assert not (tmp_path / "new").exists()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / ".a-b").touch()
+    with pytest.raises(InputError, match="is not empty and holds no checkpoint"):
+        finetune(SPEC, "digits", tmp_path / "notes", report=quiet, **OPTIONS)
+    assert (tmp_path / "notes" / ".a-b").exists()
     with pytest.raises(InputError, match=r"holds a run with lr=0\.01, not 0\.1: choose another --out"):
         finetune(SPEC, "digits", finished[0], report=quiet, **{**OPTIONS, "lr": 0.1})
     with pytest.raises(InputError, match="the loss is not a number"):

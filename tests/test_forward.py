@@ -94,7 +94,7 @@ def test_out_of_memory_halves_the_batch(network, images):
     got = activations(network, images, layers=["conv2"], batch_size=64, report=said.append)["conv2"]
     handle.remove()
     torch.testing.assert_close(got, expected)
-    assert [line.split(": ")[1] for line in said] == [f"the batch is halved to {n} images" for n in (32, 16)]
+    assert said == [f"CUDA is out of memory: the batch is halved to {n} images" for n in (32, 16)]
 
     def hopeless(_module, _inputs):
         raise torch.OutOfMemoryError

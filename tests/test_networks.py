@@ -1,5 +1,6 @@
 """Networks by name, their layers, and weight files good and bad."""
 
+import os
 import pickle
 from pathlib import Path
 from urllib.error import URLError
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 from qdv_gpu.errors import InputError
-from qdv_gpu.networks import describe_layers, load_network
+from qdv_gpu.layers import describe_layers
+from qdv_gpu.networks import load_network
 from qdv_gpu.weights import read_weights, write_weights
 
 
@@ -179,7 +181,7 @@ def test_weights_that_cannot_be_downloaded(monkeypatch, tmp_path):
     def refuse(*_args, **_kwargs):
         raise URLError("no route to host")
 
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
+    monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(
         InputError, match=r"no route.*put alexnet-owt-7be5be79.pth into .*hub/checkpoints.*--weights none"
@@ -187,3 +189,48 @@ def test_weights_that_cannot_be_downloaded(monkeypatch, tmp_path):
         load_network("alexnet")
     with pytest.raises(InputError, match=r"zfnet has no ImageNet weights.*--weights none"):
         load_network("zfnet")
+
+
+def test_cached_weights_are_checked_and_never_executed(monkeypatch, tmp_path):
+    """A file in torch's cache, under the name that torchvision looks for."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    cached = tmp_path / "hub" / "checkpoints" / "squeezenet1_1-b8a52dc0.pth"
+    state = load_network("squeezenet1_1", weights="none").module.state_dict()
+    torch.save({**state, "bomb": _Bomb()}, cached)
+    with pytest.raises(InputError, match=r"squeezenet1_1-b8a52dc0\.pth is damaged"):
+        load_network("squeezenet1_1")
+    monkeypatch.setattr("qdv_gpu.networks._download", lambda *_: None)  # as if the hash were right
+    with pytest.raises(InputError, match="could not be downloaded or read"):
+        load_network("squeezenet1_1")
+    assert not Path("executed").exists()
+    torch.save(state, cached)
+    loaded = load_network("squeezenet1_1")
+    assert torch.equal(loaded.module.state_dict()["features.0.weight"], state["features.0.weight"])
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+
+
+def test_a_module_of_ones_own():
+    import tiny_networks
+
+    network = load_network(tiny_networks.cnn())
+    assert (network.name, network.image_size, network.channels) == ("Tiny", 8, 1)
+    assert list(network.layers) == ["conv2", "pool"]
+
+
+def test_torchvision_checkpoints_with_side_heads(tmp_path):
+    """As torchvision trains GoogLeNet: two heads more than are used afterwards."""
+    import torchvision
+
+    theirs = torchvision.models.googlenet(num_classes=5, aux_logits=True, init_weights=False)
+    torch.save(theirs.state_dict(), tmp_path / "g.pt")
+    ours = load_network(f"googlenet={tmp_path / 'g.pt'}")
+    assert torch.equal(ours.module.fc.weight, theirs.fc.weight)
+
+
+def test_images_of_a_size_that_the_network_cannot_take():
+    with pytest.raises(InputError, match="cannot take images of 64 x 64 pixels"):
+        describe_layers(load_network("vit_b_32", weights="none"), 64)
+    with pytest.raises(InputError, match="image size must be at least 1 pixel, got 0"):
+        describe_layers(load_network("tiny_networks:cnn"), 0)
