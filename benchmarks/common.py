@@ -3,16 +3,16 @@
 import importlib.metadata
 import platform
 import resource
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-PACKAGES = ("qdv_gpu", "torch", "numpy", "numba", "scikit-learn", "openTSNE", "faiss-cpu")
-PACKAGES += ("faiss-gpu-cuvs", "cupy-cuda13x", "cuml-cu13")
+PACKAGES = ["qdv_gpu", "torch", "numpy", "numba", "scikit-learn", "openTSNE", "faiss-cpu"]
+PACKAGES += ["faiss-gpu-cuvs", "cupy-cuda13x", "cuml-cu13"]
 
 
 def device_name(device: torch.device) -> str:
@@ -47,7 +47,7 @@ def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def interleaved(
-    methods: dict[str, Callable[[int], Any]], repeats: int
+    methods: Mapping[str, Callable[[int], Any]], repeats: int
 ) -> tuple[dict[str, list[float]], dict[str, list[Any]]]:
     """Seconds and results of each method in `repeats` rounds; every other round in the opposite order.
 
@@ -57,7 +57,7 @@ def interleaved(
     results: dict[str, list[Any]] = {name: [] for name in methods}
     for turn in range(repeats):
         for name in list(methods)[:: -1 if turn % 2 else 1]:
-            spent, result = seconds(lambda name=name, turn=turn: methods[name](turn))
+            spent, result = seconds(partial(methods[name], turn))
             times[name].append(round(spent, 4))
             results[name].append(result)
             print(f"    {name:<13}round {turn + 1} of {repeats}: {spent:.2f} s", flush=True)
@@ -83,8 +83,3 @@ def bar(what: str, value: float, sign: str, limit: float) -> dict[str, Any]:
         "limit": f"{sign} {limit:g}",
         "met": value >= limit if sign == ">=" else value <= limit,
     }
-
-
-def median(values: list[float]) -> float:
-    """Median of the repeats."""
-    return statistics.median(values)

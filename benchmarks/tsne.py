@@ -12,15 +12,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.common import bar, interleaved, median, peak_resident_bytes, seconds
+from benchmarks.common import bar, interleaved, peak_resident_bytes, seconds
 from qdv_gpu import TSNE, load_images, neighborhood_hit
 from qdv_gpu.affinities import SparseAffinities, joint_affinities
+from qdv_gpu.data import Images
 from qdv_gpu.pca import reduce
 from qdv_gpu.quality import trustworthiness
 from qdv_gpu.tsne import kl_divergence
@@ -28,6 +31,11 @@ from qdv_gpu.tsne_cuml import cuml_model
 
 PERPLEXITY, EXAGGERATED = 40, 250
 Method = Callable[[torch.Tensor, int, int], Any]  # points, iterations, seed
+
+
+def rate(N: int) -> float:
+    """scikit-learn's and our learning rate "auto"."""
+    return max(N / 12 / 4, 50.0)
 
 
 def ours(X: torch.Tensor, n_iter: int, seed: int, engine: str = "exact") -> torch.Tensor:
@@ -54,7 +62,7 @@ def open_tsne(X: torch.Tensor, n_iter: int, seed: int) -> np.ndarray:
 
     model = OpenTSNE(
         perplexity=PERPLEXITY, n_iter=n_iter - EXAGGERATED, early_exaggeration_iter=EXAGGERATED,
-        early_exaggeration=12, learning_rate=4 * max(len(X) / 48, 50), initialization="random",
+        early_exaggeration=12, learning_rate=4 * rate(len(X)), initialization="random",
         negative_gradient_method="fft", random_state=seed, n_jobs=2,
     )  # fmt: skip
     return np.asarray(model.fit(X.numpy()), dtype=np.float32)
@@ -67,7 +75,7 @@ def cuml(X: torch.Tensor, n_iter: int, seed: int) -> torch.Tensor:
     settings = TSNE(perplexity=PERPLEXITY, n_iter=n_iter)
     columns = X.T.contiguous().T  # column-major, which cuML reads without a copy
     torch.cuda.current_stream().synchronize()
-    model = cuml_model(settings, seed, max(len(X) / 48, 50), None)
+    model = cuml_model(settings, seed, rate(len(X)), None)
     return torch.from_dlpack(model.fit_transform(cupy.from_dlpack(columns))).contiguous()
 
 
@@ -98,14 +106,14 @@ def validate(X: torch.Tensor) -> None:
     p[rows, P.indices.long().cpu()] = P.values.double().cpu()
     q = (1 / (1 + (z[:, None] - z).square().sum(dim=2))).fill_diagonal_(0)
     truth = float((torch.xlogy(p, p) - torch.xlogy(p, q / q.sum())).sum())
-    assert abs(model.kl_divergence_ / truth - 1) < 1e-6, f"KL {model.kl_divergence_}, by a plain sum {truth}"
+    kl = float(model.kl_divergence_)
+    assert abs(kl / truth - 1) < 1e-6, f"KL {kl}, by a plain sum {truth}"
 
 
 def compare(X: torch.Tensor, labels: torch.Tensor, methods: dict[str, Method], n_iter: int, repeats: int) -> dict:
-    """Median seconds and quality of each method on X, with one seed a repeat; quality by the same functions on one P."""
+    """Median seconds and quality of each method on X, with a seed for each repeat; every KL is on the same P."""
     P = joint_affinities(X, perplexity=PERPLEXITY)
-    calls = {name: lambda turn, method=method: method(X, n_iter, turn) for name, method in methods.items()}
-    times, maps = interleaved(calls, repeats)
+    times, maps = interleaved({name: partial(method, X, n_iter) for name, method in methods.items()}, repeats)
     table = {}
     for name in methods:
         Z = [torch.as_tensor(z).to(X.device) for z in maps[name]]
@@ -117,17 +125,24 @@ def compare(X: torch.Tensor, labels: torch.Tensor, methods: dict[str, Method], n
             "nh": median([neighborhood_hit(z, labels) for z in Z]),
             "trustworthiness": median([trustworthiness(X, z) for z in Z]),
         }
-    print(f"  {len(X):,} points, {n_iter:,} iterations   seconds        KL        NH  trustworthiness")
+    print(f"  {f'{len(X):,} points, {n_iter:,} iterations':<30}   seconds        KL        NH  trustworthiness")
     for name, row in table.items():
-        print(
-            f"    {name:<28}{row['seconds']:>11.3f}{row['kl']:>10.4f}{row['nh']:>10.4f}{row['trustworthiness']:>17.4f}"
-        )
+        print(f"    {name:<28}{row['seconds']:>10.3f}{row['kl']:>10.4f}{row['nh']:>10.4f}", end="")
+        print(f"{row['trustworthiness']:>17.4f}")
     return table
 
 
-def pixels(images: Any, device: torch.device) -> torch.Tensor:
-    """The first 50 principal components of the images' pixels, float32 [N, 50]."""
-    return reduce([images.pixels.flatten(1).to(device, torch.float32)], 50)
+def components(*splits: Images, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first 50 principal components of the images' pixels, float32 [N, 50], and their classes [N]."""
+    pixels = torch.cat([images.pixels.flatten(1) for images in splits if images.pixels is not None])
+    return reduce([pixels.to(device, torch.float32)], 50), torch.cat([images.labels for images in splits])
+
+
+def layer(file: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same of the activations `X` [N, d] and `labels` [N] in a file."""
+    with np.load(file) as arrays:
+        X, labels = (torch.from_numpy(arrays[name]) for name in ("X", "labels"))
+    return reduce([X.flatten(1).to(device, torch.float32)], 50), labels
 
 
 def in_a_process(X: torch.Tensor, n_iter: int, device: torch.device) -> dict[str, float]:
@@ -136,28 +151,27 @@ def in_a_process(X: torch.Tensor, n_iter: int, device: torch.device) -> dict[str
         file = Path(folder) / "X.npy"
         np.save(file, X.cpu().numpy())
         command = [sys.executable, "-m", "benchmarks.tsne", str(file), str(n_iter), device.type]
-        return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
-def scaling(X: torch.Tensor, n_iter: int) -> list[dict[str, float]]:
-    """One embedding of half of the points, and one of all."""
+def alone(X: torch.Tensor, n_iter: int) -> list[dict[str, float]]:
+    """One embedding of half of the points and one of all, each in a process of its own."""
     rows = [{"points": N, **in_a_process(X[:N], n_iter, X.device)} for N in (len(X) // 2, len(X))]
     for row in rows:
-        print(
-            f"  {row['points']:,} points alone: {row['seconds']:.1f} s, peak {row['peak_bytes'] / 1e9:.3f} GB",
-            flush=True,
-        )
+        print(f"  {row['points']:,} points: {row['seconds']:.2f} s, peak {row['peak_bytes'] / 1e9:.3f} GB")
     return rows
 
 
-def on_cuda(X: torch.Tensor, whole: torch.Tensor, n_iter: int, sizes: list[int], repeats: int) -> dict[str, Any]:
-    """A hundred embeddings at once, repeatability, and where cuML overtakes.
+def on_cuda(
+    X: torch.Tensor, whole: torch.Tensor, *, few: int, sizes: list[int], n_iter: int, repeats: int
+) -> dict[str, Any]:
+    """A hundred embeddings of `few` points at once, repeatability on X, and where cuML overtakes.
 
     Sizes beyond the data are filled up with copies, moved by a tenth of each column's standard deviation.
     """
-    batch = X[: len(X) // 10 * 10].view(10, -1, X.shape[1])  # ten sets, ten seeds each
+    batch = X[: len(X) // few * few].view(-1, few, X.shape[1])  # ten sets, ten seeds each
     model = TSNE(perplexity=PERPLEXITY, n_iter=n_iter, engine="exact")
-    many = [seconds(lambda: model.fit_transform(batch, seeds=10))[0] for _ in range(repeats + 1)][1:]
+    many = [seconds(lambda: model.fit_transform(batch, seeds=100 // len(batch)))[0] for _ in range(repeats + 1)][1:]
     first = ours(X, n_iter, 0)
     same = 1 + sum(torch.equal(first, ours(X, n_iter, 0)) for _ in range(19))
     generator = torch.Generator(X.device).manual_seed(0)
@@ -167,7 +181,7 @@ def on_cuda(X: torch.Tensor, whole: torch.Tensor, n_iter: int, sizes: list[int],
         noise = torch.randn(points.shape, generator=generator, device=X.device) * whole.std(dim=0) / 10
         points[len(whole) :] += noise[len(whole) :]
         methods = {"ours": ours, **peers(X.device)}
-        calls = {name: lambda turn, method=method: method(points, n_iter, turn) for name, method in methods.items()}
+        calls = {name: partial(method, points, n_iter) for name, method in methods.items()}
         times, maps = interleaved(calls, repeats)
         P = joint_affinities(points, perplexity=PERPLEXITY)
         row = {"points": N, **{name: median(times[name]) for name in methods}}
@@ -180,61 +194,53 @@ def on_cuda(X: torch.Tensor, whole: torch.Tensor, n_iter: int, sizes: list[int],
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure, on `options.device`, what the device has bars for."""
     device, quick = options.device, options.quick
-    small, large, alone = (300, 1000, 1400) if quick else (1000, 10_000, 40_000)
+    cuda = device.type == "cuda"
+    few, large, many = (300, 1000, 1400) if quick else (1000, 10_000, 40_000)
     n_iter, repeats = (300, 1) if quick else (1000, 3)
     others = peers(device)
     methods = {"ours": ours, **others}
-    test, train = load_images("fashion-mnist"), load_images("fashion-mnist", "train")
-    X, labels = pixels(test, device)[:large], test.labels[:large]
+    train, test = (load_images("fashion-mnist", split) for split in ("train", "test"))
+    X, labels = (part[:large] for part in components(test, device=device))
     validate(X[:300])
+    for method in others.values():  # warm-up
+        method(X[:300], 300, 0)
 
+    result: dict[str, Any] = {"iterations": n_iter, "repeats": repeats, "perplexity": PERPLEXITY}
     print("Fashion-MNIST")
-    result = {"fashion_mnist": compare(X, labels, methods, n_iter, repeats)}
-    main = result["fashion_mnist"]
+    quality = {"fashion_mnist": compare(X, labels, methods, n_iter, repeats)}
     bars = []
-    if others:
-        fastest = min(main[name]["seconds"] for name in others)
-        least = 5 if device.type == "cuda" else 3
-        bars.append(
-            bar(
-                f"{len(X):,} points: ratio to the faster of {', '.join(others)}",
-                fastest / main["ours"]["seconds"],
-                ">=",
-                least,
-            )
-        )
-    if device.type == "cuda":
-        bars.append(bar(f"{len(X):,} points: seconds", main["ours"]["seconds"], "<=", 0.25))
+    own, *theirs = (row["seconds"] for row in quality["fashion_mnist"].values())
+    if theirs:
+        ratio, least = min(theirs) / own, 5 if cuda else 3
+        bars.append(bar(f"{len(X):,} points: ratio to the faster of {', '.join(others)}", ratio, ">=", least))
+    if cuda:
+        bars.append(bar(f"{len(X):,} points: seconds", own, "<=", 0.25))
+        sizes = [500, 1000] if quick else [10_000, 20_000, 50_000, 100_000, 200_000]
+        whole, _ = components(train, test, device=device)
+        result["cuda"] = on_cuda(X, whole, few=few, sizes=sizes, n_iter=n_iter, repeats=repeats)
+        bars.append(bar(f"100 embeddings of {few:,} points: seconds", result["cuda"]["hundred_seconds"], "<=", 1))
+        bars.append(bar("runs with the same bits, of 20", result["cuda"]["equal_runs"], ">=", 20))
     else:
-        result["small"] = compare(X[:small], labels[:small], methods, n_iter, repeats)
+        chosen = {name: method for name, method in methods.items() if name != "openTSNE"}
+        result["few"] = compare(X[:few], labels[:few], chosen, n_iter, repeats)
         if "sklearn" in others:
-            ratio = result["small"]["sklearn"]["seconds"] / result["small"]["ours"]["seconds"]
-            bars.append(bar(f"{small:,} points: ratio to sklearn", ratio, ">=", 8))
-        half, full = result["alone"] = scaling(pixels(train, device)[:alone], n_iter)
+            ratio = result["few"]["sklearn"]["seconds"] / result["few"]["ours"]["seconds"]
+            bars.append(bar(f"{few:,} points: ratio to sklearn", ratio, ">=", 8))
+        half, full = result["many"] = alone(components(train, device=device)[0][:many], n_iter)
         growth = math.log2(full["seconds"] / half["seconds"])
         bars.append(bar(f"{half['points']:,} to {full['points']:,} points: exponent of the time", growth, "<=", 2))
         bars.append(bar(f"{full['points']:,} points: peak memory, GB", full["peak_bytes"] / 1e9, "<=", 1))
 
-    digits = [load_images("digits", split) for split in ("train", "test")]
-    sets = {
-        "digits": (torch.cat([pixels(part, device) for part in digits]), torch.cat([part.labels for part in digits]))
-    }
+    sets = {"digits": components(*(load_images("digits", split) for split in ("train", "test")), device=device)}
+    if options.activations:
+        sets["activations"] = layer(options.activations, device)
     for name, (points, classes) in sets.items():
         print(name)
-        result[name] = compare(points, classes, methods, n_iter, repeats)
-    for name in ("fashion_mnist", "digits", "activations"):
-        bars += [
-            bar(f"{name}: KL less that of {other}", result[name]["ours"]["kl"] - result[name][other]["kl"], "<=", 0)
-            for other in others
-            if name in result
-        ]
-    if device.type == "cuda":
-        sizes = [500, 1000] if quick else [10_000, 20_000, 50_000, 100_000, 200_000]
-        whole = torch.cat([pixels(train, device), pixels(test, device)])
-        result["cuda"] = on_cuda(X, whole, n_iter, sizes, repeats)
-        bars.append(bar("100 embeddings of 1,000 points: seconds", result["cuda"]["hundred_seconds"], "<=", 1))
-        bars.append(bar("runs with the same bits, of 20", result["cuda"]["equal_runs"], ">=", 20))
-    return {**result, "iterations": n_iter, "repeats": repeats, "perplexity": PERPLEXITY, "bars": bars}
+        quality[name] = compare(points[:large], classes[:large], methods, n_iter, repeats)
+    for name, table in quality.items():
+        for other in others:
+            bars.append(bar(f"{name}: KL less that of {other}", table["ours"]["kl"] - table[other]["kl"], "<=", 0))
+    return {**result, "quality": quality, "bars": bars}
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ CHUNK = 1 << 24  # distances held at once on a GPU, in elements
 HOST_CHUNK = 1 << 19  # and on a CPU
 FAISS_GPU_LIMIT = 2048  # faiss aborts the process when a GPU is asked for more neighbours
 DIRECT_COLUMNS = 16  # up to here a CPU computes every distance sooner than faiss proposes
-FAISS_QUERIES = 4096  # at once on a CPU; it takes twice as long for each of 2,048 or fewer
+FAISS_QUERIES = 4096  # at once on a CPU: as many as faiss itself takes at once
 LARGEST = 1e150  # beyond this, squares overflow
 
 

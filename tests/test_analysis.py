@@ -125,8 +125,8 @@ def test_networks_of_one_name_are_numbered(tmp_path):
 
 def test_layers_of_some_networks_only(tmp_path):
     settings = Settings(layers=("pool", "pair"), samples=60, pca=5, perplexity=5, iterations=20, seeds=1)
-    with pytest.raises(InputError, match="unknown layer of cnn 'pear': did you mean"):
-        run(tmp_path, replace(settings, layers=("pool", "pear")), ["tiny_networks:cnn", "tiny_networks:pair"])
+    with pytest.raises(InputError, match="unknown layer of cnn 'poor': did you mean pool"):
+        run(tmp_path, replace(settings, layers=("pool", "poor")), ["tiny_networks:cnn", "tiny_networks:pair"])
     settings = replace(settings, layers=("pool", "conv2"))
     result = run(tmp_path, settings, ["tiny_networks:pair", "tiny_networks:cnn"])
     assert [(s["network"], s["layer"]) for s in result.scores] == [
@@ -199,7 +199,7 @@ def test_infinite_activations_name_their_layer(tmp_path):
     with pytest.raises(InputError, match="poisoned stage: activations must be finite"):
         run(tmp_path / "out", settings, ["tiny_networks:poisoned"])
     with pytest.raises(InputError, match="pair gives a tuple"):
-        run(tmp_path / "new", replace(settings, layers=("pair",)), ["tiny_networks:cnn", "tiny_networks:pair"])
+        run(tmp_path / "new", replace(settings, layers=("conv1", "pair")), ["tiny_networks:cnn", "tiny_networks:pair"])
     assert not (tmp_path / "new").exists()
     with pytest.raises(InputError, match="cnn cannot take images of 2 x 2 pixels"):
         run(tmp_path / "new", replace(TINY, image_size=2))

@@ -90,11 +90,26 @@ def test_proposals_are_rarely_refused(monkeypatch):
     assert sum(refused) < 20
 
 
-def test_chunks_do_not_matter(monkeypatch):
-    expected = knn(INPUTS["duplicates"], 5, engine="torch")
-    monkeypatch.setattr(neighbors, "CHUNK", 1000)
-    for got, wanted in zip(knn(INPUTS["duplicates"], 5, engine="torch"), expected, strict=True):
+@pytest.mark.parametrize("name", ["duplicates", "random", "float64"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_chunks_do_not_matter(name, engine, monkeypatch):
+    expected = knn(INPUTS[name], 5, engine=engine)
+    monkeypatch.setattr(neighbors, "HOST_CHUNK", 1000)
+    monkeypatch.setattr(neighbors, "FAISS_QUERIES", 33)
+    for got, wanted in zip(knn(INPUTS[name], 5, engine=engine), expected, strict=True):
         assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_blocks_hold_every_point_once(engine, monkeypatch):
+    monkeypatch.setattr(neighbors, "HOST_CHUNK", 1000)
+    monkeypatch.setattr(neighbors, "FAISS_QUERIES", 33)
+    X = _dead(400, 30)
+    rows, indices, distances = map(torch.cat, zip(*neighbors.neighbor_blocks(X, 7, engine=engine), strict=True))
+    order = rows.argsort()
+    assert torch.equal(rows[order], torch.arange(len(X)))
+    assert torch.equal(indices[order], reference(X, 7)[0])
+    assert torch.equal(distances[order], reference(X, 7)[1])
 
 
 @pytest.mark.parametrize("name", ["random", "float64", "offset"])
