@@ -151,6 +151,7 @@ def analyze(
     settings.check()
     check_data(data)
     target = resolve_device(device)
+    _tsne(settings, target).check_engine(target.type)
     chosen = [networks] if isinstance(networks, str | Network) else list(networks)
     if not chosen:
         raise InputError("at least one network is required")
@@ -186,6 +187,16 @@ def analyze(
     for probe in probes:
         _network(folder, probe, images, settings, report)
     return folder.finish(images.labels.numpy(), images.classes)
+
+
+def _tsne(settings: Settings, device: torch.device) -> TSNE:
+    return TSNE(
+        perplexity=settings.perplexity,
+        n_iter=settings.iterations,
+        learning_rate=settings.learning_rate,
+        engine=settings.engine,
+        device=str(device),
+    )
 
 
 def _load(network: str | Network, weights: str | Path, device: torch.device) -> Network:
@@ -273,13 +284,7 @@ def _layer(
         X = reduce(tiles, settings.pca, normalise=settings.normalise, name=f"{network.name} {layer}")
     del tiles
     with measured(network.device) as stages["tsne"]:
-        tsne = TSNE(
-            perplexity=settings.perplexity,
-            n_iter=settings.iterations,
-            learning_rate=settings.learning_rate,
-            engine=settings.engine,
-            device=str(network.device),
-        )
+        tsne = _tsne(settings, network.device)
         Z = tsne.fit_transform(X, seeds=settings.seeds)  # [S, N, 2]
     with measured(network.device) as stages["quality"]:
         rows, scores = score_maps(X, Z, images.labels, k=settings.neighbors)

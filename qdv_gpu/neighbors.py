@@ -74,6 +74,7 @@ def knn(X: torch.Tensor, k: int, *, engine: str = "auto") -> Neighbors:
     MissingPackageError
         If faiss is asked for and absent.
     """
+    X = _validated(X, k)
     N = len(X)
     result = Neighbors(
         torch.empty((N, k), dtype=torch.int64, device=X.device),

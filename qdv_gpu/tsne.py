@@ -196,18 +196,22 @@ class TSNE(BaseEstimator):
         rate = N / self.early_exaggeration / 4
         return rate if self.similarity == "gaussian" else max(rate, 50.0)
 
-    def _resolved_engine(self, points: torch.Tensor) -> str:
-        """Choose "exact" or "cuml", or say why the one asked for cannot be had."""
-        N, device = points.shape[1], points.device.type
+    def check_engine(self, device: str) -> None:
+        """Raise InputError or MissingPackageError if the engine asked for cannot run on "cpu" or "cuda"."""
         if device == "cuda" and self.engine == "exact" and importlib.util.find_spec("cupy") is None:
             raise MissingPackageError('engine exact on a GPU needs CuPy: pip install "qdv_gpu[cuda13]"')
+        hindrance = self._why_not_cuml(device) if self.engine == "cuml" else None
+        if hindrance is not None:
+            raise hindrance
+
+    def _resolved_engine(self, points: torch.Tensor) -> str:
+        N, device = points.shape[1], points.device.type
+        self.check_engine(device)
         if self.engine == "exact" or (self.engine == "auto" and N <= EXACT_UP_TO):
             return "exact"
         hindrance = self._why_not_cuml(device)
         if hindrance is None:
             return "cuml"
-        if self.engine == "cuml":
-            raise hindrance
         seconds = SECONDS_PER_PAIR[device] * N**2 * self.n_iter
         warnings.warn(
             f"{N} points with the exact engine may take {seconds:.0f} s an embedding ({hindrance})", stacklevel=3

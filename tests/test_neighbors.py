@@ -161,7 +161,7 @@ def test_first_is_a_smaller_search():
 
 @pytest.mark.parametrize(
     ("k", "message"),
-    [(0, "at least 1, got 0"), (10, "smaller than the number of points N, got k=10, N=10")],
+    [(0, "at least 1, got 0"), (-1, "at least 1, got -1"), (10, "smaller than the number of points N, got k=10, N=10")],
 )
 def test_bad_k(k, message):
     with pytest.raises(InputError, match=message):
