@@ -54,6 +54,8 @@ def stacked(P: list[Affinities], *, copies: int) -> Rows:
         indptr = torch.arange(len(P) * N + 1, device=device) * N
         values = dense[0].reshape(-1) if len(dense) == 1 else torch.cat([p.reshape(-1) for p in dense])
         return Rows(first, indptr, torch.empty(0, dtype=torch.int32, device=device), values)
+    if len(sparse) == 1:
+        return Rows(first, *sparse[0])
     indptr = torch.zeros(len(P) * N + 1, dtype=torch.int64, device=device)
     indptr[1:] = torch.cat([p.indptr.diff() for p in sparse]).cumsum(0)
     return Rows(first, indptr, torch.cat([p.indices for p in sparse]), torch.cat([p.values for p in sparse]))
