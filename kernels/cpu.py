@@ -8,7 +8,10 @@ Layout
     Embeddings that differ only in their seed share one P through `first_row`.
 Order
     A row is summed by one thread in an order set by N alone, and the rows' shares of the normaliser are added
-    up one after the other in float64: the number of threads changes no bit of the result.
+    up one after the other in float64: the number of threads changes no bit of the result. Sums that the compiler
+    may reorder stand in `forces` alone, with its helpers inlined before compilation and without prange: numba
+    optimises a linked function a second time, and where it links the result depends on whether it comes from the
+    cache. The same source then gave other bits in the process that compiled it than in later ones.
 Cost
     The repulsion takes 11 float operations and one division a pair, 16 pairs at a time with AVX-512.
 """
@@ -25,7 +28,7 @@ _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 _LOG2E, _LN2, _FLUSH = np.float32(1 / np.log(2)), np.float32(np.log(2)), np.float32(127)
 
 
-@njit(**_SIMD)
+@njit(inline="always", **_SIMD)
 def _exp_minus(d):
     """exp(-d) for d >= 0 as 2^-k times a polynomial, because a call of the C library's exp is not SIMD."""
     u = min(d * _LOG2E, _FLUSH)
@@ -41,7 +44,7 @@ def _exp_minus(d):
     return p * np.int32((127 - k) << 23).view(np.float32)  # k = 127 gives 0
 
 
-@njit(**_SIMD)
+@njit(inline="always", **_SIMD)
 def _repel_student(x, y, xi, yi):
     """Sum over j of w, w^2 (xi - xj), w^2 (yi - yj) with w = 1 / (1 + d^2)."""
     w_sum, fx, fy = _ZERO, _ZERO, _ZERO
@@ -56,7 +59,7 @@ def _repel_student(x, y, xi, yi):
     return w_sum, fx, fy
 
 
-@njit(**_SIMD)
+@njit(inline="always", **_SIMD)
 def _repel_gaussian(x, y, xi, yi):
     """Sum over j of w, w (xi - xj), w (yi - yj) with w = exp(-d^2)."""
     w_sum, fx, fy = _ZERO, _ZERO, _ZERO
@@ -70,7 +73,7 @@ def _repel_gaussian(x, y, xi, yi):
     return w_sum, fx, fy
 
 
-@njit(**_SIMD)
+@njit(inline="always", **_SIMD)
 def _attract_sparse(x, y, xi, yi, indices, values, stretch):
     """Sum over the row's neighbours of p w (zi - zj) with w = 1 / (1 + stretch d^2)."""
     fx, fy = _ZERO, _ZERO
@@ -84,7 +87,7 @@ def _attract_sparse(x, y, xi, yi, indices, values, stretch):
     return fx, fy
 
 
-@njit(**_SIMD)
+@njit(inline="always", **_SIMD)
 def _attract_dense(x, y, xi, yi, values, stretch):
     """The same for a dense row: `values` has an entry for every point."""
     fx, fy = _ZERO, _ZERO
@@ -97,12 +100,13 @@ def _attract_dense(x, y, xi, yi, values, stretch):
     return fx, fy
 
 
-@njit(parallel=True, **_SIMD)
-def forces(Z, member, start, first_row, indptr, indices, values, gaussian, attraction, repulsion, weight):
-    """Both sums of the gradient for every point of every embedding.
+@njit(nogil=True, **_SIMD)
+def forces(low, high, Z, member, start, first_row, indptr, indices, values, gaussian, attraction, repulsion, weight):
+    """Both sums of the gradient for the points low <= t < high of the batch; releases the GIL.
 
     Parameters
     ----------
+    low, high : int
     Z : float32 [2, T]
         Coordinates of all embeddings.
     member : int64 [T]
@@ -121,7 +125,7 @@ def forces(Z, member, start, first_row, indptr, indices, values, gaussian, attra
     weight : float64 [T], written
         sum_j w_ij: the point's share of the normaliser.
     """
-    for t in prange(Z.shape[1]):
+    for t in range(low, high):
         b = member[t]
         i = t - start[b]
         x = Z[0, start[b] : start[b + 1]]
@@ -180,7 +184,7 @@ def update(Z, velocity, gains, attraction, repulsion, weight, start, exaggeratio
                 Z[c, t] += step
 
 
-@njit(**_SIMD)
+@njit(cache=True, error_model="numpy")
 def _log_normaliser(x, y, xi, yi, gaussian):
     """log of the sum over j of the similarity in float64; -inf for no points."""
     nearest, total = np.inf, 0.0
@@ -195,7 +199,7 @@ def _log_normaliser(x, y, xi, yi, gaussian):
     return np.log(total) - nearest
 
 
-@njit(parallel=True, **_SIMD)
+@njit(cache=True, parallel=True, error_model="numpy")
 def log_normalisers(x, y, gaussian, out):
     """log of the sum over j != i of the similarity of every point, for x, y and out float64 [N]."""
     for i in prange(x.size):

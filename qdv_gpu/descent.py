@@ -1,7 +1,7 @@
 """The exact engine of t-SNE: gradient descent over a batch of embeddings, with numba or with CUDA kernels."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ from qdv_gpu.affinities import Affinities, SparseAffinities
 
 GRAPH_ITERATIONS = 25  # in one CUDA graph
 COLLAPSED = 1e-6  # standard deviation of an embedding that is a point; random starts have 1e-4
-PAIRS_PER_THREAD = 1_000_000  # about 0.1 ms of work: a thread with less is not worth waiting for
+PAIRS_PER_THREAD = 250_000  # about 0.03 ms of work: a thread with less is not worth waking
 
 
 class Phase(NamedTuple):
@@ -111,6 +111,8 @@ def _descend_cpu(
     gaussian: bool,
     advance: Callable[[int], None],
 ) -> torch.Tensor:
+    import numba
+
     from qdv_gpu.kernels import cpu
 
     E, N, _ = start.shape
@@ -119,25 +121,18 @@ def _descend_cpu(
     velocity, gains, attraction, repulsion = np.zeros_like(Z), np.ones_like(Z), np.empty_like(Z), np.empty_like(Z)
     weight, bounds, member = np.empty(E * N), np.arange(E + 1) * N, np.repeat(np.arange(E), N)
     scalars = np.array([phase.exaggeration, learning_rate, phase.momentum], dtype=np.float32)
-    with _at_most_threads(E * N**2 // PAIRS_PER_THREAD):
+    threads = max(1, min(numba.get_num_threads(), E * N**2 // PAIRS_PER_THREAD))
+    cuts = [E * N * part // threads for part in range(threads + 1)]
+
+    def work(low: int, high: int) -> None:
+        cpu.forces(low, high, Z, member, bounds, *P, gaussian, attraction, repulsion, weight)
+
+    with ThreadPoolExecutor(threads) as pool:
         for _ in range(phase.iterations):
-            cpu.forces(Z, member, bounds, *P, gaussian, attraction, repulsion, weight)
+            list(pool.map(work, cuts[:-1], cuts[1:]))
             cpu.update(Z, velocity, gains, attraction, repulsion, weight, bounds, *scalars)
             advance(1)
     return torch.from_numpy(Z.T.copy()).view(E, N, 2)
-
-
-@contextmanager
-def _at_most_threads(limit: int) -> Iterator[None]:
-    """Let numba use at most `limit` threads, and at least one."""
-    import numba
-
-    before = numba.get_num_threads()
-    numba.set_num_threads(max(1, min(before, limit)))
-    try:
-        yield
-    finally:
-        numba.set_num_threads(before)
 
 
 def _descend_cuda(

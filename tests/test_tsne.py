@@ -1,5 +1,7 @@
 """The gradient is that of the KL divergence, a seed gives the same bits, and bad input is refused."""
 
+import os
+import subprocess
 import sys
 import warnings
 
@@ -40,8 +42,8 @@ def forces(P, Z, *, gaussian):
     N = len(Z)
     attraction, repulsion, weight = np.full((2, N), np.nan, "f"), np.full((2, N), np.nan, "f"), np.full(N, np.nan)
     cpu.forces(
-        Z.numpy().T.copy(), np.zeros(N, np.int64), np.array([0, N]), first, indptr, indices.view(np.uint32), values,
-        gaussian, attraction, repulsion, weight,
+        0, N, Z.numpy().T.copy(), np.zeros(N, np.int64), np.array([0, N]), first, indptr, indices.view(np.uint32),
+        values, gaussian, attraction, repulsion, weight,
     )  # fmt: skip
     return attraction.T, repulsion.T, weight
 
@@ -375,3 +377,19 @@ def test_cuml_reaches_nearly_the_same_divergence():
     exact, approximate = (TSNE(engine=engine) for engine in ("exact", "cuml"))
     assert approximate.fit_transform(X).shape == (1500, 2)
     assert approximate.fit(X).kl_divergence_ < 1.15 * exact.fit(X).kl_divergence_
+
+
+def test_bits_do_not_depend_on_who_compiled(tmp_path):
+    """The process that compiles the loops, and the next one, which takes them from numba's cache."""
+    code = (
+        "import numpy as np; from qdv_gpu import TSNE\n"
+        "X = np.random.default_rng(0).normal(size=(150, 5))\n"
+        "model = TSNE(perplexity=8, n_iter=60, device='cpu')\n"
+        "print(model.fit_transform(X).tobytes().hex(), model.kl_divergence_)"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    runs = [
+        subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        for _ in range(2)
+    ]
+    assert runs[0].stdout == runs[1].stdout
