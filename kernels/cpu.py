@@ -1,31 +1,49 @@
 """The loops of exact t-SNE on the CPU (numba, float32, every core).
 
 Layout
-    A batch of embeddings is flat: point i of embedding b is column `start[b] + i` of `Z` [2, T], so that the
+    A batch of embeddings is flat: point i of embedding e is column `start[e] + i` of `Z` [2, T], so that the
     coordinates x = Z[0] and y = Z[1] are each contiguous and the loop over j becomes SIMD.
-    Affinities are rows: row `first_row[b] + i` of P spans `indptr[r]:indptr[r + 1]` of `values`; its columns are
+    Affinities are rows: row `first_row[e] + i` of P spans `indptr[r]:indptr[r + 1]` of `values`; its columns are
     `indices` (points of the same embedding), or, when `indices` is empty, all points in order (a dense P).
     Embeddings that differ only in their seed share one P through `first_row`.
 Order
-    A row is summed by one thread in an order set by N alone, and the rows' shares of the normaliser are added
-    up one after the other in float64: the number of threads changes no bit of the result. Sums that the compiler
-    may reorder stand in `forces` alone, with its helpers inlined before compilation and without prange: numba
-    optimises a linked function a second time, and where it links the result depends on whether it comes from the
-    cache. The same source then gave other bits in the process that compiled it than in later ones.
+    A pair is computed once, by its earlier point, and given to both. The earlier points are cut into `BANDS` bands
+    with the same number of pairs; a band is summed by one thread into its own row of `partial`, in an order set by
+    N alone, and the bands are added up one after the other: the number of threads changes no bit of the result.
+    Everything that `descend` runs is inlined before compilation, and nothing is prange: numba optimises a linked
+    function a second time, and where it links the result depends on whether it comes from the cache. The same
+    source then gave other bits in the process that compiled it than in later ones.
 Cost
-    The repulsion takes 11 float operations and one division a pair, 16 pairs at a time with AVX-512.
+    A pair takes 13 float operations and a division. Where AVX-512 divides 16 numbers in 10 cycles (Zen 4), the
+    divisions are the bound, which is why no pair is computed twice; two points at a time share the loads and stores.
+    An entry of a sparse P costs a gather: x and y are packed into 64 bits, so that it is one and not two.
+    At 1,000 points an iteration takes 0.1 ms, less than to wake a sleeping thread: the threads of `descend` run many
+    iterations and spin where they meet.
 """
 
 # ruff: noqa: PLR0917 - numba passes arguments by position
 
 import numpy as np
-from numba import njit, prange
+from numba import njit, prange, types
+from numba.extending import intrinsic
 
 # Sums may be reordered into SIMD lanes and products fused; NaN and infinity keep their meaning.
 # Without numpy's error model the test for a zero divisor would keep the loops from becoming SIMD.
 _SIMD = {"fastmath": {"reassoc", "contract", "arcp", "nsz"}, "error_model": "numpy", "cache": True}
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
+_HIGH = np.uint64(32)
+_sched_yield = types.ExternalFunction("sched_yield", types.int32())  # of the C library
 _LOG2E, _LN2, _FLUSH = np.float32(1 / np.log(2)), np.float32(np.log(2)), np.float32(127)
+
+SPINS = 10_000  # before a waiting thread offers its core to others
+BANDS = 32  # of the repulsion: as many threads can share one embedding
+TILE = 1024  # columns that a band works on at a time: x, y, fx and fy take 16 kB, half of a first-level cache
+
+
+@njit(inline="always", **_SIMD)
+def _edge(N, band):
+    """First point of a band of N points, even: the points before it have band / BANDS of all pairs."""
+    return N if band == BANDS else int(N * (1 - np.sqrt(1 - band / BANDS))) // 2 * 2
 
 
 @njit(inline="always", **_SIMD)
@@ -45,42 +63,67 @@ def _exp_minus(d):
 
 
 @njit(inline="always", **_SIMD)
-def _repel_student(x, y, xi, yi):
-    """Sum over j of w, w^2 (xi - xj), w^2 (yi - yj) with w = 1 / (1 + d^2)."""
-    w_sum, fx, fy = _ZERO, _ZERO, _ZERO
-    for j in range(x.size):
-        dx = xi - x[j]
-        dy = yi - y[j]
-        w = _ONE / (_ONE + dx * dx + dy * dy)
-        w_sum += w
-        w2 = w * w
-        fx += w2 * dx
-        fy += w2 * dy
-    return w_sum, fx, fy
+def _similarity(dx, dy, gaussian):
+    """w and s of `repel` for a difference (dx, dy)."""
+    d = dx * dx + dy * dy
+    if gaussian:
+        return _exp_minus(d), _ONE
+    w = _ONE / (_ONE + d)
+    return w, w
 
 
 @njit(inline="always", **_SIMD)
-def _repel_gaussian(x, y, xi, yi):
-    """Sum over j of w, w (xi - xj), w (yi - yj) with w = exp(-d^2)."""
-    w_sum, fx, fy = _ZERO, _ZERO, _ZERO
+def _repel_student(x, y, fx, fy, xi, yi, xk, yk):
+    """Sums over j of w and w^2 (zi - zj), w^2 (zk - zj), with w = 1 / (1 + d^2); the opposite forces to fx, fy."""
+    wi, xi_sum, yi_sum, wk, xk_sum, yk_sum = _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO
     for j in range(x.size):
-        dx = xi - x[j]
-        dy = yi - y[j]
-        w = _exp_minus(dx * dx + dy * dy)
-        w_sum += w
-        fx += w * dx
-        fy += w * dy
-    return w_sum, fx, fy
+        dx, dy = xi - x[j], yi - y[j]
+        ex, ey = xk - x[j], yk - y[j]
+        u = _ONE / (_ONE + dx * dx + dy * dy)
+        v = _ONE / (_ONE + ex * ex + ey * ey)
+        wi += u
+        wk += v
+        dx, dy = u * u * dx, u * u * dy
+        ex, ey = v * v * ex, v * v * ey
+        xi_sum += dx
+        yi_sum += dy
+        xk_sum += ex
+        yk_sum += ey
+        fx[j] -= dx + ex
+        fy[j] -= dy + ey
+    return wi + wk, xi_sum, yi_sum, xk_sum, yk_sum
 
 
 @njit(inline="always", **_SIMD)
-def _attract_sparse(x, y, xi, yi, indices, values, stretch):
+def _repel_gaussian(x, y, fx, fy, xi, yi, xk, yk):
+    """The same with w = exp(-d^2) and w (zi - zj)."""
+    wi, xi_sum, yi_sum, wk, xk_sum, yk_sum = _ZERO, _ZERO, _ZERO, _ZERO, _ZERO, _ZERO
+    for j in range(x.size):
+        dx, dy = xi - x[j], yi - y[j]
+        ex, ey = xk - x[j], yk - y[j]
+        u = _exp_minus(dx * dx + dy * dy)
+        v = _exp_minus(ex * ex + ey * ey)
+        wi += u
+        wk += v
+        dx, dy = u * dx, u * dy
+        ex, ey = v * ex, v * ey
+        xi_sum += dx
+        yi_sum += dy
+        xk_sum += ex
+        yk_sum += ey
+        fx[j] -= dx + ex
+        fy[j] -= dy + ey
+    return wi + wk, xi_sum, yi_sum, xk_sum, yk_sum
+
+
+@njit(inline="always", **_SIMD)
+def _attract_sparse(packed, xi, yi, indices, values, stretch):
     """Sum over the row's neighbours of p w (zi - zj) with w = 1 / (1 + stretch d^2)."""
     fx, fy = _ZERO, _ZERO
     for e in range(values.size):
-        j = indices[e]
-        dx = xi - x[j]
-        dy = yi - y[j]
+        z = packed[indices[e]]
+        dx = xi - np.uint32(z).view(np.float32)
+        dy = yi - np.uint32(z >> _HIGH).view(np.float32)
         w = values[e] / (_ONE + stretch * (dx * dx + dy * dy))
         fx += w * dx
         fy += w * dy
@@ -100,81 +143,128 @@ def _attract_dense(x, y, xi, yi, values, stretch):
     return fx, fy
 
 
-@njit(nogil=True, **_SIMD)
-def forces(low, high, Z, member, start, first_row, indptr, indices, values, gaussian, attraction, repulsion, weight):
-    """Both sums of the gradient for the points low <= t < high of the batch; releases the GIL.
+@njit(inline="always", **_SIMD)
+def repel(low, high, Z, start, gaussian, partial, weight):
+    """Repulsion of the bands low <= u < high of the batch, in which band b of embedding e is u = e * BANDS + b.
 
     Parameters
     ----------
     low, high : int
     Z : float32 [2, T]
         Coordinates of all embeddings.
+    start : int64 [E + 1]
+        First point of each embedding, and T.
+    gaussian : bool
+        Similarity exp(-d^2) instead of 1 / (1 + d^2).
+    partial : float32 [BANDS, 2, T], written
+        The band's share of sum_j w_ij s_ij (zi - zj), where w is the similarity and s is w for Student-t and 1 for
+        Gaussian. Points before the band have no share, and there nothing is written.
+    weight : float64 [E, BANDS], written
+        Sum of w over the band's pairs.
+    """
+    for u in range(low, high):
+        e, band = u // BANDS, u % BANDS
+        x = Z[0, start[e] : start[e + 1]]
+        y = Z[1, start[e] : start[e + 1]]
+        fx = partial[band, 0, start[e] : start[e + 1]]
+        fy = partial[band, 1, start[e] : start[e + 1]]
+        N = x.size
+        first, last = _edge(N, band), _edge(N, band + 1)
+        fx[first:] = _ZERO
+        fy[first:] = _ZERO
+        total = 0.0
+        for i in range(first, min(last, N - 1), 2):  # i and k = i + 1: the pair that the loop below leaves out
+            dx, dy = x[i] - x[i + 1], y[i] - y[i + 1]
+            w, s = _similarity(dx, dy, gaussian)
+            total += w
+            fx[i] += w * s * dx
+            fy[i] += w * s * dy
+            fx[i + 1] -= w * s * dx
+            fy[i + 1] -= w * s * dy
+        for left in range(first, N, TILE):
+            right = min(left + TILE, N)
+            for i in range(first, min(last, right - 2), 2):
+                k = i + 1
+                c = max(left, i + 2)
+                if gaussian:
+                    sums = _repel_gaussian(x[c:right], y[c:right], fx[c:right], fy[c:right], x[i], y[i], x[k], y[k])
+                else:
+                    sums = _repel_student(x[c:right], y[c:right], fx[c:right], fy[c:right], x[i], y[i], x[k], y[k])
+                total += sums[0]
+                fx[i] += sums[1]
+                fy[i] += sums[2]
+                fx[k] += sums[3]
+                fy[k] += sums[4]
+        weight[e, band] = total
+
+
+@njit(inline="always", **_SIMD)
+def attract(low, high, Z, packed, member, start, first_row, indptr, indices, values, gaussian, attraction):
+    """Attraction of the points low <= t < high of the batch.
+
+    Parameters
+    ----------
+    low, high : int
+    Z : float32 [2, T]
+    packed : uint64 [T]
+        The same coordinates; x is the lower half.
     member : int64 [T]
         The embedding that a point belongs to.
-    start : int64 [B + 1]
-        First point of each embedding, and T.
-    first_row : int64 [B]
+    start : int64 [E + 1]
+    first_row : int64 [E]
         First row of P of each embedding.
     indptr, indices, values : int64 [R + 1], uint32 [nnz] or [0], float32 [nnz]
         P by rows. Unsigned indices spare the test for counting from the end.
     gaussian : bool
-        Similarity exp(-d^2) instead of 1 / (1 + d^2).
-    attraction, repulsion : float32 [2, T], written
-        sum_j p_ij s_ij (zi - zj) and sum_j w_ij s_ij (zi - zj), where w is the similarity and s is w for Student-t
-        and 1 for Gaussian.
-    weight : float64 [T], written
-        sum_j w_ij: the point's share of the normaliser.
+    attraction : float32 [2, T], written
+        sum_j p_ij s_ij (zi - zj), with s as for `repel`.
     """
     for t in range(low, high):
-        b = member[t]
-        i = t - start[b]
-        x = Z[0, start[b] : start[b + 1]]
-        y = Z[1, start[b] : start[b + 1]]
-        xi, yi = x[i], y[i]
-        # The point itself is left out rather than subtracted: its weight of 1 would drown far neighbours.
-        if gaussian:
-            before = _repel_gaussian(x[:i], y[:i], xi, yi)
-            after = _repel_gaussian(x[i + 1 :], y[i + 1 :], xi, yi)
-        else:
-            before = _repel_student(x[:i], y[:i], xi, yi)
-            after = _repel_student(x[i + 1 :], y[i + 1 :], xi, yi)
-        weight[t] = np.float64(before[0]) + np.float64(after[0])
-        repulsion[0, t] = before[1] + after[1]
-        repulsion[1, t] = before[2] + after[2]
-        r = first_row[b] + i
+        e = member[t]
+        r = first_row[e] + t - start[e]
         row = values[indptr[r] : indptr[r + 1]]
         stretch = _ZERO if gaussian else _ONE
         if indices.size:
-            pull = _attract_sparse(x, y, xi, yi, indices[indptr[r] : indptr[r + 1]], row, stretch)
+            own = packed[start[e] : start[e + 1]]
+            pull = _attract_sparse(own, Z[0, t], Z[1, t], indices[indptr[r] : indptr[r + 1]], row, stretch)
         else:
-            pull = _attract_dense(x, y, xi, yi, row, stretch)
+            x = Z[0, start[e] : start[e + 1]]
+            y = Z[1, start[e] : start[e + 1]]
+            pull = _attract_dense(x, y, Z[0, t], Z[1, t], row, stretch)
         attraction[0, t] = pull[0]
         attraction[1, t] = pull[1]
 
 
-@njit(cache=True, error_model="numpy")
-def update(Z, velocity, gains, attraction, repulsion, weight, start, exaggeration, learning_rate, momentum):
+@njit(inline="always", **_SIMD)
+def update(Z, packed, velocity, gains, attraction, partial, weight, start, exaggeration, learning_rate, momentum):
     """One step of gradient descent with momentum and gains (van der Maaten & Hinton 2008, section 3.4), in place.
 
     The gradient is 4 (exaggeration * attraction - repulsion / sum of weight). A gain grows by 0.2 where the
     gradient's sign differs from the velocity's and shrinks by a fifth elsewhere, down to 0.01. One thread: it
-    is 1 % of the work, and a second one would have to be waited for.
+    is a few percent of the work, and a second one would have to be waited for.
 
     Parameters
     ----------
-    Z, velocity, gains, attraction, repulsion : float32 [2, T]
-    weight : float64 [T]
-    start : int64 [B + 1]
+    Z : float32 [2, T]
+    packed : uint64 [T]
+        As for `attract`.
+    velocity, gains, attraction : float32 [2, T]
+    partial : float32 [BANDS, 2, T]
+        Added up into its first band, which has a share in every point.
+    weight : float64 [E, BANDS]
+    start : int64 [E + 1]
     exaggeration, learning_rate, momentum : float32
     """
     four, grow, shrink, least = np.float32(4), np.float32(0.2), np.float32(0.8), np.float32(0.01)
-    for b in range(start.size - 1):
-        total = 0.0
-        for t in range(start[b], start[b + 1]):
-            total += weight[t]
+    repulsion, bits = partial[0], Z.view(np.uint32)
+    for e in range(start.size - 1):
+        total = 2 * weight[e].sum()
         inverse = np.float32(1.0 / total) if total > 0.0 else _ZERO  # all similarities flushed to 0: no repulsion
         for c in range(2):
-            for t in range(start[b], start[b + 1]):
+            for band in range(1, BANDS):
+                for t in range(start[e] + _edge(start[e + 1] - start[e], band), start[e + 1]):
+                    repulsion[c, t] += partial[band, c, t]
+            for t in range(start[e], start[e + 1]):
                 slope = four * (exaggeration * attraction[c, t] - inverse * repulsion[c, t])
                 gain = gains[c, t] + grow if slope * velocity[c, t] < _ZERO else gains[c, t] * shrink
                 gain = max(gain, least)
@@ -182,6 +272,76 @@ def update(Z, velocity, gains, attraction, repulsion, weight, start, exaggeratio
                 gains[c, t] = gain
                 velocity[c, t] = step
                 Z[c, t] += step
+        for t in range(start[e], start[e + 1]):
+            packed[t] = np.uint64(bits[0, t]) | np.uint64(bits[1, t]) << _HIGH
+
+
+@intrinsic
+def _load(typing, array):
+    """First entry of an int64 array, read so that what its writer wrote before is seen."""
+
+    def generate(context, builder, signature, args):
+        return builder.load_atomic(context.make_array(array)(context, builder, args[0]).data, "acquire", 8)
+
+    return types.int64(array), generate
+
+
+@intrinsic
+def _store(typing, array, value):
+    """Write the first entry of an int64 array, after all that was written before."""
+
+    def generate(context, builder, signature, args):
+        builder.store_atomic(args[1], context.make_array(array)(context, builder, args[0]).data, "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), generate
+
+
+@njit(inline="always")
+def _meet(part, arrived, times):
+    """Return when every part has been here `times` times."""
+    _store(arrived[part], times)
+    for other in range(len(arrived)):
+        spins = 0
+        while _load(arrived[other]) < times:
+            spins += 1
+            if spins > SPINS:
+                _sched_yield()
+
+
+@njit(nogil=True, **_SIMD)
+def descend(
+    part, iterations, Z, packed, velocity, gains, member, start, first_row, indptr, indices, values, gaussian,
+    attraction, partial, weight, exaggeration, learning_rate, momentum, arrived,
+):  # fmt: skip
+    """Some iterations of gradient descent, in place; one of `len(arrived)` threads that each call it with its part.
+
+    Releases the GIL. Ends when all parts were called, or when `arrived` is filled with 2 * iterations.
+
+    Parameters
+    ----------
+    part, iterations : int
+    Z, packed, velocity, gains, member, start, first_row, indptr, indices, values, gaussian
+        As for `repel`, `attract` and `update`.
+    attraction, partial, weight
+        Of the shapes that these write.
+    exaggeration, learning_rate, momentum : float32
+    arrived : int64 [parts, 8]
+        Zeros: how often each part has met the others. A row is a cache line.
+    """
+    parts, bands, points = len(arrived), (start.size - 1) * BANDS, member.size
+    for turn in range(iterations):
+        repel(bands * part // parts, bands * (part + 1) // parts, Z, start, gaussian, partial, weight)
+        attract(
+            points * part // parts, points * (part + 1) // parts, Z, packed, member, start, first_row, indptr,
+            indices, values, gaussian, attraction,
+        )  # fmt: skip
+        _meet(part, arrived, 2 * turn + 1)
+        if part == 0:
+            update(
+                Z, packed, velocity, gains, attraction, partial, weight, start, exaggeration, learning_rate, momentum
+            )
+        _meet(part, arrived, 2 * turn + 2)
 
 
 @njit(cache=True, error_model="numpy")

@@ -11,7 +11,8 @@ from qdv_gpu.affinities import Affinities, SparseAffinities
 
 GRAPH_ITERATIONS = 25  # in one CUDA graph
 COLLAPSED = 1e-6  # standard deviation of an embedding that is a point; random starts have 1e-4
-PAIRS_PER_THREAD = 250_000  # about 0.03 ms of work: a thread with less is not worth waking
+PAIRS_PER_THREAD = 100_000  # about 0.02 ms of work: with less, a second thread costs more than it saves
+PAIRS_AT_ONCE = 4_000_000_000  # about 0.2 s on two cores between two looks at the clock and at Ctrl-C
 
 
 class Phase(NamedTuple):
@@ -116,22 +117,27 @@ def _descend_cpu(
     from qdv_gpu.kernels import cpu
 
     E, N, _ = start.shape
+    points = start.reshape(E * N, 2).numpy()
+    Z, packed = points.T.copy(), np.ascontiguousarray(points).view(np.uint64)[:, 0].copy()
+    state = (Z, packed, np.zeros_like(Z), np.ones_like(Z), np.repeat(np.arange(E), N), np.arange(E + 1) * N)
     P = (rows.first.numpy(), rows.indptr.numpy(), rows.indices.numpy().view(np.uint32), rows.values.numpy())
-    Z = start.reshape(E * N, 2).numpy().T.copy()  # [2, E * N]
-    velocity, gains, attraction, repulsion = np.zeros_like(Z), np.ones_like(Z), np.empty_like(Z), np.empty_like(Z)
-    weight, bounds, member = np.empty(E * N), np.arange(E + 1) * N, np.repeat(np.arange(E), N)
+    forces = (np.empty_like(Z), np.empty((cpu.BANDS, *Z.shape), dtype=np.float32), np.empty((E, cpu.BANDS)))
     scalars = np.array([phase.exaggeration, learning_rate, phase.momentum], dtype=np.float32)
     threads = max(1, min(numba.get_num_threads(), E * N**2 // PAIRS_PER_THREAD))
-    cuts = [E * N * part // threads for part in range(threads + 1)]
-
-    def work(low: int, high: int) -> None:
-        cpu.forces(low, high, Z, member, bounds, *P, gaussian, attraction, repulsion, weight)
+    at_once = max(1, PAIRS_AT_ONCE // (E * N**2))
 
     with ThreadPoolExecutor(threads) as pool:
-        for _ in range(phase.iterations):
-            list(pool.map(work, cuts[:-1], cuts[1:]))
-            cpu.update(Z, velocity, gains, attraction, repulsion, weight, bounds, *scalars)
-            advance(1)
+        for done in range(0, phase.iterations, at_once):
+            turns, arrived = min(at_once, phase.iterations - done), np.zeros((threads, 8), dtype=np.int64)
+            arguments = (turns, *state, *P, gaussian, *forces, *scalars, arrived)
+            try:
+                others = [pool.submit(cpu.descend, part, *arguments) for part in range(1, threads)]
+                cpu.descend(0, *arguments)
+            finally:
+                arrived[:] = 2 * turns  # interrupted before its part began, this thread would be waited for
+            for other in others:
+                other.result()
+            advance(turns)
     return torch.from_numpy(Z.T.copy()).view(E, N, 2)
 
 
