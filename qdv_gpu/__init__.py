@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from qdv_gpu.analysis import Settings, analyze
     from qdv_gpu.data import load_images
+    from qdv_gpu.deconvnet import Deconvnet
     from qdv_gpu.forward import activations
     from qdv_gpu.networks import load_network
     from qdv_gpu.quality import neighborhood_hit
@@ -23,10 +24,11 @@ _HOME = {
     "activations": "forward",
     "TSNE": "tsne",
     "neighborhood_hit": "quality",
+    "Deconvnet": "deconvnet",
     "analyze": "analysis",
     "Settings": "analysis",
 }
-__all__ = ["TSNE", "Settings", "activations", "analyze", "load_images", "load_network", "neighborhood_hit"]
+__all__ = ["TSNE", "Deconvnet", "Settings", "activations", "analyze", "load_images", "load_network", "neighborhood_hit"]
 
 # In a source checkout the kernels lie beside this folder; installed, they lie in it (pyproject.toml maps them).
 if not (Path(__file__).parent / "kernels").is_dir():

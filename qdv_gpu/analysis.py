@@ -16,7 +16,7 @@ from qdv_gpu.data import Images, check_data, load_images
 from qdv_gpu.device import free_memory, measured, resolve_device
 from qdv_gpu.errors import InputError, unknown
 from qdv_gpu.forward import ForwardPass, hold
-from qdv_gpu.networks import Network, load_network
+from qdv_gpu.networks import Network, load_networks, select_layers
 from qdv_gpu.pca import NORMALISATIONS, reduce
 from qdv_gpu.quality import score_maps
 from qdv_gpu.results import Analysis, RunFolder
@@ -153,10 +153,8 @@ def analyze(
     target = resolve_device(device)
     _tsne(settings, target).check_engine(target.type)
     chosen = [networks] if isinstance(networks, str | Network) else list(networks)
-    if not chosen:
-        raise InputError("at least one network is required")
-    loaded = _labelled([_load(network, weights, target) for network in chosen])
-    selected = _select(loaded, settings.layers)
+    loaded = load_networks(chosen, weights=weights, device=target)
+    selected = select_layers(loaded, settings.layers)
     images = load_images(data, "test", samples=settings.samples, image_size=settings.image_size, skip_bad=skip_bad)
     settings.check_images(images)
     if images.skipped:
@@ -197,38 +195,6 @@ def _tsne(settings: Settings, device: torch.device) -> TSNE:
         engine=settings.engine,
         device=str(device),
     )
-
-
-def _load(network: str | Network, weights: str | Path, device: torch.device) -> Network:
-    if isinstance(network, str):
-        return load_network(network, weights=weights, device=device)
-    return replace(network, module=network.module.to(device).eval())
-
-
-def _labelled(networks: list[Network]) -> list[Network]:
-    """Tell networks of one name apart: by the folder or file of their weights, or else by a number."""
-    names = [network.name for network in networks]
-    for position, network in enumerate(networks):
-        path = Path(network.source)
-        stem = path.parent.name if path.name == "weights.safetensors" else path.stem
-        if path.suffix and [other.name for other in networks].count(network.name) > 1:
-            names[position] = f"{network.name}-{stem}"
-    taken = list(names)
-    for position, name in enumerate(names):
-        if names.count(name) > 1:
-            taken[position] = f"{name}-{names[: position + 1].count(name)}"
-    return [replace(network, name=name) for network, name in zip(networks, taken, strict=True)]
-
-
-def _select(networks: Sequence[Network], layers: Sequence[str] | None) -> list[dict[str, str]]:
-    """The layers of each network, of those asked for; each must be in some network, and each network have one."""
-    if layers is None or len(networks) == 1:
-        return [network.select(layers) for network in networks]
-    has = [[layer for layer in layers if network.has(layer)] for network in networks]
-    for layer in layers:
-        if not any(layer in own for own in has):
-            networks[0].select([layer])
-    return [network.select(own) for network, own in zip(networks, has, strict=True)]
 
 
 def _network(folder: RunFolder, probe: ForwardPass, images: Images, settings: Settings, report: Report) -> None:

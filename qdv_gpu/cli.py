@@ -120,6 +120,46 @@ def finetune(
 
 
 @app.command()
+def deconv(
+    networks: Networks,
+    *,
+    out: Out,
+    data: Annotated[str | None, typer.Option(help="As for analyze; its test images.")] = None,
+    index: Annotated[int | None, typer.Option(help="Of the test image to reconstruct from; default 0.")] = None,
+    image: Annotated[Path | None, typer.Option(help="An image file to reconstruct from, instead of --index.")] = None,
+    layers: Annotated[str, typer.Option(help="Names or module paths, separated by commas, or all.")] = "all",
+    mode: Annotated[str, typer.Option(help="deconvnet, deconvnet-map, guided or gradient.")] = "deconvnet",
+    top: Annotated[int, typer.Option(help="Also show this many patches that activate a map most, e.g. 9.")] = 0,
+    contrast: Annotated[
+        str, typer.Option(help="Largest value at full contrast: of each map, or of the layer.")
+    ] = "map",
+    weights: Weights = "imagenet",
+    image_size: ImageSize = None,
+    device: Device = "auto",
+) -> None:
+    """Draw what every feature map of every layer responds to in an image (Zeiler & Fergus 2014)."""
+    from qdv_gpu.pictures import picture
+
+    chosen = None if layers == "all" else tuple(layer.strip() for layer in layers.split(","))
+    paths = picture(
+        networks,
+        out,
+        data=data,
+        index=index,
+        image=image,
+        layers=chosen,
+        mode=mode,
+        top=top,
+        contrast=contrast,
+        weights=weights,
+        image_size=image_size,
+        device=device,
+        report=say,
+    )
+    print("\n".join(map(str, paths)))
+
+
+@app.command()
 def layers(network: NetworkName, *, weights: Weights = "none", image_size: ImageSize = None) -> None:
     """List the layers that a network is analysed at: name, module path, shape, number of features."""
     from math import prod

@@ -178,6 +178,22 @@ def load_images(
     return images.take(stratified(images.labels, images.classes, samples, seed=seed))
 
 
+def load_image(path: str | Path) -> Tensor:
+    """uint8 [3, H, W] of a PNG or JPEG file.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, or it cannot be decoded.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"there is no image file {path}")
+    pixels = _decode(Path(path), None)
+    if isinstance(pixels, str):
+        raise InputError(pixels)
+    return pixels
+
+
 def check_data(data: str | Path) -> None:
     """Raise InputError unless `data` names a data set or a folder."""
     if data in DATASETS or Path(data).is_dir():

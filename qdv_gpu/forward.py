@@ -63,6 +63,18 @@ def activations(
     return held if isinstance(images, Images) else {name: like(X, images) for name, X in held.items()}
 
 
+def network_input(network: Network, pixels: Tensor, size: int | None = None) -> Tensor:
+    """Resize uint8 images [B, C, H, W] to `size`, or the network's own, and normalise them as it wants them."""
+    return prepare(
+        pixels,
+        size=size or network.image_size,
+        channels=network.channels,
+        mean=network.mean,
+        std=network.std,
+        bgr=network.bgr,
+    )
+
+
 def hold(pass_: "ForwardPass") -> dict[str, Tensor]:
     """Run the pass and keep every layer whole: float32 [N, D] on the network's device."""
     held: dict[str, Tensor] = {}
@@ -140,16 +152,7 @@ class ForwardPass:
             for name, path in self.layers.items():
                 handles.append(network.module.get_submodule(path).register_forward_hook(keep(name)))
             with torch.inference_mode():
-                network.module(
-                    prepare(
-                        pixels,
-                        size=size,
-                        channels=network.channels,
-                        mean=network.mean,
-                        std=network.std,
-                        bgr=network.bgr,
-                    )
-                )
+                network.module(network_input(network, pixels, size))
         except _LastLayerSeenError:
             pass
         except (RuntimeError, ValueError, AssertionError) as error:

@@ -5,9 +5,9 @@ import os
 import pickle
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -168,6 +168,52 @@ def load_network(
     )
     network.layers = default_layers(network)
     return network
+
+
+def load_networks(
+    networks: Sequence[str | Network], *, weights: str | Path = "imagenet", device: str | torch.device = "auto"
+) -> list[Network]:
+    """Load several networks, as `load_network`, with names that tell them apart.
+
+    Networks of one name get the folder or file of their weights added, or else a number. A `Network` is taken as it is,
+    on `device`.
+
+    Raises
+    ------
+    InputError
+        If there is none, or as `load_network`.
+    """
+    if not networks:
+        raise InputError("at least one network is required")
+    target = resolve_device(device)
+    loaded = [
+        load_network(network, weights=weights, device=target)
+        if isinstance(network, str)
+        else replace(network, module=network.module.to(target).eval())
+        for network in networks
+    ]
+    names = [network.name for network in loaded]
+    for position, network in enumerate(loaded):
+        path = Path(network.source)
+        stem = path.parent.name if path.name == "weights.safetensors" else path.stem
+        if path.suffix and [other.name for other in loaded].count(network.name) > 1:
+            names[position] = f"{network.name}-{stem}"
+    taken = list(names)
+    for position, name in enumerate(names):
+        if names.count(name) > 1:
+            taken[position] = f"{name}-{names[: position + 1].count(name)}"
+    return [replace(network, name=name) for network, name in zip(loaded, taken, strict=True)]
+
+
+def select_layers(networks: Sequence[Network], layers: Sequence[str] | None) -> list[dict[str, str]]:
+    """The layers of each network, of those asked for; each must be in some network, and each network have one."""
+    if layers is None or len(networks) == 1:
+        return [network.select(layers) for network in networks]
+    has = [[layer for layer in layers if network.has(layer)] for network in networks]
+    for layer in layers:
+        if not any(layer in own for own in has):
+            networks[0].select([layer])
+    return [network.select(own) for network, own in zip(networks, has, strict=True)]
 
 
 def _weights_file(checkpoint: str) -> Path:

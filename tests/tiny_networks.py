@@ -38,6 +38,42 @@ def other() -> nn.Module:
     return network
 
 
+class Functional(nn.Module):
+    """A residual block written with functions: overlapping pooling, ReLUs in place, a concatenation, a side branch."""
+
+    image_size = 33
+    named_layers = {"a": "a", "c": "c", "d": "d"}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 5, stride=2, padding=2)
+        self.norm = nn.BatchNorm2d(8)
+        self.a = nn.Conv2d(8, 8, 3, padding=1)
+        self.b = nn.Conv2d(8, 8, 3, padding=1, groups=2, bias=False)
+        self.c = nn.Conv2d(8, 4, 3, padding=2, dilation=2)
+        self.d = nn.Conv2d(12, 10, 3, stride=2)
+        self.side = nn.Conv2d(1, 2, 1)
+        self.fc = nn.Linear(10, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        constant = self.side(torch.ones(len(x), 1, 4, 4, dtype=x.dtype, device=x.device))
+        x = functional.max_pool2d(functional.relu(self.norm(self.stem(x))), 3, 2, padding=1)
+        y = self.b(torch.relu(self.a(x)))
+        x = (y + x).relu_()
+        x = torch.cat([x, self.c(x).clamp(min=0)], dim=1)
+        x = functional.relu(self.d(functional.avg_pool2d(x, 2, stride=1)), inplace=True)
+        return self.fc(x.mean((2, 3))) + constant.mean()
+
+
+def written_with_functions() -> nn.Module:
+    """The same weights each time, with batch-norm statistics that do something."""
+    torch.manual_seed(1)
+    network = Functional()
+    nn.init.uniform_(network.norm.running_var, 0.5, 2.0)
+    nn.init.uniform_(network.norm.weight, -1.0, 1.0)
+    return network
+
+
 class _Pair(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x, x
