@@ -1,16 +1,39 @@
 """Time the stages, each validated first and beside its peers.
 
-python -m benchmarks [--device cpu|cuda] [--stage NAME...] [--quick] [--json FILE] [--activations FILE.npz]
+python -m benchmarks [--device cpu|cuda] [--stage NAME...] [--quick] [--json FILE]
+                     [--network NAME[=CHECKPOINT]] [--data DATA] [--images N]
+
+A FILE that exists keeps the stages that are not run, if it is from the same device.
 """
 
 import argparse
+from pathlib import Path
+from typing import Any
 
-from benchmarks import tsne
+from benchmarks import deconv, stages, tsne
 from benchmarks.common import device_name, versions
 from qdv_gpu.device import resolve_device
-from qdv_gpu.files import write_json
+from qdv_gpu.files import read_json, write_json
 
-STAGES = {"tsne": tsne.run}
+STAGES = {
+    "transfer": stages.run_transfer,
+    "forward": stages.run_forward,
+    "pca": stages.run_pca,
+    "affinities": stages.run_affinities,
+    "tsne": tsne.run,
+    "neighbors": stages.run_neighbors,
+    "unpool": deconv.run_unpool,
+    "deconv": deconv.run_deconv,
+    "table3": stages.run_table3,
+}
+
+
+def kept(file: str | None, device: str) -> dict[str, Any]:
+    """The stages that a file of results already holds for this device."""
+    if not file or not Path(file).is_file():
+        return {}
+    before = read_json(file)
+    return before["stages"] if before["device"] == device and not before["quick"] else {}
 
 
 def main() -> None:
@@ -21,12 +44,15 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--quick", action="store_true", help="small sizes, one repeat: a rehearsal in seconds")
-    parser.add_argument("--activations", help="tsne: X [N, d] and labels [N] of a layer, to compare quality on as well")
+    parser.add_argument("--network", help="of transfer, forward, pca and table3; default alexnet with random weights")
+    parser.add_argument("--data", help="their test images, and a third set of points for tsne; default fashion-mnist")
+    parser.add_argument("--images", type=int, default=10_000, help="how many of them")
     parser.add_argument("--json")
     options = parser.parse_args()
 
     options.device = resolve_device(options.device)
-    report = {"device": device_name(options.device), "versions": versions(), "quick": options.quick, "stages": {}}
+    report: dict[str, Any] = {"device": device_name(options.device), "versions": versions(), "quick": options.quick}
+    report["stages"] = kept(options.json, report["device"])
     print(report["device"], *(f"{name} {version}" for name, version in report["versions"].items()), sep=", ")
     for name in options.stage:
         print(f"\n{name}", flush=True)
@@ -35,6 +61,7 @@ def main() -> None:
         print(f"\n{name}: bars" + " (not meant for --quick sizes)" * options.quick)
         for row in stage["bars"]:
             print(f"  {'met   ' if row['met'] else 'MISSED'} {row['what']:<70} {row['value']:.4g} {row['limit']}")
+        report["stages"] = {known: report["stages"][known] for known in STAGES if known in report["stages"]}
         if options.json:
             write_json(options.json, report)
 

@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 
-PACKAGES = ["qdv_gpu", "torch", "numpy", "numba", "scikit-learn", "openTSNE", "faiss-cpu"]
+PACKAGES = ["qdv_gpu", "torch", "numpy", "numba", "scikit-learn", "openTSNE", "captum", "faiss-cpu"]
 PACKAGES += ["faiss-gpu-cuvs", "cupy-cuda13x", "cuml-cu13"]
 
 
@@ -47,7 +48,7 @@ def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def interleaved(
-    methods: Mapping[str, Callable[[int], Any]], repeats: int
+    methods: Mapping[str, Callable[[int], Any]], repeats: int, *, show: bool = True
 ) -> tuple[dict[str, list[float]], dict[str, list[Any]]]:
     """Seconds and results of each method in `repeats` rounds; every other round in the opposite order.
 
@@ -58,10 +59,22 @@ def interleaved(
     for turn in range(repeats):
         for name in list(methods)[:: -1 if turn % 2 else 1]:
             spent, result = seconds(partial(methods[name], turn))
-            times[name].append(round(spent, 4))
+            times[name].append(round(spent, 7))
             results[name].append(result)
-            print(f"    {name:<13}round {turn + 1} of {repeats}: {spent:.2f} s", flush=True)
+            if show:
+                print(f"    {name:<13}round {turn + 1} of {repeats}: {spent:.2f} s", flush=True)
     return times, results
+
+
+def timing(work: str, times: Mapping[str, list[float]], ours: str = "ours") -> dict[str, Any]:
+    """A row of the table: median seconds of ours and of the peers, and all of them."""
+    middle = {name: median(spent) for name, spent in times.items()}
+    return {
+        "work": work,
+        "seconds": middle[ours],
+        "peers": {name: value for name, value in middle.items() if name != ours},
+        "all_seconds": dict(times),
+    }
 
 
 def peak_resident_bytes() -> int:

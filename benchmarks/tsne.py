@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import bar, interleaved, peak_resident_bytes, seconds
-from qdv_gpu import TSNE, load_images, neighborhood_hit
+from benchmarks.common import bar, interleaved, peak_resident_bytes, seconds, timing
+from qdv_gpu import TSNE, activations, load_images, load_network, neighborhood_hit
 from qdv_gpu.affinities import SparseAffinities, joint_affinities
 from qdv_gpu.data import Images
 from qdv_gpu.pca import reduce
@@ -138,11 +138,13 @@ def components(*splits: Images, device: torch.device) -> tuple[torch.Tensor, tor
     return reduce([pixels.to(device, torch.float32)], 50), torch.cat([images.labels for images in splits])
 
 
-def layer(file: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same of the activations `X` [N, d] and `labels` [N] in a file."""
-    with np.load(file) as arrays:
-        X, labels = (torch.from_numpy(arrays[name]) for name in ("X", "labels"))
-    return reduce([X.flatten(1).to(device, torch.float32)], 50), labels
+def last_layer(options: argparse.Namespace) -> tuple[str, tuple[torch.Tensor, torch.Tensor]]:
+    """The same of the activations of a network's last layer, and its name."""
+    network = load_network(options.network, device=options.device)
+    images = load_images(options.data, samples=options.images)
+    name = list(network.layers)[-1]
+    held = activations(network, images.to(options.device), layers=[name])
+    return f"{network.name} {name}", (reduce([held[name]], 50), images.labels)
 
 
 def in_a_process(X: torch.Tensor, n_iter: int, device: torch.device) -> dict[str, float]:
@@ -207,9 +209,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     result: dict[str, Any] = {"iterations": n_iter, "repeats": repeats, "perplexity": PERPLEXITY}
     print("Fashion-MNIST")
-    quality = {"fashion_mnist": compare(X, labels, methods, n_iter, repeats)}
+    quality = {"Fashion-MNIST": compare(X, labels, methods, n_iter, repeats)}
     bars = []
-    own, *theirs = (row["seconds"] for row in quality["fashion_mnist"].values())
+    own, *theirs = (row["seconds"] for row in quality["Fashion-MNIST"].values())
     if theirs:
         ratio, least = min(theirs) / own, 5 if cuda else 3
         bars.append(bar(f"{len(X):,} points: ratio to the faster of {', '.join(others)}", ratio, ">=", least))
@@ -232,15 +234,24 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         bars.append(bar(f"{full['points']:,} points: peak memory, GB", full["peak_bytes"] / 1e9, "<=", 1))
 
     sets = {"digits": components(*(load_images("digits", split) for split in ("train", "test")), device=device)}
-    if options.activations:
-        sets["activations"] = layer(options.activations, device)
+    if options.network and options.data:
+        name, points = last_layer(options)
+        sets[name] = points
+    counts = {"Fashion-MNIST": len(X)}
     for name, (points, classes) in sets.items():
         print(name)
+        counts[name] = min(len(points), large)
         quality[name] = compare(points[:large], classes[:large], methods, n_iter, repeats)
     for name, table in quality.items():
         for other in others:
             bars.append(bar(f"{name}: KL less that of {other}", table["ours"]["kl"] - table[other]["kl"], "<=", 0))
-    return {**result, "quality": quality, "bars": bars}
+    few_points = {f"{few:,} points of Fashion-MNIST": result["few"]} if "few" in result else {}
+    tables = {f"{name}, {counts[name]:,} points": table for name, table in quality.items()} | few_points
+    timings = [
+        timing(f"t-SNE, {what}", {method: row["all_seconds"] for method, row in table.items()})
+        for what, table in tables.items()
+    ]
+    return {**result, "quality": quality, "timings": timings, "bars": bars}
 
 
 def main() -> None:

@@ -55,19 +55,25 @@ def unpool(signal, switches, origin, out, kernel, stride, padding, dilation, rec
         Set negative outputs to 0.
     """
     channels, rows, columns = signal.shape[1:]
+    down, across = np.empty(kernel[0] * kernel[1], np.int64), np.empty(kernel[0] * kernel[1], np.int64)
+    for code in range(down.size):  # a division for each element would take most of the time
+        down[code], across[code] = code // kernel[1] * dilation[0], code % kernel[1] * dilation[1]
     for plane in prange(len(signal) * channels):
         b, c = plane // channels, plane % channels
         source, top, left = origin[b, 0], origin[b, 1], origin[b, 2]
-        out[b, c] = 0
+        pixels = out[b, c]
+        pixels[:] = 0
         for oy in range(max(top, 0), min(top + rows, switches.shape[2])):
+            values, codes = signal[b, c, oy - top], switches[source, c, oy]
+            first_y = oy * stride[0] - padding[0] - origin[b, 3]
+            first_x = -padding[1] - origin[b, 4]
             for ox in range(max(left, 0), min(left + columns, switches.shape[3])):
-                code = np.int64(switches[source, c, oy, ox])
-                y = oy * stride[0] - padding[0] + code // kernel[1] * dilation[0] - origin[b, 3]
-                x = ox * stride[1] - padding[1] + code % kernel[1] * dilation[1] - origin[b, 4]
-                if 0 <= y < out.shape[2] and 0 <= x < out.shape[3]:
-                    out[b, c, y, x] += signal[b, c, oy - top, ox - left]
+                code = codes[ox]
+                y, x = first_y + down[code], first_x + ox * stride[1] + across[code]
+                if 0 <= y < pixels.shape[0] and 0 <= x < pixels.shape[1]:
+                    pixels[y, x] += values[ox - left]
         if rectify:
-            for y in range(out.shape[2]):
-                for x in range(out.shape[3]):
-                    if out[b, c, y, x] < 0:
-                        out[b, c, y, x] = 0
+            for y in range(pixels.shape[0]):
+                for x in range(pixels.shape[1]):
+                    if pixels[y, x] < 0:
+                        pixels[y, x] = 0

@@ -1,5 +1,6 @@
 """The pipeline: networks and images in, a run folder with maps, scores, tables and figures out."""
 
+import math
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,14 +16,17 @@ import qdv_gpu
 from qdv_gpu.data import Images, check_data, load_images
 from qdv_gpu.device import free_memory, measured, resolve_device
 from qdv_gpu.errors import InputError, unknown
-from qdv_gpu.forward import ForwardPass, hold
+from qdv_gpu.forward import BATCH, PRECISIONS, ForwardPass, check_precision, hold
+from qdv_gpu.layers import trace_calls
+from qdv_gpu.memory import FORWARD, Layer, plan
 from qdv_gpu.networks import Network, load_networks, select_layers
-from qdv_gpu.pca import NORMALISATIONS, reduce
+from qdv_gpu.pca import NORMALISATIONS, Workspace, reduce
 from qdv_gpu.quality import score_maps
 from qdv_gpu.results import Analysis, RunFolder
 from qdv_gpu.tsne import ENGINES, TSNE
 
 Report = Callable[[str], None]
+EMBEDDING = 200  # bytes for each image and unit of perplexity: neighbours, affinities and their copies
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,10 @@ class Settings:
         Numbers of neighbours that the neighborhood hit is computed for.
     engine : {"auto", "exact", "cuml"}
         Of t-SNE.
+    precision : {"fp32", "tf32", "bf16"}
+        Of the forward pass: float32, on CUDA with products in TF32, or automatic mixed precision with bfloat16.
+    memory : int, optional
+        Bytes to stay within, weights and images included; None for four fifths of what is free.
     """
 
     samples: int | str = "all"
@@ -62,6 +70,8 @@ class Settings:
     seeds: int = 5
     k: int | tuple[int, ...] = (5,)
     engine: str = "auto"
+    precision: str = "fp32"
+    memory: int | None = None
 
     @property
     def neighbors(self) -> tuple[int, ...]:
@@ -74,6 +84,8 @@ class Settings:
             raise unknown("normalisation", self.normalise, NORMALISATIONS)
         if self.engine not in ENGINES:
             raise unknown("t-SNE engine", self.engine, ENGINES)
+        if self.precision not in PRECISIONS:
+            raise unknown("precision", self.precision, PRECISIONS)
         least = {"pca": 0, "iterations": 1, "seeds": 1, "image_size": 1}
         for name, bound in least.items():
             value = getattr(self, name)
@@ -152,6 +164,7 @@ def analyze(
     check_data(data)
     target = resolve_device(device)
     _tsne(settings, target).check_engine(target.type)
+    check_precision(settings.precision, target)
     chosen = [networks] if isinstance(networks, str | Network) else list(networks)
     loaded = load_networks(chosen, weights=weights, device=target)
     selected = select_layers(loaded, settings.layers)
@@ -161,7 +174,9 @@ def analyze(
         report(f"skipped {images.skipped} unreadable files")
     probes = []
     for network, layers in zip(loaded, selected, strict=True):
-        probe = ForwardPass(network, images.take(torch.arange(2)), layers, settings.image_size)
+        probe = ForwardPass(
+            network, images.take(torch.arange(2)), layers, settings.image_size, precision=settings.precision
+        )
         probe.run()
         probes.append(probe)
 
@@ -182,8 +197,10 @@ def analyze(
     }
     folder = RunFolder(Path(out), inputs, about)
     images = images.to(target)
+    tensors = [t for network in loaded for t in network.module.state_dict().values()]
+    reserved = sum(t.nbytes for t in [*tensors, *([] if images.pixels is None else [images.pixels])])
     for probe in probes:
-        _network(folder, probe, images, settings, report)
+        _network(folder, probe, images, settings, reserved=reserved, report=report)
     return folder.finish(images.labels.numpy(), images.classes)
 
 
@@ -197,7 +214,9 @@ def _tsne(settings: Settings, device: torch.device) -> TSNE:
     )
 
 
-def _network(folder: RunFolder, probe: ForwardPass, images: Images, settings: Settings, report: Report) -> None:
+def _network(
+    folder: RunFolder, probe: ForwardPass, images: Images, settings: Settings, *, reserved: int, report: Report
+) -> None:
     """Compute the layers of one network that are not done yet; `probe` has run on a few of the images."""
     network, names = probe.network, list(probe.widths)
     folder.layers += [(network.name, name) for name in names]
@@ -207,31 +226,44 @@ def _network(folder: RunFolder, probe: ForwardPass, images: Images, settings: Se
     if not pending:
         return
 
-    # The smaller layers are held as far as half of the free memory goes; the others are recomputed tile by tile.
-    room = free_memory(network.device) // 2
-    kept: list[str] = []
-    sources = {probe.source(name) for name in pending}
-    sizes = {source: sum(probe.widths[n] for n in names if probe.source(n) == source) for source in sources}
-    for source in sorted(sources, key=sizes.__getitem__):
-        size = sizes[source] * len(images) * 4
-        if size <= room:
-            kept.append(source)
-            room -= size
-    whole = ForwardPass(network, images, probe.layers, settings.image_size, report=report)
-    with measured(network.device) as forward:
-        once = replace(whole, layers={source: probe.layers[source] for source in probe.layers if source in kept})
-        held = {name: X for name, X in hold(once).items() if name in pending} if kept else {}
-    share = {**forward, "seconds": round(forward["seconds"] / max(1, len(held)), 3)}
-    for name in pending:
-        _layer(
-            folder,
-            whole,
-            name,
-            held.pop(name).split(whole.batch_size) if name in held else whole.tiles(name),
-            features=probe.widths[name],
-            stages={"activations": share} if probe.source(name) in kept else {},
-            settings=settings,
-        )
+    sources = {probe.source(name): [n for n in names if probe.source(n) == probe.source(name)] for name in pending}
+    layers = [Layer(source, tuple(probe.widths[n] for n in own), probe.element) for source, own in sources.items()]
+    whole = ForwardPass(network, images, probe.layers, settings.image_size, precision=settings.precision, report=report)
+    calls = trace_calls(network, settings.image_size)
+    largest = max(math.prod(call.input or ()) + math.prod(call.output or ()) for call in calls)
+    chosen = plan(
+        layers,
+        network=network.name,
+        images=len(images),
+        image_bytes=FORWARD * largest * 4,
+        n_components=settings.pca,
+        embedding=int(EMBEDDING * settings.perplexity * len(images)),
+        batch=BATCH[network.device.type],
+        budget=settings.memory or free_memory(network.device) * 4 // 5,
+        reserved=reserved if settings.memory else 0,
+    )
+    for line in chosen.lines(network.name, {layer.name: layer.row * len(images) for layer in layers}):
+        report(line)
+    for number, group in enumerate([*chosen.passes, *([source] for source in chosen.recomputed)]):
+        at_once = replace(whole, batch_size=chosen.batches[group[0]])
+        held: dict[str, Tensor] = {}
+        stages: dict[str, dict[str, float]] = {}
+        if number < len(chosen.passes):
+            with measured(network.device) as forward:
+                held = hold(replace(at_once, layers={source: probe.layers[source] for source in group}))
+            stages["activations"] = {**forward, "seconds": round(forward["seconds"] / len(held), 3)}
+        for source in group:
+            for name in sources[source]:
+                X = held.pop(name, None)
+                if name not in pending:
+                    continue
+                tiles = at_once.tiles(name) if X is None else X.split(chosen.batches[source])
+                del X
+                _layer(
+                    folder, at_once, name, tiles, features=probe.widths[name], stages=dict(stages), settings=settings,
+                    workspace=chosen.workspaces[source],
+                )  # fmt: skip
+                del tiles
 
 
 def _layer(
@@ -243,11 +275,18 @@ def _layer(
     features: int,
     stages: dict[str, dict[str, float]],
     settings: Settings,
+    workspace: Workspace,
 ) -> None:
     """Reduce, embed and score one layer, and write it."""
     network, images = whole.network, whole.images
     with measured(network.device) as stages["pca"]:
-        X = reduce(tiles, settings.pca, normalise=settings.normalise, name=f"{network.name} {layer}")
+        X = reduce(
+            tiles,
+            settings.pca,
+            normalise=settings.normalise,
+            name=f"{network.name} {layer}",
+            workspace=workspace,
+        )
     del tiles
     with measured(network.device) as stages["tsne"]:
         tsne = _tsne(settings, network.device)

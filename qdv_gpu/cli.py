@@ -51,6 +51,8 @@ def analyze(
     seeds: Annotated[int | None, typer.Option(help="t-SNE maps of each layer.")] = None,
     k: Annotated[list[int] | None, typer.Option(help="Neighbours of the neighborhood hit; repeatable.")] = None,
     engine: Annotated[str | None, typer.Option(help="Of t-SNE: auto, exact or cuml.")] = None,
+    precision: Annotated[str | None, typer.Option(help="Of the forward pass: fp32, tf32 or bf16.")] = None,
+    memory: Annotated[str | None, typer.Option(help="To stay within, e.g. 4GB; default most of what is free.")] = None,
     device: Device = "auto",
     preset: Annotated[str, typer.Option(help="default, or paper for the values of the CIKM 2024 paper.")] = "default",
     skip_bad: SkipBad = False,
@@ -59,6 +61,7 @@ def analyze(
     from dataclasses import replace
 
     from qdv_gpu import analysis
+    from qdv_gpu.memory import parse_bytes
 
     given: dict[str, Any] = {
         "samples": int(samples) if samples and samples.isdigit() else samples,
@@ -71,6 +74,8 @@ def analyze(
         "seeds": seeds,
         "k": tuple(k) if k else None,
         "engine": engine,
+        "precision": precision,
+        "memory": parse_bytes(memory) if memory else None,
     }
     settings = replace(analysis.preset(preset), **{name: value for name, value in given.items() if value is not None})
     result = analysis.analyze(
@@ -174,6 +179,60 @@ def layers(network: NetworkName, *, weights: Weights = "none", image_size: Image
     for name, path, shape in describe_layers(loaded, image_size):
         table.add_row(name, path, " x ".join(map(str, shape)), f"{prod(shape):,}")
     console().print(table)
+
+
+@app.command()
+def profile(
+    network: NetworkName,
+    *,
+    batch_sizes: Annotated[str, typer.Option(help="Separated by commas.")] = "1,16,64",
+    precision: Annotated[str, typer.Option(help="fp32, tf32 or bf16.")] = "fp32",
+    image_size: ImageSize = None,
+    weights: Weights = "none",
+    device: Device = "auto",
+    out: Annotated[Path | None, typer.Option(help="Folder for profile.json and a bar chart.")] = None,
+) -> None:
+    """Time every layer of a forward pass, and compare it with the device's measured peaks."""
+    from rich.table import Table
+
+    from qdv_gpu.errors import InputError
+    from qdv_gpu.throughput import profile as run
+
+    try:
+        sizes = [int(size) for size in batch_sizes.split(",")]
+    except ValueError:
+        raise InputError(f"batch sizes must be integers separated by commas, got {batch_sizes!r}") from None
+    profiles = run(
+        network,
+        out,
+        batch_sizes=sizes,
+        precision=precision,
+        weights=weights,
+        image_size=image_size,
+        device=device,
+        report=say,
+    )
+    for found in profiles:
+        rate = found.batch_size / found.seconds
+        title = f"batch of {found.batch_size}: {found.seconds * 1e3:.2f} ms, {rate:,.0f} images/s, {found.precision}; "
+        title += f"layers sum to {found.sum_of_layers / found.seconds:.1%}"
+        table = Table("layer", "kind", title=title)
+        for name in ("ms", "images/s", "GFLOP", "MB", "bound by", "of peak", "of the time"):
+            table.add_column(name, justify="right")
+        for row in found.layers:
+            cells = (
+                f"{row.seconds * 1e3:.3f}",
+                f"{row.images_per_second:,.0f}",
+                f"{row.gflop:.2f}",
+                f"{row.bytes / 1e6:.2f}",
+                row.bound if row.bytes else "",
+                f"{row.share_of_peak:.0%}" if row.bytes else "",
+                f"{row.share:.1%}",
+            )
+            table.add_row(row.layer, row.kind, *cells)
+        console().print(table)
+    if out is not None:
+        print(out / "profile.json", out / "profile.png", sep="\n")
 
 
 @app.command()

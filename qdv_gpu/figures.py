@@ -209,3 +209,27 @@ def _mosaic(tiles: np.ndarray, columns: int) -> np.ndarray:
     canvas = np.ones((rows * columns, side + 1, side + 1, 3), dtype=np.float32)
     canvas[: len(tiles), :side, :side] = tiles
     return canvas.reshape(rows, columns, side + 1, side + 1, 3).swapaxes(1, 2).reshape(rows * (side + 1), -1, 3)
+
+
+def plot_profile(shares: dict[int, list[tuple[str, float, str]]], title: str) -> Figure:
+    """Bars of each layer's share of the forward pass, one panel per batch size, coloured by what bounds the layer.
+
+    Parameters
+    ----------
+    shares : dict of int to list of (layer, share, bound)
+        By batch size; the same layers in each.
+    title : str
+    """
+    layers = [layer for layer, *_ in next(iter(shares.values()))]
+    figure = Figure(figsize=(2.5 + 2.6 * len(shares), 1.4 + 0.19 * len(layers)), layout="constrained")
+    axes = figure.subplots(1, len(shares), sharey=True, squeeze=False)[0]
+    colours = {"compute": COLOURS[0], "memory": COLOURS[1]}
+    for ax, (batch, rows) in zip(axes, shares.items(), strict=True):
+        ax.barh(range(len(rows)), [share for _, share, _ in rows], color=[colours[bound] for *_, bound in rows])
+        ax.set_yticks(range(len(rows)), layers, fontsize=7)
+        ax.set_ylim(len(rows) - 0.5, -0.5)
+        ax.set(xlabel="share of the time", title=f"batch of {batch}")
+    handles = [Line2D([], [], color=colour, linewidth=6, label=f"bound by {name}") for name, colour in colours.items()]
+    axes[-1].legend(handles=handles, fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    return figure

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,10 +11,12 @@ from torch import Tensor, nn
 
 from qdv_gpu.data import Images, prepare
 from qdv_gpu.device import Halving, like, to_tensor
-from qdv_gpu.errors import InputError
+from qdv_gpu.errors import InputError, unknown
 from qdv_gpu.networks import Network
 
 Report = Callable[[str], None]
+BATCH = {"cpu": 64, "cuda": 256}
+PRECISIONS = ("fp32", "tf32", "bf16")
 
 
 class _LastLayerSeenError(Exception):
@@ -26,7 +29,8 @@ def activations(
     *,
     layers: Iterable[str] | None = None,
     image_size: int | None = None,
-    batch_size: int = 0,
+    batch_size: int | None = None,
+    precision: str = "fp32",
     report: Report = print,
 ) -> dict[str, Any]:
     """Activations of several layers from one forward pass.
@@ -42,14 +46,16 @@ def activations(
         in a pass gives "name@1", "name@2", ...
     image_size : int, optional
         Side in pixels that the images are resized to; default the network's.
-    batch_size : int
-        0 for the default: 64 on the CPU, 256 on CUDA; halved, with a word to `report`, when CUDA runs out of memory.
+    batch_size : int, optional
+        Default 64 on the CPU, 256 on CUDA; halved, with a word to `report`, when CUDA runs out of memory.
+    precision : {"fp32", "tf32", "bf16"}
+        float32; the same with products in TF32 (CUDA); or automatic mixed precision with bfloat16.
 
     Returns
     -------
     dict of str to array
-        float32 [N, D] for each layer, D = C * H * W of its maps in that order: torch tensors on the network's
-        device, or arrays of the kind of `images`.
+        [N, D] for each layer, float32, or bfloat16 where mixed precision made a torch tensor so; D = C * H * W of its
+        maps in that order: torch tensors on the network's device, or arrays of the kind of `images`.
 
     Raises
     ------
@@ -58,9 +64,32 @@ def activations(
         batch to batch, or if not even one image fits the device.
     """
     dataset = images if isinstance(images, Images) else _as_images(images)
-    pass_ = ForwardPass(network, dataset, network.select(layers), image_size, batch_size, report)
+    check_precision(precision, network.device)
+    pass_ = ForwardPass(
+        network, dataset, network.select(layers), image_size, batch_size, precision=precision, report=report
+    )
     held = hold(pass_)
-    return held if isinstance(images, Images) else {name: like(X, images) for name, X in held.items()}
+    return held if isinstance(images, Images) else {name: like(X.float(), images) for name, X in held.items()}
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raise InputError for an unknown precision, or one that the device does not have."""
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
+    if precision == "tf32" and device.type != "cuda":
+        raise InputError("precision tf32 requires a CUDA device: use fp32 or bf16")
+
+
+@contextmanager
+def computing(precision: str, device: torch.device) -> Iterator[None]:
+    """Do forward passes in that precision; for "fp32" also convolutions, for which torch allows TF32 by default."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    try:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def network_input(network: Network, pixels: Tensor, size: int | None = None) -> Tensor:
@@ -100,16 +129,18 @@ class ForwardPass:
     images: Images
     layers: Mapping[str, str]
     image_size: int | None = None
-    batch_size: int = 0
+    batch_size: int | None = None
+    precision: str = "fp32"
     report: Report = print
     halving: Halving | None = None  # shared by passes over parts of the layers
 
     def __post_init__(self) -> None:
-        if self.batch_size == 0:
-            self.batch_size = 256 if self.network.device.type == "cuda" else 64
+        if self.batch_size is None:
+            self.batch_size = BATCH[self.network.device.type]
         if self.batch_size < 1:
             raise InputError(f"batch size must be at least 1, got {self.batch_size}")
         self.widths: dict[str, int] = {}
+        self.element = 4  # bytes of an activation
         self.halving = self.halving or Halving(self.report)
         self._calls: int | None = None  # of the layers in one pass, known after the first
 
@@ -151,7 +182,7 @@ class ForwardPass:
         try:
             for name, path in self.layers.items():
                 handles.append(network.module.get_submodule(path).register_forward_hook(keep(name)))
-            with torch.inference_mode():
+            with torch.inference_mode(), computing(self.precision, network.device):
                 network.module(network_input(network, pixels, size))
         except _LastLayerSeenError:
             pass
@@ -170,6 +201,7 @@ class ForwardPass:
             several = len(seen[name]) > 1
             for number, rows in enumerate(seen[name], start=1):
                 outputs[f"{name}@{number}" if several else name] = rows
+        self.element = max(rows.element_size() for rows in outputs.values())
         for name, rows in outputs.items():
             width = self.widths.setdefault(name, rows.shape[1])
             if rows.shape[1] != width:
@@ -186,7 +218,8 @@ class ForwardPass:
             raise InputError(f"{where} gives a {type(output).__name__}, not a tensor: choose a layer inside it")
         if output.ndim < 2 or len(output) != batch:
             raise InputError(f"{where} must give a row for each of {batch} images, got shape {list(output.shape)}")
-        return output.detach().flatten(1).to(torch.float32, copy=True)
+        dtype = torch.bfloat16 if output.dtype == torch.bfloat16 else torch.float32
+        return output.detach().flatten(1).to(dtype, copy=True)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Normalisation and principal components of a layer that need not fit in memory: only row tiles are ever read."""
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -13,7 +14,6 @@ TOLERANCE = 1e-6  # relative change of the captured variance between two passes
 MAX_PASSES = 60
 TINY = torch.finfo(torch.float32).tiny  # norms, deviations and extents up to here count as 0
 CHUNK = 1 << 22  # elements worked on at once
-CHUNK_ROWS = 64  # at least, so that products are not bound by reading the block
 SEED = 0
 
 
@@ -42,6 +42,24 @@ class Components(NamedTuple):
     passes: int
 
 
+class Workspace(NamedTuple):
+    """How much `principal_components` works on at a time.
+
+    Attributes
+    ----------
+    block : int
+        Columns of the block.
+    rows : int
+        Rows of a chunk, at least.
+    bytes : int
+        Most bytes that it holds beside a tile: two blocks, projected rows, copies of a chunk.
+    """
+
+    block: int
+    rows: int
+    bytes: int
+
+
 class _Statistics(NamedTuple):
     """What the first pass finds: N, and how a row becomes a normalised, centred one."""
 
@@ -53,7 +71,12 @@ class _Statistics(NamedTuple):
 
 
 def reduce(
-    tiles: Iterable[torch.Tensor], n_components: int, *, normalise: str = "minmax", name: str = ""
+    tiles: Iterable[torch.Tensor],
+    n_components: int,
+    *,
+    normalise: str = "minmax",
+    name: str = "",
+    workspace: Workspace | None = None,
 ) -> torch.Tensor:
     """Normalise a layer and reduce it to its first principal components.
 
@@ -71,6 +94,8 @@ def reduce(
         "minmax", a constant layer become 0.
     name : str
         The layer, for messages.
+    workspace : Workspace, optional
+        From `workspace`, where memory is short.
 
     Returns
     -------
@@ -84,18 +109,24 @@ def reduce(
     """
     _check(n_components, normalise)
     if n_components > 0:
-        return principal_components(tiles, n_components, normalise=normalise, name=name).scores
-    statistics, _ = _first_pass(tiles, normalise, name, 0)
+        return principal_components(tiles, n_components, normalise=normalise, name=name, workspace=workspace).scores
+    work = workspace or _widest(n_components)
+    statistics, _ = _first_pass(_chunks(tiles, work.rows), normalise, name, 0)
     shift, scale = _affine(statistics, normalise)
     if normalise == "minmax":
         shift = torch.full_like(shift, statistics.lowest)
     elif normalise != "standard":
         shift, scale = torch.zeros_like(shift), torch.ones_like(scale)
-    return torch.cat([_normalised(chunk, shift, scale, normalise) for chunk in _chunks(tiles)])
+    return torch.cat([_normalised(chunk, shift, scale, normalise) for chunk in _chunks(tiles, work.rows)])
 
 
 def principal_components(
-    tiles: Iterable[torch.Tensor], n_components: int, *, normalise: str = "minmax", name: str = ""
+    tiles: Iterable[torch.Tensor],
+    n_components: int,
+    *,
+    normalise: str = "minmax",
+    name: str = "",
+    workspace: Workspace | None = None,
 ) -> Components:
     """Principal components of a normalised layer; parameters and errors as for `reduce`.
 
@@ -105,12 +136,14 @@ def principal_components(
     pass finds the statistics and, from the raw X, a first B. Passes end when the variance that the components
     capture changes by less than 1e-6 of itself.
 
-    Products are float32, Gram matrices and statistics float64. `workspace_bytes` says what it holds beside a tile.
+    Products are float32, Gram matrices and statistics float64. A smaller `workspace` than the default takes more
+    passes.
     """
     _check(n_components, normalise)
     if n_components == 0:
         raise InputError("the number of components must be at least 1, got 0")
-    statistics, B = _first_pass(tiles, normalise, name, _block(n_components))
+    work = workspace or _widest(n_components)
+    statistics, B = _first_pass(_chunks(tiles, work.rows), normalise, name, work.block)
     N, D = statistics.rows, len(statistics.mean)
     n = min(n_components, N - 1, D)
     width = min(B.shape[1], N)
@@ -120,7 +153,7 @@ def principal_components(
         Q = _orthonormal_(B)[:, :width]
         B = torch.zeros_like(Q)
         Y = []
-        for chunk in _chunks(tiles):
+        for chunk in _chunks(tiles, work.rows):
             X = _normalised(chunk, shift, scale, normalise)
             Y.append(X @ Q)
             B.addmm_(X.T, Y[-1])
@@ -151,15 +184,32 @@ def principal_components(
     return Components(scores, components.T, squares[:n] * size**2 / degrees, total * size**2 / degrees, passes)
 
 
-def workspace_bytes(rows: int, features: int, n_components: int) -> int:
-    """Most bytes that `principal_components` holds beside a tile: two blocks, projected rows, copies of a chunk."""
-    block = min(_block(n_components), features)
-    chunk = max(CHUNK_ROWS * features, CHUNK)
-    return 4 * (2 * features * block + 2 * rows * block + 3 * chunk) + 8 * 6 * features
+def workspace(rows: int, features: int, n_components: int, *, memory: float = math.inf) -> Workspace:
+    """The workspace of fewest passes that holds at most `memory` bytes, or the smallest there is.
+
+    Parameters
+    ----------
+    rows, features : int
+        N and D of the layer.
+    n_components : int
+    memory : float
+        Bytes, beside a tile.
+    """
+    n = n_components
+    if n == 0:
+        return Workspace(0, 1, 4 * 2 * max(features, CHUNK) + 8 * 6 * features)
+    sizes = [(3 * n + 10, 64), (3 * n + 10, 16), (2 * n + 10, 16), (n + n // 2 + 10, 16), (n + 10, 4)]
+    for block, chunk_rows in sizes:
+        width, chunk = min(block, features), max(chunk_rows * features, CHUNK)
+        held = 4 * (2 * features * width + 2 * rows * width + 4 * chunk) + 8 * 6 * features
+        work = Workspace(block, chunk_rows, held)
+        if work.bytes <= memory:
+            break
+    return work
 
 
-def _block(n_components: int) -> int:
-    return 3 * n_components + 10
+def _widest(n_components: int) -> Workspace:
+    return workspace(0, 0, n_components)
 
 
 def _check(n_components: int, normalise: str) -> None:
@@ -169,14 +219,24 @@ def _check(n_components: int, normalise: str) -> None:
         raise unknown("normalisation", normalise, NORMALISATIONS)
 
 
-def _chunks(tiles: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """The tiles, cut into pieces of about CHUNK elements."""
+def _chunks(tiles: Iterable[torch.Tensor], rows: int) -> Iterator[torch.Tensor]:
+    """The tiles, cut into pieces of about CHUNK elements or put together to `rows`, so that products pay."""
+    waiting: list[torch.Tensor] = []
     for tile in tiles:
-        yield from tile.split(max(CHUNK_ROWS, CHUNK // max(1, tile.shape[1])))
+        for piece in tile.split(max(rows, CHUNK // max(1, tile.shape[1]))):
+            if waiting and waiting[0].shape[1:] != piece.shape[1:]:  # an error that is told later
+                yield from waiting
+                waiting = []
+            waiting.append(piece)
+            if sum(map(len, waiting)) >= rows:
+                yield waiting[0] if len(waiting) == 1 else torch.cat(waiting)
+                waiting = []
+    if waiting:
+        yield torch.cat(waiting)
 
 
 def _first_pass(
-    tiles: Iterable[torch.Tensor], normalise: str, name: str, block: int
+    chunks: Iterable[torch.Tensor], normalise: str, name: str, block: int
 ) -> tuple[_Statistics, torch.Tensor]:
     """Check and measure the layer, and multiply a random block by its scatter matrix.
 
@@ -186,7 +246,7 @@ def _first_pass(
     """
     N, lowest, highest, unit = 0, torch.inf, -torch.inf, 0.0
     mean = squares = Q = B = torch.empty(0)
-    for chunk in _chunks(tiles):
+    for chunk in chunks:
         n, D = chunk.shape
         if N == 0:
             mean = torch.zeros(D, dtype=torch.float64, device=chunk.device)

@@ -1,5 +1,6 @@
 """Deconvnet pictures of networks' layers, written to a folder."""
 
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -110,7 +111,7 @@ def picture(
         asked = [layer for layer, name in zip(layers or [], plain or [], strict=True) if name in names]
         for layer in asked or names:
             found = Deconvnet(sized).reconstruct(source.image, layer, mode=mode).cpu()
-            title = f"{network.name} {layer}: {len(found)} maps of {source.name}, {mode}, contrast per {contrast}"
+            title = f"{network.name} {layer}: {len(found)} maps from {source.name}, {mode}, contrast per {contrast}"
             rows[-1].append((found, layer, title))
             about = {"network": network.name, "weights": network.source, "layer": layer, "mode": mode}
             _save(
@@ -176,8 +177,11 @@ def _top(path: Path, best: TopActivations, network: Network, layer: str, about: 
 def _save(path: Path, about: dict[str, Any], **arrays: np.ndarray) -> None:
     versions = {"qdv_gpu": qdv_gpu.__version__, "torch": torch.__version__}
     settings = {key: np.array(value) for key, value in {**about, **versions}.items()}
-    with replacing(path) as temporary:
-        np.savez_compressed(temporary, **arrays, **settings)  # type: ignore[arg-type]
+    # numpy's own savez_compressed takes three times as long for files a few percent smaller.
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
+        for name, array in (arrays | settings).items():
+            with file.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, np.ascontiguousarray(array))
 
 
 def _draw(path: Path, figure: Figure) -> None:

@@ -111,7 +111,12 @@ def test_a_finished_run_is_not_computed_again(finished, monkeypatch):
 
 
 def test_layers_that_do_not_fit_are_recomputed_to_the_same_bits(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(analysis, "free_memory", lambda _device: 0)
+    def recompute(layers, **options):
+        chosen = plan(layers, **options)
+        return replace(chosen, passes=[], recomputed=[name for held in chosen.passes for name in held])
+
+    plan = analysis.plan
+    monkeypatch.setattr(analysis, "plan", recompute)
     monkeypatch.setattr(analysis, "hold", None)
     run(tmp_path)
     assert outcome(tmp_path) == outcome(finished.out)

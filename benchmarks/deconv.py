@@ -1,0 +1,156 @@
+"""Unpooling beside torch's scatter_add, and every map of a layer beside Captum's NeuronDeconvolution map by map."""
+
+import argparse
+import importlib.util
+import warnings
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from benchmarks.common import bar, interleaved, seconds, timing
+from qdv_gpu import Deconvnet, load_network
+from qdv_gpu.networks import Network
+from qdv_gpu.unpool import max_pool, unpool
+
+VGG19 = [(64, 224), (128, 112), (256, 56), (512, 28), (512, 14)]  # maps and side before each pooling
+ALEXNET = [(64, 55), (192, 27), (256, 13)]
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes read and written a second by a copy of 256 MB, or 1 GB on CUDA."""
+    source = torch.empty(2**28 if device.type == "cuda" else 2**26, device=device)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    return 2 * source.nbytes / median([seconds(lambda: target.copy_(source))[0] for _ in range(7)])
+
+
+def scattered(signal: Tensor, indices: Tensor, size: int) -> Tensor:
+    """The same by torch: an atomic addition for each element, in no order on CUDA."""
+    B, C = signal.shape[:2]
+    out = signal.new_zeros(B, C, size * size)
+    return out.scatter_add_(2, indices.flatten(2).expand(B, -1, -1), signal.flatten(2)).view(B, C, size, size)
+
+
+def run_unpool(options: argparse.Namespace) -> dict[str, Any]:
+    """Every pooling of VGG19 and AlexNet at 224 px, the switches of one image serving a batch of signals."""
+    device, cuda = options.device, options.device.type == "cuda"
+    B, repeats = (2, 1) if options.quick else (64 if cuda else 8, 7)
+    bandwidth = copy_bandwidth(device)
+    print(f"  copy: {bandwidth / 1e9:.1f} GB/s read and written")
+    rows, bars = [], []
+    for network, poolings, kernel in (("vgg19", VGG19, 2), ("alexnet", ALEXNET, 3)):
+        for C, side in poolings:
+            x = torch.randn(1, C, side, side, device=device)
+            pooled, switches = max_pool(x, kernel, 2)
+            indices = functional.max_pool2d(x, kernel, 2, return_indices=True)[1]
+            signal = torch.randn(B, *pooled.shape[1:], device=device)
+            ours = partial(unpool, signal, switches, (side, side), kernel, 2)
+            result = ours()
+            truth = scattered(signal.double(), indices, side)
+            assert (result - truth).norm() <= 1e-6 * truth.norm(), "not the adjoint"
+            methods = {
+                "ours": lambda _, f=ours: f(),
+                "scatter_add": lambda _, s=signal, i=indices, n=side: scattered(s, i, n),
+            }
+            for method in methods.values():
+                method(0)
+            times, _ = interleaved(methods, repeats, show=False)
+            moved = signal.nbytes + switches.nbytes + result.nbytes
+            row = {"network": network, "maps": C, "side": side, "signals": B, "bytes": moved}
+            row |= {name: median(spent) for name, spent in times.items()}
+            row |= {"gb_per_s": moved / row["ours"] / 1e9, "share_of_copy": moved / row["ours"] / bandwidth}
+            rows.append(row)
+            print(
+                f"  {network:<8}{C:>4} x {side:>3} x {side:<4}{row['ours'] * 1e3:>9.3f} ms, "
+                f"{row['gb_per_s']:>7.1f} GB/s, {row['share_of_copy']:.0%} of copy; "
+                f"scatter_add {row['scatter_add'] / row['ours']:.1f}x as long"
+            )
+            if cuda and network == "vgg19":
+                bars.append(bar(f"{C} x {side} x {side}: share of copy bandwidth", row["share_of_copy"], ">=", 0.7))
+                bars.append(
+                    bar(f"{C} x {side} x {side}: ratio to scatter_add", row["scatter_add"] / row["ours"], ">=", 2)
+                )
+    if cuda:
+        same = sum(torch.equal(ours(), ours()) for _ in range(20))
+        bars.append(bar("runs with the same bits, of 20", same, ">=", 20))
+    timings = [
+        {
+            "work": f"unpooling {row['signals']} x {row['maps']} maps to {row['side']} px ({row['network']})",
+            "seconds": row["ours"],
+            "peers": {"torch scatter_add": row["scatter_add"]},
+        }
+        for row in rows
+    ]
+    return {"copy_bytes_per_s": bandwidth, "rows": rows, "timings": timings, "bars": bars}
+
+
+def captum(net: Network, image: Tensor, units: list[tuple[int, int, int]], values: Tensor, path: str) -> Tensor:
+    """Captum's NeuronDeconvolution, one unit after the other, times the activation."""
+    from captum.attr import NeuronDeconvolution
+
+    method = NeuronDeconvolution(net.module, net.module.get_submodule(path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pictures = [method.attribute(image[None], unit)[0].detach() for unit in units]
+    return torch.stack(pictures) * values[:, None, None, None]
+
+
+def run_deconv(options: argparse.Namespace) -> dict[str, Any]:
+    """AlexNet's conv5 beside Captum, then every layer of AlexNet; on CUDA of VGG19 as well."""
+    device, quick = options.device, options.quick
+    side, repeats = (96, 1) if quick else (224, 3)
+    image = torch.randn(3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
+    net = load_network("alexnet", weights="none", device=device)
+    for module in net.module.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False  # Captum is wrong otherwise
+    path = "features.11"
+    with torch.no_grad():
+        activation = net.module.features[:12](image[None])[0]
+    maps = list(range(16 if quick else len(activation)))
+    values, places = activation[maps].flatten(1).max(dim=1)
+    width = activation.shape[2]
+    units = [(m, int(place) // width, int(place) % width) for m, place in zip(maps, places, strict=True)]
+    forward_passes: list[int] = []
+    net.module.features[0].register_forward_hook(lambda *_: forward_passes.append(1))
+    methods = {"ours": lambda _: Deconvnet(net).reconstruct(image, path, maps=maps)}
+    if importlib.util.find_spec("captum"):
+        methods["captum"] = lambda _: captum(net, image, units, values, path)
+    bars = []
+    methods["ours"](0)
+    bars.append(bar("forward passes for all maps of conv5", len(forward_passes), "<=", 1))
+    times, pictures = interleaved(methods, repeats)
+    timings = [timing(f"Deconvnet, {len(maps)} maps of AlexNet conv5 at {side} px", times)]
+    result: dict[str, Any] = {
+        "side": side,
+        "conv5_maps": len(maps),
+        "seconds": {n: median(t) for n, t in times.items()},
+    }
+    if "captum" in methods:
+        error = float((pictures["ours"][0] - pictures["captum"][0]).norm() / pictures["captum"][0].norm())
+        ratio = result["seconds"]["captum"] / result["seconds"]["ours"]
+        result |= {"relative_l2_to_captum": error, "ratio_to_captum": ratio}
+        bars.append(bar("conv5: relative L2 to Captum", error, "<=", 1e-5))
+        bars.append(bar(f"conv5, {len(maps)} maps: ratio to Captum map by map", ratio, ">=", 4))
+    names = ["alexnet", "vgg19"] if device.type == "cuda" else ["alexnet"]
+    for name in names:
+        net = load_network(name, weights="none", device=device)
+        work = Deconvnet(net)
+        layers = {layer: partial(work.reconstruct, image, layer) for layer in net.layers}
+        spent = {}
+        for layer, call in layers.items():
+            call()
+            runs = [seconds(call) for _ in range(repeats)]
+            spent[layer] = median([run[0] for run in runs])
+            print(f"  {name} {layer}: {len(runs[0][1])} maps in {spent[layer]:.3f} s")
+        result[name] = spent
+        work_done = f"Deconvnet, every map of {len(spent)} layers of {name} at {side} px"
+        timings.append({"work": work_done, "seconds": sum(spent.values()), "peers": {}})
+        bars.append(
+            bar(f"{name}: every map of every layer, seconds", sum(spent.values()), "<=", 3 if name == "vgg19" else 40)
+        )
+    return {**result, "timings": timings, "bars": bars}

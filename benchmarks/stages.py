@@ -1,0 +1,210 @@
+"""The stages of an analysis, from images on the host to Table 3, each beside the packages that do the same."""
+
+import argparse
+import importlib.util
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.common import bar, interleaved, timing
+from benchmarks.tsne import PERPLEXITY, components
+from qdv_gpu import activations, analyze, load_images, load_network, neighborhood_hit
+from qdv_gpu.affinities import joint_affinities
+from qdv_gpu.analysis import Settings
+from qdv_gpu.data import Images, prepare
+from qdv_gpu.networks import Network
+from qdv_gpu.pca import principal_components
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def inputs(options: argparse.Namespace) -> tuple[Network, Images, int]:
+    """The network and the test images that were asked for, at the side that this device is timed at."""
+    spec = options.network or "alexnet"
+    network = load_network(spec, weights="imagenet" if "=" in spec else "none", device=options.device)
+    images = load_images(options.data or "fashion-mnist", samples=200 if options.quick else options.images)
+    return network, images, 224 if options.device.type == "cuda" else 64
+
+
+def run_transfer(options: argparse.Namespace) -> dict[str, Any]:
+    """Images of the host, uint8, to the device, resized and normalised there; a PIL pipeline beside it."""
+    from torchvision.transforms import v2
+
+    _, images, side = inputs(options)
+    assert images.pixels is not None
+    pixels, device = images.pixels, options.device
+    pixels = pixels.expand(-1, 3, -1, -1)
+
+    def ours(_: int) -> Tensor:
+        parts = [
+            prepare(batch.to(device), size=side, channels=3, mean=IMAGENET[0], std=IMAGENET[1])
+            for batch in pixels.split(256)
+        ]
+        return parts[-1]
+
+    resize = v2.Compose([v2.ToPILImage(), v2.Resize((side, side)), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+    normalise = v2.Normalize(*IMAGENET)
+
+    def pil(_: int) -> Tensor:
+        parts = [torch.stack([normalise(resize(image)) for image in batch]).to(device) for batch in pixels.split(256)]
+        return parts[-1]
+
+    difference = float((ours(0) - pil(0)).abs().mean())
+    assert difference < 0.02, f"differs from PIL's resizing by {difference} on average"
+    times, _ = interleaved({"ours": ours, "PIL": pil}, 1 if options.quick else 3)
+    return {"timings": [timing(f"transfer and resize, {len(images):,} images to {side} px", times)], "bars": []}
+
+
+def run_forward(options: argparse.Namespace) -> dict[str, Any]:
+    """All layers from one forward pass, the bare pass, and a pass for each layer."""
+    network, images, side = inputs(options)
+    batch, device = (256 if options.device.type == "cuda" else 64), options.device
+    images = images.to(device)
+    assert images.pixels is not None
+    pixels = images.pixels
+    layers = list(network.layers)
+
+    def held(chosen: list[str] | None) -> dict[str, Tensor]:
+        return activations(network, images, layers=chosen, image_size=side, batch_size=batch, report=str)
+
+    def bare(_: int) -> None:
+        with torch.inference_mode():
+            for part in pixels.split(batch):
+                network.module.features(
+                    prepare(part, size=side, channels=3, mean=network.mean, std=network.std, bgr=network.bgr)
+                )
+
+    separate = {layer: held([layer])[layer] for layer in layers}
+    together = held(None)
+    assert all(torch.equal(together[layer], separate[layer]) for layer in layers), "one pass gives other activations"
+    del separate, together
+    methods: dict[str, Callable[[int], Any]] = {
+        "one pass": lambda _: held(None) and None,
+        "bare pass": bare,
+        "a pass for each": lambda _: [held([layer]) and None for layer in layers],
+    }
+    times, _ = interleaved(methods, 1 if options.quick else 5)
+    middle = {name: median(spent) for name, spent in times.items()}
+    what = f"{len(layers)} layers of {network.name}, {len(images):,} images at {side} px"
+    bars = [
+        bar("all layers in one pass, times the bare one", middle["one pass"] / middle["bare pass"], "<=", 1.1),
+        bar("a pass for each layer, times the one pass", middle["a pass for each"] / middle["one pass"], ">=", 1.5),
+    ]
+    return {"timings": [timing(what, times, ours="one pass")], "bars": bars}
+
+
+def run_pca(options: argparse.Namespace) -> dict[str, Any]:
+    """The 50 components of the widest layer, beside scikit-learn's randomised solver."""
+    network, images, side = inputs(options)
+    held = activations(network, images.to(options.device), image_size=side, report=str)
+    layer, X = max(held.items(), key=lambda item: item[1].shape[1])
+    wide = X.cpu().double().numpy()
+    normalised = (wide - wide.min()) / (wide.max() - wide.min())
+    exact = np.linalg.eigvalsh(np.cov(normalised.T))[::-1][:50].sum()
+    found = principal_components([X], 50)
+    lost = 1 - float(found.variance.sum()) / exact
+    assert lost < 1e-5, f"captures {lost} less than float64"
+    methods: dict[str, Callable[[int], Any]] = {"ours": lambda _: principal_components([X], 50)}
+    narrow = normalised.astype(np.float32)
+    if importlib.util.find_spec("sklearn"):
+        from sklearn.decomposition import PCA
+
+        methods["sklearn"] = lambda seed: PCA(50, random_state=seed).fit(narrow)
+    times, results = interleaved(methods, 1 if options.quick else 3)
+    what = f"PCA of {layer}, {X.shape[0]:,} x {X.shape[1]:,} to 50"
+    row = timing(what, times) | {"variance_lost": lost}
+    if "sklearn" in results:
+        row["variance_lost_sklearn"] = 1 - float(results["sklearn"][0].explained_variance_.sum()) / exact
+    return {"timings": [row], "bars": [bar("captured variance lost against float64", lost, "<=", 1e-5)]}
+
+
+def run_affinities(options: argparse.Namespace) -> dict[str, Any]:
+    """The joint affinities of Fashion-MNIST's test set, beside openTSNE's exact ones."""
+    X, _ = components(load_images("fashion-mnist"), device=options.device)
+    X = X[: 1000 if options.quick else 10_000]
+    methods: dict[str, Callable[[int], Any]] = {"ours": lambda _: joint_affinities(X, perplexity=PERPLEXITY)}
+    P = methods["ours"](0)
+    assert abs(float(P.values.sum()) - 1) < 1e-5
+    if importlib.util.find_spec("openTSNE"):
+        from openTSNE.affinity import PerplexityBasedNN
+
+        points = X.cpu().numpy()
+        methods["openTSNE"] = lambda _: PerplexityBasedNN(points, PERPLEXITY, method="exact", n_jobs=2)
+        theirs = methods["openTSNE"](0).P
+        assert abs(theirs.sum() - 1) < 1e-5
+        assert abs(theirs.data.max() / float(P.values.max()) - 1) < 1e-2
+    times, _ = interleaved(methods, 1 if options.quick else 3)
+    return {"timings": [timing(f"affinities of {len(X):,} x {X.shape[1]}", times)], "bars": []}
+
+
+def run_neighbors(options: argparse.Namespace) -> dict[str, Any]:
+    """The neighborhood hit of a 2-D map, beside scikit-learn's trees and faiss."""
+    X, labels = components(load_images("fashion-mnist"), device=options.device)
+    N = 1000 if options.quick else 10_000
+    Z, labels, k = X[:N, :2].contiguous(), labels[:N], 5
+    points, classes = Z.cpu().numpy(), labels.numpy()
+
+    def hit(neighbours: np.ndarray) -> float:
+        return float((classes[neighbours] == classes[:, None]).mean())
+
+    methods: dict[str, Callable[[int], float]] = {"ours": lambda _: neighborhood_hit(Z, labels, k=k)}
+    if importlib.util.find_spec("sklearn"):
+        from sklearn.neighbors import NearestNeighbors
+
+        methods["sklearn"] = lambda _: hit(
+            NearestNeighbors(n_neighbors=k).fit(points).kneighbors(return_distance=False)
+        )
+    if importlib.util.find_spec("faiss"):
+        import faiss
+
+        def with_faiss(_: int) -> float:
+            found = faiss.knn(points, points, k + 1)[1]
+            own = found == np.arange(N)[:, None]
+            own[~own.any(axis=1), -1] = True  # crowded out by duplicates: the farthest goes
+            return hit(found[~own].reshape(N, k))
+
+        methods["faiss"] = with_faiss
+    values = {name: method(0) for name, method in methods.items()}
+    assert max(values.values()) - min(values.values()) < 1e-3, values
+    times, _ = interleaved(methods, 1 if options.quick else 5)
+    return {"timings": [timing(f"neighborhood hit of {N:,} points in a map", times)], "bars": []}
+
+
+def run_table3(options: argparse.Namespace) -> dict[str, Any]:
+    """`qdv-gpu analyze`, start to finish: every layer, five seeds, and where the time goes."""
+    network, images, side = inputs(options)
+    seeds, iterations = (1, 250) if options.quick else (5, 1000)
+    settings = Settings(samples=len(images), image_size=side, seeds=seeds, iterations=iterations)
+    stages: dict[str, float] = {}
+
+    def whole(_: int) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            analyze(
+                network,
+                options.data or "fashion-mnist",
+                folder,
+                settings=settings,
+                device=str(options.device),
+                report=str,
+            )
+            for layer in json.loads((Path(folder) / "timings.json").read_text()).values():
+                for stage, spent in layer.items():
+                    stages[stage] = stages.get(stage, 0.0) + spent["seconds"]
+
+    times, _ = interleaved({"ours": whole}, 1)
+    what = (
+        f"Table 3 of {network.name}, {len(images):,} images at {side} px, {len(network.layers)} layers, {seeds} seeds"
+    )
+    rest = times["ours"][0] - sum(stages.values())
+    print("  " + ", ".join(f"{stage} {spent:.1f} s" for stage, spent in stages.items()) + f", elsewhere {rest:.1f} s")
+    bars = []
+    if options.device.type == "cuda" and not isinstance(network.module, nn.Identity):
+        bars.append(bar("Table 3, seconds", times["ours"][0], "<=", 20))
+    return {"timings": [timing(what, times)], "stages": {**stages, "elsewhere": rest}, "bars": bars}
