@@ -34,8 +34,8 @@ def max_pool(maps, pooled, switches, kernel, stride, padding, dilation):
                             value = maps[plane, y, x]
                             if winner < 0 or value > best or np.isnan(value):
                                 winner, best = ky * kernel[1] + kx, value
-                pooled[plane, oy, ox] = best
-                switches[plane, oy, ox] = winner
+                pooled[plane, oy, ox] = best if winner >= 0 else -np.inf  # dilated over the whole map: no pixel
+                switches[plane, oy, ox] = max(winner, 0)
 
 
 @njit(parallel=True, cache=True, error_model="numpy")
@@ -69,6 +69,8 @@ def unpool(signal, switches, origin, out, kernel, stride, padding, dilation, rec
             first_x = -padding[1] - origin[b, 4]
             for ox in range(max(left, 0), min(left + columns, switches.shape[3])):
                 code = codes[ox]
+                if code >= down.size:  # not of this pooling
+                    continue
                 y, x = first_y + down[code], first_x + ox * stride[1] + across[code]
                 if 0 <= y < pixels.shape[0] and 0 <= x < pixels.shape[1]:
                     pixels[y, x] += values[ox - left]

@@ -38,6 +38,11 @@
 #define CHANNELS 16
 #define ROWS (DH * (KH - 1) / SH + 1)  // windows that can reach a pixel
 #define COLUMNS (DW * (KW - 1) / SW + 1)
+#if ROWS * COLUMNS <= 64
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL
+#endif
 
 #if CODE_BYTES == 1
 typedef unsigned char code_t;
@@ -120,6 +125,10 @@ max_pool(const element* __restrict__ maps, element* __restrict__ pooled, code_t*
                     winner = ky * KW + kx;
                 }
             }
+        if (winner < 0) {  // dilated over the whole map: no pixel, which unpooling respects
+            best = -INFINITY;
+            winner = 0;
+        }
         store(pooled + (long long)plane * h * w + place, best);
         switches[(long long)plane * h * w + place] = (code_t)winner;
     }
@@ -137,7 +146,7 @@ unpool(const element* __restrict__ signal, const code_t* __restrict__ switches, 
         const int y = at[3] + pixel / out_w, x = at[4] + pixel % out_w;
         const bool inside = y >= 0 && y < map_h && x >= 0 && x < map_w;
         int wanted[ROWS * COLUMNS], in_signal[ROWS * COLUMNS], in_pooled[ROWS * COLUMNS];
-#pragma unroll
+        UNROLL
         for (int n = 0; n < ROWS * COLUMNS; n++) {
             const int row = (y + PH) / SH - (ROWS - 1) + n / COLUMNS;
             const int column = (x + PW) / SW - (COLUMNS - 1) + n % COLUMNS;
@@ -153,7 +162,7 @@ unpool(const element* __restrict__ signal, const code_t* __restrict__ switches, 
             const element* values = signal + ((long long)b * channels + c) * h * w;
             const code_t* codes = switches + ((long long)at[0] * channels + c) * pooled_h * pooled_w;
             real sum = 0;
-#pragma unroll
+            UNROLL
             for (int n = 0; n < ROWS * COLUMNS; n++)
                 if (wanted[n] >= 0 && codes[in_pooled[n]] == wanted[n]) sum += load(values + in_signal[n]);
 #if RECTIFY

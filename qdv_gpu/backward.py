@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qdv_gpu.recording import Record, is_relu, kind, shape
+from qdv_gpu.recording import Record, active, is_pool, is_relu, kind, shape
 from qdv_gpu.unpool import Pool, unpool_windows
+
+# Operations that give each unit what it needs from the units at the same place: a field stays what it is.
+POINTWISE = {"Add", "Cat", "CopyBackwards", "Div", "Mul", "Neg", "Rsub", "Split", "SplitWithSizes", "Sub", "ToCopy"}
 
 
 @dataclass(frozen=True)
@@ -116,9 +119,10 @@ def all_of(size: Sequence[int], like: Tensor) -> Window:
     return Window(torch.zeros_like(like), (size[0], size[1]))
 
 
+@torch.no_grad()
 def back_to_image(record: Record, which: Tensor, seed: Signal, mode: str) -> Signal:
     """Lead the signals of a layer's maps, of the images `which` [M], back to the image."""
-    inner = set(record.nodes)
+    inner, images = set(record.nodes), len(record.images)
     consumers = {node: 0 for node in record.nodes}
     for node in record.nodes:
         for child, _ in node.next_functions:
@@ -127,7 +131,7 @@ def back_to_image(record: Record, which: Tensor, seed: Signal, mode: str) -> Sig
     arriving: dict[Any, dict[int, Signal]] = {record.nodes[0]: {record.number: seed}}
     for node in record.nodes[:-1]:
         edges = [(child, number) if child in inner else None for child, number in node.next_functions]
-        signals = _back(node, arriving.pop(node), edges, which, consumers=consumers, mode=mode)
+        signals = _back(node, arriving.pop(node), edges, which, images=images, consumers=consumers, mode=mode)
         for edge, signal in zip(edges, signals, strict=True):
             if edge is not None and signal is not None:
                 known = arriving.setdefault(edge[0], {})
@@ -136,28 +140,36 @@ def back_to_image(record: Record, which: Tensor, seed: Signal, mode: str) -> Sig
 
 
 def _back(
-    node: Any, arrived: dict[int, Signal], edges: list[Any], which: Tensor, *, consumers: dict[Any, int], mode: str
+    node: Any,
+    arrived: dict[int, Signal],
+    edges: list[Any],
+    which: Tensor,
+    *,
+    images: int,
+    consumers: dict[Any, int],
+    mode: str,
 ) -> list[Signal | None]:
     """What a node sends to each of its inputs; None where there is no edge to the image."""
-    operation = kind(node)
+    operation, size = kind(node), shape(node)
     signal = arrived.get(0)
-    if signal is None or len(arrived) > 1:
-        return _autograd(node, arrived, edges, which)
+    batched = all(one[:1] == [images] for one in (size, *(shape(*edge) for edge in edges if edge)))
+    if signal is None or len(arrived) > 1 or not batched:
+        return _autograd(node, arrived, edges, which, images)
     if operation in ("Clone", "_SkippedNormalisation", "Alias"):
         return [signal if edge else None for edge in edges]
     if is_relu(node):
         return [_relu(node, signal, which, mode), *[None] * (len(edges) - 1)]
-    if hasattr(node, "pool"):
+    if is_pool(node):
         follows = edges[0][0]
         rectify = mode != "gradient" and is_relu(follows) and consumers[follows] == 1
         return [_unpool(node, signal, which, rectify=rectify), *[None] * (len(edges) - 1)]
     if operation == "Add" and all(edge is None or shape(*edge) == shape(node) for edge in edges):
         scaled = replace(signal, data=signal.data * node._saved_alpha, rectified=False)
         return [signal, signal if node._saved_alpha == 1 else scaled]
-    if operation == "Cat" and node._saved_dim in (1, -3) and all(edges):
+    if operation == "Cat" and node._saved_dim == 1 and all(edges):
         parts = signal.data.split([shape(*edge)[1] for edge in edges], dim=1)
         return [replace(signal, data=part) for part in parts]
-    if operation in ("NativeBatchNorm", "CudnnBatchNorm") and not node._saved_training:
+    if operation in ("NativeBatchNorm", "CudnnBatchNorm") and len(size) == 4 and not node._saved_training:
         eps = node._saved_eps if hasattr(node, "_saved_eps") else node._saved_epsilon
         scale = (node._saved_running_var + eps).rsqrt()
         scale = scale if node._saved_weight is None else scale * node._saved_weight
@@ -177,15 +189,15 @@ def _back(
             C = signal.data.shape[1]
             weight = signal.data.new_full((C, 1, *kernel), 1 / math.prod(kernel))
             return [_transposed(signal, weight, Pool(kernel, stride, padding, (1, 1)), C, shape(*edges[0])[2:])]
-    return _autograd(node, arrived, edges, which)
+    return _autograd(node, arrived, edges, which, images)
 
 
 def _relu(node: Any, signal: Signal, which: Tensor, mode: str) -> Signal:
     """Rectify by the signal itself (deconvnet), by the activation (gradient), or by both (guided)."""
     data = signal.data if signal.rectified or mode == "gradient" else signal.data.relu()
     if mode in ("guided", "gradient"):
-        active = (node._saved_result if kind(node) == "Relu" else node._saved_self) > 0
-        data = data * (active[which] if signal.window is None else signal.window.crop(active, which))
+        passed = active(node)
+        data = data * (passed[which] if signal.window is None else signal.window.crop(passed, which))
     return replace(signal, data=data, rectified=mode != "gradient")
 
 
@@ -228,17 +240,21 @@ def _smaller(window: Window, size: Sequence[int]) -> bool:
     return math.prod(window.size) < math.prod(size[-2:])
 
 
-def _autograd(node: Any, arrived: dict[int, Signal], edges: list[Any], which: Tensor) -> list[Signal | None]:
-    """Through any other node, by autograd's own formula for each signal, on whole maps."""
+def _autograd(
+    node: Any, arrived: dict[int, Signal], edges: list[Any], which: Tensor, images: int
+) -> list[Signal | None]:
+    """Through any other node, by autograd's own formula for each signal, on whole tensors."""
     wanted = [position for position, edge in enumerate(edges) if edge]
-    M = len(which)
+    M, every = len(which), torch.arange(len(which), device=which.device)
     sample = next(iter(arrived.values())).data
     gradients = []
     for number in range(len(node._input_metadata)):
-        size = shape(node, number)  # [I, ...]
+        size = shape(node, number)
         gradient = sample.new_zeros(M, *size)
-        if number in arrived:
-            gradient[torch.arange(M, device=which.device), which] = arrived[number].whole(size[2:])
+        if number in arrived and size[:1] == [images]:
+            gradient[every, which] = arrived[number].whole(size[2:])
+        elif number in arrived:
+            gradient = _of_one_image(arrived[number].data, images)
         gradients.append(gradient)
 
     def back(*one: Tensor) -> tuple[Tensor, ...]:
@@ -246,9 +262,19 @@ def _autograd(node: Any, arrived: dict[int, Signal], edges: list[Any], which: Te
         sent = sent if isinstance(sent, tuple) else (sent,)
         return tuple(sent[position] for position in wanted)
 
-    results = torch.vmap(back)(*gradients)  # [M, I, ...]
+    results = torch.vmap(back)(*gradients)
+    field = next(iter(arrived.values())).field if kind(node) in POINTWISE and len(arrived) == 1 else None
     sent: list[Signal | None] = [None] * len(edges)
     for position, result in zip(wanted, results, strict=True):
-        own = result[torch.arange(M, device=which.device), which]
-        sent[position] = Signal(own.sum_to_size(M, *shape(*edges[position])[1:]), None, None)  # undoes broadcasting
+        size = shape(*edges[position])
+        summed = result.sum_to_size(M, *size)  # undoes broadcasting
+        own = summed[every, which] if size[:1] == [images] else _of_one_image(summed, images)
+        kept = field if size[2:] == shape(node)[2:] and len(size) == 4 else None
+        sent[position] = Signal(own, None, kept)
     return sent
+
+
+def _of_one_image(data: Tensor, images: int) -> Tensor:
+    """What belongs to no single image, and so must come from a pass over one."""
+    assert images == 1
+    return data

@@ -128,7 +128,7 @@ def finetune(
 def deconv(
     networks: Networks,
     *,
-    out: Out,
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")],
     data: Annotated[str | None, typer.Option(help="As for analyze; its test images.")] = None,
     index: Annotated[int | None, typer.Option(help="Of the test image to reconstruct from; default 0.")] = None,
     image: Annotated[Path | None, typer.Option(help="An image file to reconstruct from, instead of --index.")] = None,
@@ -141,6 +141,7 @@ def deconv(
     weights: Weights = "imagenet",
     image_size: ImageSize = None,
     device: Device = "auto",
+    skip_bad: SkipBad = False,
 ) -> None:
     """Draw what every feature map of every layer responds to in an image (Zeiler & Fergus 2014)."""
     from qdv_gpu.pictures import picture
@@ -158,6 +159,7 @@ def deconv(
         contrast=contrast,
         weights=weights,
         image_size=image_size,
+        skip_bad=skip_bad,
         device=device,
         report=say,
     )

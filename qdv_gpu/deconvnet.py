@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qdv_gpu.backward import Signal, Window, all_of, back_to_image
 from qdv_gpu.data import Images
-from qdv_gpu.device import free_memory
+from qdv_gpu.device import free_memory, to_tensor
 from qdv_gpu.errors import InputError, unknown
 from qdv_gpu.forward import ForwardPass, network_input
 from qdv_gpu.networks import Network
@@ -35,11 +35,13 @@ class TopActivations:
         int64 [maps, k, 2]: row and column of the unit.
     fields : Tensor
         int64 [pictured, k, 4]: top, left, bottom and right of the unit's receptive field in the network's input, bottom
-        and right excluded; cut at the edges of the image.
+        and right excluded; cut at the edges of the image. All of the image where the network does something, such as
+        a shuffle of pixels, from which fields are not known.
     patches : Tensor
-        uint8 [pictured, k, C, h, w]: the receptive field in the image, red first; 0 beyond the edges.
+        uint8 [pictured, k, C, h, w]: the receptive field in the image, red first, 0 beyond the edges; all of the image
+        if the field is larger in height or width.
     reconstructions : Tensor
-        float32 [pictured, k, C, h, w]: the same part of the reconstruction.
+        float32 [pictured, k, C, h, w]: the same part of the reconstruction, in the network's order of channels.
     maps : Tensor
         int64 [pictured]: the maps that fields, patches and reconstructions are of.
     """
@@ -64,13 +66,10 @@ class SanityCheck:
     similarity : Tensor
         float32 [len(modules), maps]: Pearson correlation of the sizes of the pixels before and after; NaN for a map
         whose reconstruction is 0 on either side.
-    reconstructions : Tensor
-        float32 [1 + len(modules), maps, C, H, W]; the first with all weights as they are.
     """
 
     modules: list[str]
     similarity: Tensor
-    reconstructions: Tensor
 
     @property
     def mean(self) -> list[float]:
@@ -99,7 +98,7 @@ class Deconvnet:
 
         Parameters
         ----------
-        image : Tensor
+        image : array
             uint8 [C, H, W], resized and normalised as the network wants it, or float [C, H, W] that already is.
         layer : str
             A layer name or module path; "name@2" for the second call of a module that is used several times.
@@ -114,13 +113,14 @@ class Deconvnet:
         Returns
         -------
         Tensor
-            float32 [maps, C, H, W] on the network's device, H and W those of the network's input.
+            [maps, C, H, W] on the network's device, of its dtype, size and order of channels.
 
         Raises
         ------
         InputError
-            If the layer is unknown or has no maps, a map is out of range, the image has the wrong channels or NaN, the
-            network is in training mode, or it has an activation without a rule; the message names its module.
+            If the layer is unknown or has no maps, a map is out of range, the image has the wrong channels, NaN or
+            infinity, the network is in training mode, or it has an activation without a rule; the message names its
+            module. Masks made by comparing (`x * (x > 0)`) cannot be told from constants and are not found.
         """
         if mode not in MODES:
             raise unknown("mode", mode, MODES)
@@ -184,7 +184,7 @@ class Deconvnet:
         owner, unit = best[chosen].flatten(), chosen.repeat_interleave(k)
         spots = places[chosen].flatten(0, 1)  # [pictured * k, 2]
         fields: Tensor | None = None
-        for group in owner.unique().split(IMAGES):
+        for group in owner.unique().split(IMAGES if first.batched else 1):
             rows = torch.isin(owner, group).nonzero()[:, 0]
             which = torch.searchsorted(group, owner[rows])
             record = record_forward(self.network, self._load(images, group, image_size), layer, "deconvnet")
@@ -202,7 +202,7 @@ class Deconvnet:
                 ends = torch.minimum(field.start + field.start.new_tensor(field.size), field.start.new_tensor(size))
                 fields[at] = torch.cat((field.start.clamp(min=0), ends), dim=1).cpu()
                 patches[at] = shown.crop(pixels, which[part]).cpu()
-                reconstructions[at] = signal.within(shown).cpu()
+                reconstructions[at] = signal.within(shown).float().cpu()
         assert fields is not None
         return TopActivations(
             values=values.cpu(),
@@ -230,33 +230,35 @@ class Deconvnet:
         seed : int
             Of the shuffling.
         """
-        pixels = self._input(image)
+        pixels, module = self._input(image), self.network.module
         record = record_forward(self.network, pixels, layer, "deconvnet")
         chosen = self._maps(maps, record.activations.shape[1])
         w = record.activations.shape[3]
         places = record.activations[0, chosen].flatten(1).argmax(dim=1)
         start, seeds = torch.stack((places // w, places % w), dim=1), torch.ones(len(chosen), 1, 1).to(pixels)
 
-        def reconstructions(record: Record) -> Tensor:
-            parts = self._chunks(record, torch.zeros_like(chosen), chosen, start, seeds, mode="deconvnet")
-            return torch.cat([signal.whole(pixels.shape[2:]) for _, signal in parts])
+        def sizes(record: Record) -> Tensor:
+            """Of the pixels, centred and of norm 1: [maps, pixels]."""
+            which = torch.zeros_like(chosen)
+            parts = self._chunks(record, which, chosen, start, seeds, mode="deconvnet")
+            found = torch.cat([signal.whole(pixels.shape[2:]) for _, signal in parts]).abs_().flatten(1)
+            found -= found.mean(dim=1, keepdim=True)
+            return found.div_(found.norm(dim=1, keepdim=True))
 
-        pictures = [reconstructions(record)]
-        shuffled = copy.deepcopy(self.network.module)
+        modules = [path for path in record.modules if [*module.get_submodule(path).parameters(recurse=False)]]
+        if not modules:
+            raise InputError(f"layer {layer} of {self.network.name} has no weights below it to shuffle")
+        before, similarity = sizes(record), []
+        shuffled = copy.deepcopy(module)
         other = replace(self.network, module=shuffled)
         generator = torch.Generator().manual_seed(seed)
-        modules = [
-            path for path in reversed(record.modules) if [*shuffled.get_submodule(path).parameters(recurse=False)]
-        ]
         for path in modules:
             for parameter in shuffled.get_submodule(path).parameters(recurse=False):
                 order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
                 parameter.data = parameter.data.flatten()[order].view_as(parameter)
-            pictures.append(reconstructions(record_forward(other, pixels, layer, "deconvnet")))
-        sizes = torch.stack(pictures).abs().flatten(2).double()  # [steps, maps, pixels]
-        sizes -= sizes.mean(dim=2, keepdim=True)
-        sizes /= sizes.norm(dim=2, keepdim=True)
-        return SanityCheck(modules, (sizes[1:] * sizes[0]).sum(dim=2).float(), torch.stack(pictures))
+            after = sizes(record_forward(other, pixels, layer, "deconvnet"))
+            similarity.append((before * after).sum(dim=1).cpu())
+        return SanityCheck(modules, torch.stack(similarity).float())
 
     def _rank(
         self, images: Images, layer: str, k: int, image_size: int | None, shape: Sequence[int]
@@ -281,6 +283,7 @@ class Deconvnet:
     def _input(self, image: Tensor) -> Tensor:
         """An image [C, H, W] as the network's input [1, C, H, W]."""
         channels = self.network.channels
+        image = to_tensor(image)
         if image.ndim != 3:
             raise InputError(f"an image must have shape [C, H, W], got {list(image.shape)}")
         if not image.is_floating_point():
@@ -289,6 +292,8 @@ class Deconvnet:
             return network_input(self.network, image[None].to(self.network.device))
         if len(image) != channels:
             raise InputError(f"{self.network.name} takes {channels}-channel images, got {len(image)} channels")
+        if not image.isfinite().all():
+            raise InputError("an image must be finite, got NaN or infinity")
         return image[None].to(self.network.device, next(self.network.module.parameters()).dtype)
 
     def _load(self, images: Images, positions: Tensor, image_size: int | None) -> Tensor:
@@ -299,8 +304,8 @@ class Deconvnet:
     def _pixels(self, inputs: Tensor) -> Tensor:
         """The network's input [I, C, H, W] as pixels, uint8, red first."""
         mean, std = (inputs.new_tensor(values)[:, None, None] for values in (self.network.mean, self.network.std))
-        pixels = ((inputs * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-        return pixels.flip(1) if self.network.bgr else pixels
+        pixels = inputs.flip(1) if self.network.bgr else inputs
+        return ((pixels * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
     def _maps(self, maps: Sequence[int] | None, count: int) -> Tensor:
         """The maps asked for, int64 [M] on the network's device."""
@@ -329,7 +334,7 @@ class Deconvnet:
         C = record.activations.shape[1]
         largest = max(math.prod(shape(node)[1:]) for node in record.nodes)
         room = free_memory(record.images.device) // 4
-        most = max(1, room // (4 * largest * record.images.element_size()))
+        most = max(1, room // (4 * largest * record.images.element_size() * len(record.images)))
         if record.images.device.type == "cpu":
             most = min(most, CPU_MAPS)
         for low in range(0, len(maps), most):

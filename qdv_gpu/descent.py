@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -130,11 +130,19 @@ def _descend_cpu(
         for done in range(0, phase.iterations, at_once):
             turns, arrived = min(at_once, phase.iterations - done), np.zeros((threads, 8), dtype=np.int64)
             arguments = (turns, *state, *P, gaussian, *forces, *scalars, arrived)
+
+            def work(part: int, arguments: tuple[Any, ...] = arguments) -> None:
+                try:
+                    cpu.descend(part, *arguments)
+                finally:
+                    arguments[-1][:] = 2 * arguments[0]  # one that failed or was interrupted is not waited for
+
+            others = []
             try:
-                others = [pool.submit(cpu.descend, part, *arguments) for part in range(1, threads)]
-                cpu.descend(0, *arguments)
+                others = [pool.submit(work, part) for part in range(1, threads)]
+                work(0)
             finally:
-                arrived[:] = 2 * turns  # interrupted before its part began, this thread would be waited for
+                arrived[:] = 2 * turns
             for other in others:
                 other.result()
             advance(turns)

@@ -93,8 +93,8 @@ def computing(precision: str, device: torch.device) -> Iterator[None]:
 
 
 def network_input(network: Network, pixels: Tensor, size: int | None = None) -> Tensor:
-    """Resize uint8 images [B, C, H, W] to `size`, or the network's own, and normalise them as it wants them."""
-    return prepare(
+    """Resize uint8 images [B, C, H, W] to `size`, or the network's own, and normalise them to its dtype."""
+    inputs = prepare(
         pixels,
         size=size or network.image_size,
         channels=network.channels,
@@ -102,6 +102,7 @@ def network_input(network: Network, pixels: Tensor, size: int | None = None) -> 
         std=network.std,
         bgr=network.bgr,
     )
+    return inputs.to(next(network.module.parameters()).dtype)
 
 
 def hold(pass_: "ForwardPass") -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """Deconvnet pictures of networks' layers, written to a folder."""
 
 import zipfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from qdv_gpu.device import resolve_device
 from qdv_gpu.errors import InputError, unknown
 from qdv_gpu.files import replacing
 from qdv_gpu.forward import Report
+from qdv_gpu.layers import trace_calls
 from qdv_gpu.networks import Network, load_networks, select_layers
 
 SHOWN = 24  # maps in a figure of strongest patches
@@ -46,6 +48,7 @@ def picture(
     contrast: str = "map",
     weights: str | Path = "imagenet",
     image_size: int | None = None,
+    skip_bad: bool = False,
     device: str | torch.device = "auto",
     report: Report = print,
 ) -> list[Path]:
@@ -70,11 +73,11 @@ def picture(
     mode : str
         Of `Deconvnet.reconstruct`.
     top : int
-        Also show the `top` test images that activate a map most, for 24 maps of each layer.
+        Also show the `top` test images that activate a map most, for 24 maps of each layer, in mode "deconvnet".
     contrast : {"map", "layer"}
         What is shown at full contrast: the largest value of each map's reconstruction, or of all the layer's.
-    weights, image_size, device
-        As for `load_network` and `activations`.
+    weights, image_size, skip_bad, device
+        As for `load_network`, `activations` and `load_images`.
 
     Returns
     -------
@@ -92,6 +95,8 @@ def picture(
         raise unknown("contrast", contrast, figures.CONTRASTS)
     if top < 0:
         raise InputError(f"top must be at least 0, got {top}")
+    if image_size is not None and image_size < 1:
+        raise InputError(f"image size must be at least 1 pixel, got {image_size}")
     if image is not None and index is not None:
         raise InputError("an image file and an index were given: one of them is required")
     if data is None and (image is None or top):
@@ -101,7 +106,7 @@ def picture(
     loaded = load_networks(networks, weights=weights, device=resolve_device(device))
     plain = None if layers is None else [_without_call(loaded, layer) for layer in layers]
     selected = select_layers(loaded, plain)
-    source = _source(data, index, image, image_size)
+    source = _source(data, index, image, image_size, skip_bad=skip_bad)
     folder = Path(out) / "deconv"
     written: list[Path] = []
     rows: list[list[Any]] = []  # of a network: reconstructions, layer and title of each
@@ -109,10 +114,11 @@ def picture(
         sized = network if image_size is None else replace(network, image_size=image_size)
         rows.append([])
         asked = [layer for layer, name in zip(layers or [], plain or [], strict=True) if name in names]
-        for layer in asked or names:
-            found = Deconvnet(sized).reconstruct(source.image, layer, mode=mode).cpu()
+        pixels = _gray(source.image) if network.channels == 1 else source.image
+        for layer in asked or _each_call(sized, names):
+            found = Deconvnet(sized).reconstruct(pixels, layer, mode=mode).cpu()
             title = f"{network.name} {layer}: {len(found)} maps from {source.name}, {mode}, contrast per {contrast}"
-            rows[-1].append((found, layer, title))
+            rows[-1].append((found if len(loaded) > 1 else None, layer, title))
             about = {"network": network.name, "weights": network.source, "layer": layer, "mode": mode}
             _save(
                 folder / network.name / f"{layer}.npz", about, reconstructions=found.numpy(), image=source.image.numpy()
@@ -125,7 +131,7 @@ def picture(
                 count = len(found)
                 maps = np.unique(np.linspace(0, count - 1, min(SHOWN, count)).round().astype(int)).tolist()
                 best = Deconvnet(sized).top_activations(source.images, layer, k=top, maps=maps)
-                _top(written[-1], best, sized, layer, about)
+                _top(written[-1], best, sized, layer, about | {"mode": "deconvnet"})
                 report(f"{written[-1]}: {len(maps)} of {count} maps, {top} images of {len(source.images):,} each")
     if len(loaded) > 1:
         for number, row in enumerate(_beside(rows), start=1):
@@ -146,8 +152,27 @@ def _beside(rows: list[list[Any]]) -> list[list[Any]]:
     return [list(row) for row in zip(*rows, strict=False)]
 
 
-def _source(data: str | Path | None, index: int | None, image: str | Path | None, size: int | None) -> _Source:
-    images = None if data is None else load_images(data, "test", image_size=size)
+def _each_call(network: Network, layers: Mapping[str, str]) -> list[str]:
+    """The layers, one that is called several times as "name@1", "name@2", ..."""
+    calls = Counter(call.path for call in trace_calls(network))
+    return [
+        f"{layer}@{number}" if calls[path] > 1 else layer
+        for layer, path in layers.items()
+        for number in range(1, calls[path] + 1)
+    ]
+
+
+def _gray(image: Tensor) -> Tensor:
+    """uint8 [1, H, W] of an image [C, H, W], by the luma of ITU-R BT.601."""
+    if len(image) == 1:
+        return image
+    return (image * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0, keepdim=True).round().to(torch.uint8)
+
+
+def _source(
+    data: str | Path | None, index: int | None, image: str | Path | None, size: int | None, *, skip_bad: bool
+) -> _Source:
+    images = None if data is None else load_images(data, "test", image_size=size, skip_bad=skip_bad)
     if image is not None:
         return _Source(load_image(image), Path(image).name, images)
     assert images is not None
@@ -181,7 +206,7 @@ def _save(path: Path, about: dict[str, Any], **arrays: np.ndarray) -> None:
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
         for name, array in (arrays | settings).items():
             with file.open(f"{name}.npy", "w", force_zip64=True) as entry:
-                np.lib.format.write_array(entry, np.ascontiguousarray(array))
+                np.lib.format.write_array(entry, np.asarray(array, order="C"))
 
 
 def _draw(path: Path, figure: Figure) -> None:

@@ -17,35 +17,47 @@ from torch.overrides import TorchFunctionMode
 
 from qdv_gpu.errors import InputError
 from qdv_gpu.networks import Network
-from qdv_gpu.unpool import DTYPES, max_pool
+from qdv_gpu.unpool import DTYPES, Pool, max_pool
 
 # What is linear in the image needs no rule: its transpose is what autograd computes.
 LINEAR = {
     "AccumulateGrad", "AdaptiveAvgPool2D", "AdaptiveMaxPool2D", "Add", "Addmm", "Alias", "AsStrided", "AvgPool2D",
-    "Cat", "Clone", "ConstantPadNd", "Convolution", "Copy", "CudnnBatchNorm", "Div", "Expand", "Flip", "Index",
-    "MaxPool2DWithIndices", "Mean", "Mm", "Mul", "NativeBatchNorm", "Neg", "Permute", "PixelShuffle", "ReflectionPad2D",
-    "Repeat", "ReplicationPad2D", "ReshapeAlias", "Roll", "Select", "Slice", "Split", "SplitWithSizes", "Squeeze",
-    "Stack", "Sub", "Sum", "T", "ToCopy", "Transpose", "Unbind", "UnsafeView", "Unsqueeze", "UpsampleBilinear2D",
+    "Bmm", "Cat", "Clone", "Col2Im", "ConstantPadNd", "Convolution", "Copy", "CopyBackwards", "CudnnBatchNorm",
+    "Div", "Expand", "Flip", "Index", "IndexSelect", "MaxPool2DWithIndices", "Mean", "Mm", "Mul", "NativeBatchNorm",
+    "Neg", "Permute", "PixelShuffle", "PixelUnshuffle", "ReflectionPad2D", "Repeat", "ReplicationPad2D",
+    "ReshapeAlias", "Roll", "Rsub", "Select", "Slice", "Split", "SplitWithSizes", "Squeeze", "Stack", "Sub", "Sum",
+    "T", "ToCopy", "Transpose", "Unbind", "UnsafeView", "Unsqueeze", "UpsampleBicubic2D", "UpsampleBilinear2D",
     "UpsampleNearest2D", "View",
 }  # fmt: skip
 _MODULE = "qdv_gpu.module"  # where a node of the graph says which module made it
+_ACTIVE = "qdv_gpu.active"  # where that of a ReLU keeps which units were above 0
 
 
 @dataclass(frozen=True)
 class Record:
     """One forward pass: the activations [I, C, h, w] of a layer, and autograd's nodes from the layer to the image.
 
-    `nodes` begins with the layer's node and ends with the image's; `number` is the layer's output among its node's;
-    `modules` are the paths of the submodules called on the way, in order.
+    `nodes` begins with the layer's node and ends with the image's; `number` is the layer's output among its node's.
     """
 
     images: Tensor
     activations: Tensor
     nodes: list[Any]
     number: int
-    modules: list[str]
+
+    @property
+    def modules(self) -> list[str]:
+        """Paths of the modules that made the nodes, the layer's own first."""
+        return list(dict.fromkeys(node.metadata.get(_MODULE, "") for node in self.nodes))
+
+    @property
+    def batched(self) -> bool:
+        """Whether the first dimension of every tensor on the way is that of the images."""
+        return all(shape(node)[:1] == [len(self.images)] for node in self.nodes)
 
 
+@torch.inference_mode(mode=False)
+@torch.enable_grad()
 def record_forward(network: Network, images: Tensor, layer: str, mode: str) -> Record:
     """Run the network on inputs [I, C, H, W] once and keep what autograd recorded up to the layer.
 
@@ -65,22 +77,19 @@ def record_forward(network: Network, images: Tensor, layer: str, mode: str) -> R
     (path,) = network.select([name or layer]).values()
     outputs: list[Any] = []
     running: list[str] = []
-    called: list[str] = []
 
     def keep(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-        outputs.append((output, len(called)))
+        outputs.append(output)
         return output.clone() if isinstance(output, Tensor) else None  # what changes it later does not reach ours
 
     handle = module.get_submodule(path).register_forward_hook(keep)
-    leaf = images.detach().requires_grad_()
     weights = {name: parameter.detach() for name, parameter in module.named_parameters()}
     try:
         with (
-            torch.inference_mode(mode=False),
-            torch.enable_grad(),
-            _following(module, running, called),
+            _following(module, running),
             _Watch(running, mode),
         ):
+            leaf = images.clone().requires_grad_()
             torch.func.functional_call(module, weights, (leaf.clone(),))
     except (RuntimeError, ValueError, AssertionError) as error:
         if isinstance(error, torch.OutOfMemoryError | InputError):
@@ -93,9 +102,10 @@ def record_forward(network: Network, images: Tensor, layer: str, mode: str) -> R
     if len(outputs) > 1 and not number:
         calls = ", ".join(f"{layer}@{call}" for call in range(1, len(outputs) + 1))
         raise InputError(f"layer {layer} of {network.name} is used {len(outputs)} times: choose one of {calls}")
-    if number and not (number.isdigit() and 1 <= int(number) <= len(outputs)):
-        raise InputError(f"layer {name} of {network.name} is used {len(outputs)} times, got {layer}")
-    output, before = outputs[int(number or 1) - 1]
+    if number and (len(outputs) == 1 or number not in map(str, range(1, len(outputs) + 1))):
+        times = "once" if len(outputs) == 1 else f"{len(outputs)} times"
+        raise InputError(f"layer {name} of {network.name} is used {times}, got {layer}")
+    output = outputs[int(number or 1) - 1]
     if not isinstance(output, Tensor) or output.ndim != 4 or len(output) != len(images):
         shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise InputError(
@@ -109,7 +119,7 @@ def record_forward(network: Network, images: Tensor, layer: str, mode: str) -> R
             f"layer {layer} of {network.name} does not depend on the image: choose a layer between the image and "
             "the output"
         )
-    record = Record(images.detach(), output.detach(), nodes, root.output_nr, list(dict.fromkeys(called[:before])))
+    record = Record(images.detach(), output.detach(), nodes, root.output_nr)
     if mode != "gradient":
         _check_rules(record, network.name, mode)
     return record
@@ -126,9 +136,22 @@ def shape(node: Any, number: int = 0) -> list[int]:
 
 
 def is_relu(node: Any) -> bool:
+    """Whether a node is a ReLU, written as one or as a clamp at 0."""
     if kind(node) in ("ClampMin", "Clamp"):
-        return node._saved_min == 0 and getattr(node, "_saved_max", None) is None
+        least = node._saved_min
+        return not isinstance(least, Tensor) and least == 0 and getattr(node, "_saved_max", None) is None
     return kind(node) == "Relu"
+
+
+def is_pool(node: Any) -> bool:
+    """Whether a node is our max-pooling."""
+    return isinstance(getattr(node, "pool", None), Pool)
+
+
+def active(node: Any) -> Tensor:
+    """Which units a ReLU let pass, bool, of the output's shape."""
+    kept = node.metadata.get(_ACTIVE)
+    return (node._saved_result if kind(node) == "Relu" else node._saved_self) > 0 if kept is None else kept
 
 
 class _Watch(TorchFunctionMode):
@@ -137,6 +160,7 @@ class _Watch(TorchFunctionMode):
     def __init__(self, running: list[str], mode: str) -> None:
         super().__init__()
         self.running, self.skip = running, mode != "gradient"
+        self.keep = mode in ("guided", "gradient")
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -146,6 +170,9 @@ class _Watch(TorchFunctionMode):
             result = _pooled(function, *args, **kwargs)
         else:
             result = function(*args, **kwargs)
+            node: Any = result.grad_fn if self.keep and isinstance(result, Tensor) else None
+            if node is not None and is_relu(node):
+                node.metadata[_ACTIVE] = result.detach() > 0  # what follows may change it in place
         for tensor in result if isinstance(result, tuple | list) else (result,):
             if isinstance(tensor, Tensor) and tensor.grad_fn is not None:
                 self._mark(tensor.grad_fn)
@@ -173,24 +200,20 @@ class _SkippedNormalisation(torch.autograd.Function):
 
 
 def _pooled(  # noqa: PLR0917
-    function: Any, maps: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
+    function: Any, input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
     ceil_mode: bool = False, return_indices: bool = False,  # noqa: FBT001, FBT002 - torch's signature
 ) -> Any:  # fmt: skip
-    if return_indices or maps.ndim != 4 or maps.dtype not in DTYPES:  # torch's own is the adjoint as well, but slower
-        return function(maps, kernel_size, stride or [], padding, dilation, ceil_mode, *[True] * return_indices)
-    return max_pool(maps, kernel_size, stride, padding, dilation, ceil_mode=ceil_mode)[0]
+    if input.ndim != 4 or input.dtype not in DTYPES:  # torch's own is the adjoint as well, but slower
+        return function(input, kernel_size, stride or [], padding, dilation, ceil_mode)
+    return max_pool(input, kernel_size, stride, padding, dilation, ceil_mode=ceil_mode)[0]
 
 
 @contextmanager
-def _following(module: nn.Module, running: list[str], called: list[str]) -> Iterator[None]:
-    """Keep the paths of the submodules that are `running`, the innermost last, and of those `called` so far."""
+def _following(module: nn.Module, running: list[str]) -> Iterator[None]:
+    """Keep the paths of the submodules that are running, the innermost last."""
 
     def enter(path: str) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
-            running.append(path)
-            called.append(path)
-
-        return hook
+        return lambda *_: running.append(path)
 
     def leave(*_: Any) -> None:
         running.pop()
@@ -225,16 +248,21 @@ def _between(root: Any, leaf: Any) -> list[Any]:
 def _check_rules(record: Record, network: str, mode: str) -> None:
     """Refuse what is neither linear in the image nor has a rule, rather than take its plain gradient."""
     inner = set(record.nodes)
-    unknown = [
-        (kind(node), node)
-        for node in record.nodes
-        if not (kind(node) in LINEAR or is_relu(node) or hasattr(node, "pool") or kind(node) == "_SkippedNormalisation")
-    ]
-    products = [
-        (f"the product of two signals ({kind(node)})", node)
-        for node in record.nodes
-        if kind(node) in ("Mul", "Div", "Mm", "Addmm") and sum(child in inner for child, _ in node.next_functions) > 1
-    ]
+    unknown: list[tuple[str, Any]] = []
+    products: list[tuple[str, Any]] = []
+    for node in record.nodes:
+        name = kind(node)
+        depends = [child in inner for child, _ in node.next_functions]
+        if not (name in LINEAR or is_relu(node) or is_pool(node) or name == "_SkippedNormalisation"):
+            unknown.append((name, node))
+        elif name in ("NativeBatchNorm", "CudnnBatchNorm") and node._saved_training:
+            unknown.append((f"{name} with the statistics of the image itself", node))
+        elif (name in ("Mul", "Mm", "Bmm") and all(depends)) or (
+            name in ("Addmm", "Div", "Convolution", "NativeBatchNorm", "CudnnBatchNorm")
+            and any(depends[2 if name == "Addmm" else 1 :])
+            and (name != "Addmm" or depends[1])
+        ):
+            products.append((f"the product or quotient of two signals ({name})", node))
     for what, node in unknown + products:
         raise InputError(
             f"a Deconvnet has no rule for {what}, which module {node.metadata.get(_MODULE) or network} of {network} "

@@ -67,7 +67,7 @@ class Pool:
             windows = (math.ceil(room / s) if ceil_mode else room // s) + 1
             if ceil_mode and (windows - 1) * s >= n + p:  # the last one would lie in the padding
                 windows -= 1
-            if room < 0 or windows < 1:
+            if windows < 1:
                 raise InputError(f"a max-pooling window of {self.kernel} does not fit a map of {tuple(size[-2:])}")
             result.append(windows)
         return result[0], result[1]
@@ -272,6 +272,8 @@ def _unpool(
     pool = Pool.of(kernel, stride, padding, dilation)
     _check_maps("signal", signal)
     B, S = len(signal), len(switches)
+    if switches.device != signal.device:
+        raise InputError(f"signal and switches must be on one device, got {signal.device} and {switches.device}")
     if switches.dtype != pool.code_dtype or switches.shape[1:] != signal.shape[1:] or S not in (1, B):
         raise InputError(
             f"switches must be {pool.code_dtype} of shape {list(signal.shape)}, or with a first dimension of 1, got "
@@ -359,6 +361,6 @@ def _check_maps(name: str, maps: Tensor) -> None:
 
 def _pair(value: Any) -> tuple[int, int]:
     values = tuple(value) if isinstance(value, Sequence) else (value,)
-    if len(values) not in (1, 2) or not all(isinstance(v, int) for v in values):
+    if len(values) not in (1, 2) or not all(hasattr(v, "__index__") for v in values):
         raise InputError(f"kernel_size, stride, padding and dilation must be one or two integers, got {value!r}")
-    return values[0], values[-1]
+    return int(values[0]), int(values[-1])

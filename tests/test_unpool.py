@@ -74,6 +74,18 @@ def test_switches_take_a_byte_and_the_first_of_equals():
     assert max_pool(torch.ones(1, 1, 20, 20), 17)[1].dtype == torch.int32
 
 
+def test_a_window_without_a_pixel():
+    x = torch.randn(1, 1, 3, 3)
+    pooled, switches = max_pool(x, 2, 1, 1, 4)
+    assert pooled.item() == -torch.inf
+    assert unpool(torch.ones_like(pooled), switches, (3, 3), 2, 1, 1, 4).abs().max() == 0
+
+
+def test_a_map_smaller_than_the_window_with_ceil_mode():
+    x = torch.randn(1, 1, 2, 2)
+    assert torch.equal(max_pool(x, 3, 2, ceil_mode=True)[0], functional.max_pool2d(x, 3, 2, ceil_mode=True))
+
+
 @pytest.mark.parametrize("where", [(0, 0), (12, 16), (5, 5)])
 def test_nan_is_refused(where):
     x = MAPS["random"]()
