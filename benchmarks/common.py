@@ -92,7 +92,7 @@ def bar(what: str, value: float, sign: str, limit: float) -> dict[str, Any]:
     """A requirement `value` >= or <= `limit`, and whether it is met."""
     return {
         "what": what,
-        "value": value,
+        "value": float(value),
         "limit": f"{sign} {limit:g}",
-        "met": value >= limit if sign == ">=" else value <= limit,
+        "met": bool(value >= limit if sign == ">=" else value <= limit),
     }

@@ -26,6 +26,8 @@ def table(report: dict[str, Any]) -> str:
     for stage in report["stages"].values():
         for row in stage.get("timings", []):
             peers = [f"{name} {seconds(spent)} ({spent / row['seconds']:.1f}x)" for name, spent in row["peers"].items()]
+            if "stages" in stage:
+                peers.append("of which " + ", ".join(f"{name} {seconds(s)}" for name, s in stage["stages"].items()))
             lines.append(f"| {row['work']} | {seconds(row['seconds'])} | {', '.join(peers)} |")
     return "\n".join([*lines, ""])
 

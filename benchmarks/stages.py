@@ -90,7 +90,7 @@ def run_forward(options: argparse.Namespace) -> dict[str, Any]:
         "bare pass": bare,
         "a pass for each": lambda _: [held([layer]) and None for layer in layers],
     }
-    times, _ = interleaved(methods, 1 if options.quick else 5)
+    times, _ = interleaved(methods, 1 if options.quick else 3)
     middle = {name: median(spent) for name, spent in times.items()}
     what = f"{len(layers)} layers of {network.name}, {len(images):,} images at {side} px"
     bars = [

@@ -16,6 +16,7 @@ from qdv_gpu.affinities import joint_affinities
 from qdv_gpu.device import resolve_device
 from qdv_gpu.neighbors import knn
 from qdv_gpu.tsne import EXACT_UP_TO, TSNE, kl_divergence
+from qdv_gpu.unpool import max_pool, unpool
 
 REQUIRED = ["torch", "torchvision", "numpy", "numba", "scikit-learn", "matplotlib", "typer", "rich", "safetensors"]
 OPTIONAL = {  # import name: (distributions, what it serves, pip command)
@@ -80,6 +81,12 @@ def _engines(device: torch.device) -> Iterator[tuple[str, str, str]]:
     cuda = device.type == "cuda"
     yield "activations", "torch", f"on {device}"
     yield "PCA", "torch", f"on {device}"
+    if not cuda:
+        yield "unpooling", "numba", "on the CPU"
+    elif importlib.util.find_spec("cupy") is not None:
+        yield "unpooling", "CUDA", f"on {device}"
+    else:
+        yield "unpooling", "none", "CuPy is absent: qdv-gpu deconv needs --device cpu"
     if _faiss_works(device):
         yield "neighbours", "faiss", "on the GPU" if cuda else "on the CPU; maps of up to 16 coordinates by numba"
     elif cuda:
@@ -131,6 +138,15 @@ def _tests(device: torch.device) -> Iterator[tuple[str, Callable[[], str]]]:
         wrong = abs(divergence - reported) > 1e-3
         return f"KL divergence {reported:.4f}, by all pairs {divergence:.4f}" if wrong else ""
 
+    def unpooling(where: torch.device) -> str:
+        maps = torch.randn((2, 20, 13, 13), generator=generator)
+        truth, indices = torch.nn.functional.max_pool2d(maps, 3, 2, return_indices=True)
+        back = torch.zeros(2, 20, 169).scatter_add_(2, indices.flatten(2), truth.flatten(2)).view_as(maps)
+        pooled, switches = max_pool(maps.to(where), 3, 2)
+        found = unpool(pooled, switches, (13, 13), 3, 2).cpu()
+        wrong = not torch.equal(pooled.cpu(), truth) or not torch.allclose(found, back, atol=1e-5)
+        return "not the adjoint of torch's max-pooling" if wrong else ""
+
     cpu = torch.device("cpu")
     places = [cpu] if device.type == "cpu" else [cpu, device]
     for place in places:
@@ -141,5 +157,6 @@ def _tests(device: torch.device) -> Iterator[tuple[str, Callable[[], str]]]:
     for place in places:
         if place.type == "cpu" or importlib.util.find_spec("cupy") is not None:
             yield f"t-SNE, exact, {place}", partial(tsne, "exact", place)
+            yield f"unpooling, {place}", partial(unpooling, place)
     if device.type == "cuda" and importlib.util.find_spec("cuml") is not None:
         yield f"t-SNE, cuml, {device}", partial(tsne, "cuml", device)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qdv_gpu.errors import InputError
+from qdv_gpu.errors import InputError, MissingPackageError
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # in the order of TYPE in unpool.cu
 MAX_GRID = 65_535  # blocks along y and z
@@ -189,14 +189,10 @@ def unpool_windows(
     """
     B, C = signal.shape[:2]
     if signal.is_cuda:
-        from qdv_gpu import kernels
-
         result = signal.new_empty(B, C, *out)
         if result.numel():
-            with torch.cuda.device(signal.device):
-                module = kernels.load("unpool", **pool.defines(signal), RECTIFY=int(rectify))
-                arguments, grid = unpool_launch(signal, switches, origin, result, size)
-                kernels.launch(module, "unpool", *arguments, grid=grid, block=THREADS)
+            arguments, grid = unpool_launch(signal, switches, origin, result, size)
+            _launch("unpool", pool.defines(signal) | {"RECTIFY": int(rectify)}, arguments, grid)
         return result
     from qdv_gpu.kernels import pooling
 
@@ -224,6 +220,17 @@ def unpool_launch(
     return (signal.contiguous(), switches.contiguous(), origin.contiguous(), result, *numbers), grid
 
 
+def _launch(kernel: str, defines: dict[str, int], arguments: tuple[Any, ...], grid: tuple[int, ...]) -> None:
+    from qdv_gpu import kernels
+
+    with torch.cuda.device(arguments[0].device):
+        try:
+            module = kernels.load("unpool", **defines)
+        except ImportError as error:
+            raise MissingPackageError(str(error)) from None
+        kernels.launch(module, kernel, *arguments, grid=grid, block=THREADS)
+
+
 @torch.library.custom_op("qdv_gpu::max_pool", mutates_args=())
 def _max_pool(
     maps: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
@@ -235,15 +242,10 @@ def _max_pool(
     h, w = pool.pooled((H, W), ceil_mode=ceil_mode)
     switches = torch.empty((B, C, h, w), dtype=pool.code_dtype, device=maps.device)
     if maps.is_cuda:
-        from qdv_gpu import kernels
-
         pooled = maps.new_empty(B, C, h, w)
         if pooled.numel():
-            with torch.cuda.device(maps.device):
-                arguments, grid = max_pool_launch(maps, pooled, switches)
-                kernels.launch(
-                    kernels.load("unpool", **pool.defines(maps)), "max_pool", *arguments, grid=grid, block=THREADS
-                )
+            arguments, grid = max_pool_launch(maps, pooled, switches)
+            _launch("max_pool", pool.defines(maps), arguments, grid)
     else:
         from qdv_gpu.kernels import pooling
 
