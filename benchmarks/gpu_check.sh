@@ -35,7 +35,10 @@ kernel_tests=(tests/test_kernels.py tests/test_unpool.py -m gpu -q -x -k "autogr
 
 sanitize() {
     local tool
-    tool=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null) || return 77
+    tool=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null) || {
+        echo "compute-sanitizer is not installed"
+        return 77
+    }
     timeout 240 "$tool" --tool "$1" --error-exitcode 1 "$python" -m pytest "${kernel_tests[@]}"
 }
 
