@@ -198,8 +198,8 @@ def unpool_windows(
 
     given = signal if signal.dtype in (torch.float32, torch.float64) else signal.float()
     result = given.new_empty(B, C, *out)
-    arrays = (t.contiguous().numpy() for t in (given.detach(), switches, origin, result))
-    pooling.unpool(*arrays, *pool.arrays(), rectify)
+    arrays: list[Any] = [t.contiguous().numpy() for t in (given.detach(), switches, origin, result)]
+    pooling.unpool(*[*arrays, *pool.arrays(), rectify])
     return result.to(signal.dtype)
 
 
