@@ -52,7 +52,7 @@ def main() -> None:
 
     options.device = resolve_device(options.device)
     report: dict[str, Any] = {"device": device_name(options.device), "versions": versions(), "quick": options.quick}
-    report["stages"] = kept(options.json, report["device"])
+    report["stages"] = {} if options.quick else kept(options.json, report["device"])
     print(report["device"], *(f"{name} {version}" for name, version in report["versions"].items()), sep=", ")
     for name in options.stage:
         print(f"\n{name}", flush=True)

@@ -18,7 +18,7 @@ from qdv_gpu.device import free_memory, measured, resolve_device
 from qdv_gpu.errors import InputError, unknown
 from qdv_gpu.forward import BATCH, PRECISIONS, ForwardPass, check_precision, hold
 from qdv_gpu.layers import trace_calls
-from qdv_gpu.memory import FORWARD, Layer, plan
+from qdv_gpu.memory import FORWARD, Layer, Plan, plan
 from qdv_gpu.networks import Network, load_networks, select_layers
 from qdv_gpu.pca import NORMALISATIONS, Workspace, reduce
 from qdv_gpu.quality import score_maps
@@ -26,6 +26,7 @@ from qdv_gpu.results import Analysis, RunFolder
 from qdv_gpu.tsne import ENGINES, TSNE
 
 Report = Callable[[str], None]
+SOURCE = 9  # bytes for each byte of an image of its own size: it, and two copies in float32
 EMBEDDING = 200  # bytes for each image and unit of perplexity: neighbours, affinities and their copies
 
 
@@ -188,7 +189,9 @@ def analyze(
         "version": qdv_gpu.__version__,
         **asdict(replace(settings, k=settings.neighbors)),
     }
+    del inputs["memory"]  # changes nothing but rounding, and a run that was killed for it goes on with another
     about = {
+        "memory": settings.memory,
         "samples": len(images),
         "classes": list(images.classes),
         "skipped": images.skipped,
@@ -199,8 +202,9 @@ def analyze(
     images = images.to(target)
     tensors = [t for network in loaded for t in network.module.state_dict().values()]
     reserved = sum(t.nbytes for t in [*tensors, *([] if images.pixels is None else [images.pixels])])
-    for probe in probes:
-        _network(folder, probe, images, settings, reserved=reserved, report=report)
+    plans = [_plan(folder, probe, images, settings, reserved=reserved) for probe in probes]  # or nothing is written
+    for probe, planned in zip(probes, plans, strict=True):
+        _network(folder, probe, images, settings, chosen=planned, report=report)
     return folder.finish(images.labels.numpy(), images.classes)
 
 
@@ -215,7 +219,7 @@ def _tsne(settings: Settings, device: torch.device) -> TSNE:
 
 
 def _network(
-    folder: RunFolder, probe: ForwardPass, images: Images, settings: Settings, *, reserved: int, report: Report
+    folder: RunFolder, probe: ForwardPass, images: Images, settings: Settings, *, chosen: Plan, report: Report
 ) -> None:
     """Compute the layers of one network that are not done yet; `probe` has run on a few of the images."""
     network, names = probe.network, list(probe.widths)
@@ -226,22 +230,8 @@ def _network(
     if not pending:
         return
 
-    sources = {probe.source(name): [n for n in names if probe.source(n) == probe.source(name)] for name in pending}
-    layers = [Layer(source, tuple(probe.widths[n] for n in own), probe.element) for source, own in sources.items()]
+    sources, layers = _sources(probe, pending)
     whole = ForwardPass(network, images, probe.layers, settings.image_size, precision=settings.precision, report=report)
-    calls = trace_calls(network, settings.image_size)
-    largest = max(math.prod(call.input or ()) + math.prod(call.output or ()) for call in calls)
-    chosen = plan(
-        layers,
-        network=network.name,
-        images=len(images),
-        image_bytes=FORWARD * largest * 4,
-        n_components=settings.pca,
-        embedding=int(EMBEDDING * settings.perplexity * len(images)),
-        batch=BATCH[network.device.type],
-        budget=settings.memory or free_memory(network.device) * 4 // 5,
-        reserved=reserved if settings.memory else 0,
-    )
     for line in chosen.lines(network.name, {layer.name: layer.row * len(images) for layer in layers}):
         report(line)
     for number, group in enumerate([*chosen.passes, *([source] for source in chosen.recomputed)]):
@@ -256,6 +246,7 @@ def _network(
             for name in sources[source]:
                 X = held.pop(name, None)
                 if name not in pending:
+                    del X
                     continue
                 tiles = at_once.tiles(name) if X is None else X.split(chosen.batches[source])
                 del X
@@ -264,6 +255,35 @@ def _network(
                     workspace=chosen.workspaces[source],
                 )  # fmt: skip
                 del tiles
+
+
+def _sources(probe: ForwardPass, pending: Sequence[str]) -> tuple[dict[str, list[str]], list[Layer]]:
+    """The outputs of each layer that has one pending, and the layers to plan for."""
+    names = list(probe.widths)
+    sources = {probe.source(name): [n for n in names if probe.source(n) == probe.source(name)] for name in pending}
+    layers = [Layer(source, tuple(probe.widths[n] for n in own), probe.element) for source, own in sources.items()]
+    return sources, layers
+
+
+def _plan(folder: RunFolder, probe: ForwardPass, images: Images, settings: Settings, *, reserved: int) -> Plan:
+    """How to compute the layers of one network that are not done yet."""
+    network, N = probe.network, len(images)
+    _, layers = _sources(probe, [name for name in probe.widths if not folder.is_done(network.name, name)])
+    calls = trace_calls(network, settings.image_size)
+    largest = max(math.prod(call.input or ()) + math.prod(call.output or ()) for call in calls)
+    (pixels,) = images.batches([torch.tensor([0])], network.device)
+    unreduced = 4 * N * max((width for layer in layers for width in layer.widths), default=0)
+    return plan(
+        layers,
+        network=network.name,
+        images=N,
+        image_bytes=max(FORWARD * largest * 4, SOURCE * pixels.numel()),
+        n_components=settings.pca,
+        embedding=int(EMBEDDING * settings.perplexity * N) + (unreduced if settings.pca == 0 else 0),
+        batch=BATCH[network.device.type],
+        budget=settings.memory or free_memory(network.device) * 4 // 5,
+        reserved=reserved if settings.memory else 0,
+    )
 
 
 def _layer(

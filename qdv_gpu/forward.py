@@ -151,7 +151,7 @@ class ForwardPass:
         for pixels in self.images.batches(order, device):
             assert self.halving is not None
             pieces = self.halving(self._forward, pixels)
-            yield {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+            yield pieces[0] if len(pieces) == 1 else {n: torch.cat([piece[n] for piece in pieces]) for n in pieces[0]}
 
     def run(self) -> None:
         """Run the pass for what it finds out: `widths`, and whether the network takes these images."""

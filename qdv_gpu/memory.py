@@ -135,7 +135,7 @@ def plan(
         if least > budget:
             raise InputError(
                 f"memory of {readable(budget)} is too small for layer {layer.name} of {network}: at least "
-                f"{readable(least)} is required"
+                f"{readable(1.006 * least)} is required"
             )
         batches[layer.name] = min(batch_of(layer.row), max(1, (room - smallest) // tile))
         workspaces[layer.name] = work(layer, room - batches[layer.name] * tile)

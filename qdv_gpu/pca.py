@@ -197,7 +197,7 @@ def workspace(rows: int, features: int, n_components: int, *, memory: float = ma
     """
     n = n_components
     if n == 0:
-        return Workspace(0, 1, 4 * 2 * max(features, CHUNK) + 8 * 6 * features)
+        return Workspace(0, 1, 4 * 2 * rows * features + 4 * 2 * max(features, CHUNK) + 8 * 6 * features)
     sizes = [(3 * n + 10, 64), (3 * n + 10, 16), (2 * n + 10, 16), (n + n // 2 + 10, 16), (n + 10, 4)]
     for block, chunk_rows in sizes:
         width, chunk = min(block, features), max(chunk_rows * features, CHUNK)
@@ -229,8 +229,9 @@ def _chunks(tiles: Iterable[torch.Tensor], rows: int) -> Iterator[torch.Tensor]:
                 waiting = []
             waiting.append(piece)
             if sum(map(len, waiting)) >= rows:
-                yield waiting[0] if len(waiting) == 1 else torch.cat(waiting)
+                chunk = waiting[0] if len(waiting) == 1 else torch.cat(waiting)
                 waiting = []
+                yield chunk
     if waiting:
         yield torch.cat(waiting)
 

@@ -149,12 +149,18 @@ def profile(
     target = resolve_device(device)
     check_precision(precision, target)
     loaded = load_network(network, weights=weights, device=target) if isinstance(network, str) else network
-    size = image_size or loaded.image_size
+    size = loaded.image_size if image_size is None else image_size
+    if size < 1:
+        raise InputError(f"image size must be at least 1 pixel, got {size}")
+    if loaded.device.type == "cuda":
+        torch.cuda.set_device(loaded.device)  # whose events and streams these are
     operations, bandwidth = measured_peaks(loaded.device, precision)
     report(f"measured peaks: {operations / 1e9:,.0f} GFLOP/s ({precision} product), {bandwidth / 1e9:,.1f} GB/s (copy)")
     profiles = []
     for batch in batch_sizes:
         images = torch.randn(batch, loaded.channels, size, size, device=loaded.device)
+        if images.is_cuda:  # as the forward passes of an analysis
+            images = images.contiguous(memory_format=torch.channels_last)
         try:
             profiles.append(_profile(loaded, images, precision, operations, bandwidth))
         except torch.OutOfMemoryError:
