@@ -126,7 +126,7 @@ max_pool(const element* __restrict__ maps, element* __restrict__ pooled, code_t*
                 }
             }
         if (winner < 0) {  // dilated over the whole map: no pixel, which unpooling respects
-            best = -INFINITY;
+            best = -1 / (real)0;  // NVRTC knows no INFINITY
             winner = 0;
         }
         store(pooled + (long long)plane * h * w + place, best);

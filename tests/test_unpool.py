@@ -166,6 +166,15 @@ def test_operators_vmap(dims, shared):
         assert torch.equal(found, unpool(y, s, (9, 9), 3, 2))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("geometry", [GEOMETRIES[2], GEOMETRIES[5]], ids=str)
+def test_every_variant_compiles(geometry, dtype):
+    pytest.importorskip("cupy")
+    defines = Pool.of(*geometry[:-1]).defines(torch.empty(0, dtype=dtype)) | {"RECTIFY": 1}
+    binary = cuda_shim.nvrtc_compile(kernels.FOLDER / "unpool.cu", 90, kernels.options(**defines))
+    assert binary.startswith(b"\x7fELF")
+
+
 def kernel_pool(x, pool, size, device):
     """max_pool by the CUDA source: on the device, or on the CPU through the shim."""
     shape = (*x.shape[:2], *size)
