@@ -8,7 +8,7 @@ import scipy.sparse
 import torch
 
 from qdv_gpu.errors import InputError, unknown
-from qdv_gpu.kernels import cpu
+from qdv_gpu.kernels import bandwidths
 from qdv_gpu.neighbors import distances_to_all, neighbor_blocks
 
 KINDS = ("knn", "full")
@@ -101,7 +101,7 @@ def conditional_affinities(squared_distances: torch.Tensor, *, perplexity: float
     P = torch.empty_like(squared_distances, memory_format=torch.contiguous_format)
     if not P.is_cuda:
         found = np.empty(len(P), dtype=bool)
-        cpu.search(squared_distances.contiguous().numpy(), perplexity, P.numpy(), found)
+        bandwidths.search(squared_distances.contiguous().numpy(), perplexity, P.numpy(), found)
         assert found.all(), UNREACHED
         return P
     step = max(1, CHUNK // P.shape[1])
@@ -123,13 +123,13 @@ def _search(D: torch.Tensor, perplexity: float) -> torch.Tensor:
     D = D / torch.where(mean > 0, mean, 1)
     beta = torch.ones(len(D), dtype=D.dtype, device=D.device)
     low, high = torch.zeros_like(beta), torch.full_like(beta, torch.inf)
-    for _ in range(cpu.MAX_STEPS):
+    for _ in range(bandwidths.MAX_STEPS):
         E = torch.exp(-beta[:, None] * D)
         total = E.sum(1)
         first = (E * D).sum(1) / total
         variance = (E * D.square()).sum(1) / total - first.square()
         gap = total.log() + beta * first - target
-        found = (gap.abs() <= cpu.TOLERANCE) | limit
+        found = (gap.abs() <= bandwidths.TOLERANCE) | limit
         if found.all():
             break
         low, high = torch.where(gap > 0, beta, low), torch.where(gap < 0, beta, high)
@@ -199,6 +199,6 @@ def _dense(X: torch.Tensor, perplexity: float) -> torch.Tensor:
             P[start : start + step][others] = _search(D, perplexity).to(torch.float32).view(-1)
     else:
         found = np.empty(N, dtype=bool)
-        cpu.search_all_pairs(XT.numpy(), perplexity, P.numpy(), found)
+        bandwidths.search_all_pairs(XT.numpy(), perplexity, P.numpy(), found)
         assert found.all(), UNREACHED
     return P.add_(P.T.clone()).div_(2 * N)

@@ -29,12 +29,8 @@ class Window:
 
     def before(self, pool: Pool) -> "Window":
         """The rectangle of inputs that these outputs of a convolution or pooling see."""
-        rows, columns = (
-            (n - 1) * s + d * (k - 1) + 1
-            for n, k, s, d in zip(self.size, pool.kernel, pool.stride, pool.dilation, strict=True)
-        )
         stride, padding = (self.start.new_tensor(pair) for pair in (pool.stride, pool.padding))
-        return Window(self.start * stride - padding, (rows, columns))
+        return Window(self.start * stride - padding, pool.span(self.size))
 
     def union(self, other: "Window") -> "Window":
         """The smallest rectangle that holds both."""
@@ -222,7 +218,7 @@ def _transposed(signal: Signal, weight: Tensor, pool: Pool, groups: int, size: S
     """Through a convolution of maps of `size`, whose geometry is `pool`."""
     field = signal.field and signal.field.before(pool)
     if signal.window is None:
-        spans = Window(torch.zeros(1, 2, dtype=torch.int64), tuple(signal.data.shape[2:])).before(pool).size  # type: ignore[arg-type]
+        spans = pool.span(signal.data.shape[2:])
         rest = [n - (span - 2 * p) for n, span, p in zip(size, spans, pool.padding, strict=True)]
         data = functional.conv_transpose2d(
             signal.data, weight, None, pool.stride, pool.padding, rest, groups, pool.dilation

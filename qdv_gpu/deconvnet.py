@@ -265,8 +265,8 @@ class Deconvnet:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Values [C, k], images [C, k] and places [C, k, 2] of the strongest units of maps of `shape` (C, h, w)."""
         C, h, w = shape
-        source = layer if self.network.has(layer) else layer.rpartition("@")[0]
-        tiles = ForwardPass(self.network, images, self.network.select([source]), image_size).tiles(layer)
+        layers = self.network.select([self.network.without_call(layer)])
+        tiles = ForwardPass(self.network, images, layers, image_size).tiles(layer)
         kept: tuple[Tensor, ...] = ()  # values, images and places so far, each [at most k, C]
         seen = 0
         for rows in tiles:

@@ -76,6 +76,10 @@ class Network:
         """Whether `layer` is a layer name or a module path of this network."""
         return layer in self.layers or layer in dict(self.module.named_modules())
 
+    def without_call(self, layer: str) -> str:
+        """ "relu" for "relu@2", the second call of a module that is used several times."""
+        return layer if self.has(layer) else layer.rpartition("@")[0] or layer
+
     def select(self, layers: Iterable[str] | None = None) -> dict[str, str]:
         """Map layer names (or dotted module paths) to module paths; None selects the default layers.
 
@@ -327,7 +331,7 @@ def _load_state(module: nn.Module, state: Tensors, spec: str, source: str | Path
 
 def _head_classes(module: nn.Module) -> int:
     head = module.get_submodule(head_path(module))
-    return head.out_features if isinstance(head, nn.Linear) else head.out_channels  # type: ignore[return-value]
+    return head.out_features if isinstance(head, nn.Linear) else head.out_channels  # type: ignore[return-value]  # one of the two
 
 
 def _replace_head(module: nn.Module, spec: str, num_classes: int) -> None:
@@ -341,5 +345,6 @@ def _replace_head(module: nn.Module, spec: str, num_classes: int) -> None:
         new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
     else:
         assert isinstance(old, nn.Conv2d)
-        new = nn.Conv2d(old.in_channels, num_classes, old.kernel_size, old.stride, old.padding)  # type: ignore[arg-type]
+        size, stride, padding = old.kernel_size, old.stride, old.padding
+        new = nn.Conv2d(old.in_channels, num_classes, size, stride, padding)  # type: ignore[arg-type]  # pairs
     module.set_submodule(path, new)

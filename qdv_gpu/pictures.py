@@ -104,7 +104,14 @@ def picture(
     if data is not None:
         check_data(data)
     loaded = load_networks(networks, weights=weights, device=resolve_device(device))
-    plain = None if layers is None else [_without_call(loaded, layer) for layer in layers]
+    plain = (
+        None
+        if layers is None
+        else [
+            layer if any(network.has(layer) for network in loaded) else loaded[0].without_call(layer)
+            for layer in layers
+        ]
+    )
     selected = select_layers(loaded, plain)
     source = _source(data, index, image, image_size, skip_bad=skip_bad)
     folder = Path(out) / "deconv"
@@ -134,22 +141,12 @@ def picture(
                 _top(written[-1], best, sized, layer, about | {"mode": "deconvnet"})
                 report(f"{written[-1]}: {len(maps)} of {count} maps, {top} images of {len(source.images):,} each")
     if len(loaded) > 1:
-        for number, row in enumerate(_beside(rows), start=1):
+        for number, row in enumerate(zip(*rows, strict=False), start=1):
             name = "-".join(dict.fromkeys(layer for _, layer, _ in row))
             written.append(folder / f"{number}-{name}.png")
             grids = [_rgb(found, network) for (found, _, _), network in zip(row, loaded, strict=False)]
             _draw(written[-1], figures.plot_reconstructions(grids, [title for *_, title in row], contrast=contrast))
     return written
-
-
-def _without_call(networks: Sequence[Network], layer: str) -> str:
-    """ "relu" for "relu@2", the second call of a module that is used several times."""
-    return layer if any(network.has(layer) for network in networks) else layer.partition("@")[0]
-
-
-def _beside(rows: list[list[Any]]) -> list[list[Any]]:
-    """The n-th layers of all networks, for as many n as every network has."""
-    return [list(row) for row in zip(*rows, strict=False)]
 
 
 def _each_call(network: Network, layers: Mapping[str, str]) -> list[str]:

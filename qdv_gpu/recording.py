@@ -73,8 +73,9 @@ def record_forward(network: Network, images: Tensor, layer: str, mode: str) -> R
         raise InputError(
             f"{network.name} is in training mode{f' ({training})' if training else ''}: call .eval() on its module"
         )
-    name, _, number = (layer, "", "") if network.has(layer) else layer.rpartition("@")
-    (path,) = network.select([name or layer]).values()
+    name = network.without_call(layer)
+    number = layer[len(name) + 1 :]
+    (path,) = network.select([name]).values()
     outputs: list[Any] = []
     running: list[str] = []
 
@@ -199,7 +200,7 @@ class _SkippedNormalisation(torch.autograd.Function):
         return None, gradient
 
 
-def _pooled(  # noqa: PLR0917
+def _pooled(  # noqa: PLR0917 - torch's signature
     function: Any, input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
     ceil_mode: bool = False, return_indices: bool = False,  # noqa: FBT001, FBT002 - torch's signature
 ) -> Any:  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from qdv_gpu.errors import InputError, MissingPackageError
 
@@ -52,6 +52,14 @@ class Pool:
         if any(p > k // 2 for p, k in zip(padding, kernel, strict=True)):
             raise InputError(f"max-pooling requires a padding of at most half of kernel_size {kernel}, got {padding}")
         return cls(kernel, stride, padding, dilation)
+
+    def span(self, outputs: Sequence[int]) -> tuple[int, int]:
+        """Height and width of the inputs that a rectangle of `outputs` (height, width) sees, padding included."""
+        down, across = (
+            (n - 1) * s + d * (k - 1) + 1
+            for n, k, s, d in zip(outputs, self.kernel, self.stride, self.dilation, strict=True)
+        )
+        return down, across
 
     def pooled(self, size: Sequence[int], *, ceil_mode: bool) -> tuple[int, int]:
         """The pooled map's height and width for a map of `size`.
@@ -231,7 +239,7 @@ def _launch(kernel: str, defines: dict[str, int], arguments: tuple[Any, ...], gr
         kernels.launch(module, kernel, *arguments, grid=grid, block=THREADS)
 
 
-@torch.library.custom_op("qdv_gpu::max_pool", mutates_args=())
+@library.custom_op("qdv_gpu::max_pool", mutates_args=())
 def _max_pool(
     maps: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
     ceil_mode: bool,  # noqa: FBT001 - torch's operators take them by position
@@ -266,10 +274,10 @@ def _(maps, kernel, stride, padding, dilation, ceil_mode):
     return maps.new_empty(shape), maps.new_empty(shape, dtype=pool.code_dtype)
 
 
-@torch.library.custom_op("qdv_gpu::unpool", mutates_args=())
+@library.custom_op("qdv_gpu::unpool", mutates_args=())
 def _unpool(
     signal: Tensor, switches: Tensor, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int],
-    padding: Sequence[int], dilation: Sequence[int], rectify: bool,  # noqa: FBT001
+    padding: Sequence[int], dilation: Sequence[int], rectify: bool,  # noqa: FBT001 - the same
 ) -> Tensor:  # fmt: skip
     pool = Pool.of(kernel, stride, padding, dilation)
     _check_maps("signal", signal)

@@ -6,6 +6,7 @@ import cuda_shim
 import numpy as np
 import pytest
 import torch
+from torch import library
 from torch.nn import functional
 
 from qdv_gpu import kernels
@@ -119,12 +120,12 @@ def test_operators_pass_opcheck(geometry):
     pool = Pool.of(*pairs)
     lists = [list(pair) for pair in (pool.kernel, pool.stride, pool.padding, pool.dilation)]
     x = MAPS["random"]().requires_grad_()
-    torch.library.opcheck(torch.ops.qdv_gpu.max_pool.default, (x, *lists, ceil_mode))
+    library.opcheck(torch.ops.qdv_gpu.max_pool.default, (x, *lists, ceil_mode))
     pooled, switches = max_pool(x.detach(), *pairs, ceil_mode=ceil_mode)
     for rectify, shared in itertools.product((False, True), repeat=2):
         y = normal(*pooled.shape).requires_grad_()
         given = switches[:1] if shared else switches
-        torch.library.opcheck(torch.ops.qdv_gpu.unpool.default, (y, given, [13, 17], *lists, rectify))
+        library.opcheck(torch.ops.qdv_gpu.unpool.default, (y, given, [13, 17], *lists, rectify))
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES[:-1], ids=str)

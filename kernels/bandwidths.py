@@ -1,0 +1,76 @@
+"""The search for the bandwidths that give every row of affinities its perplexity (numba, float64, every core)."""
+
+import numpy as np
+from numba import njit, prange
+
+TOLERANCE = 1e-7  # on a row's entropy, in nats: the relative error of its perplexity
+MAX_STEPS = 400  # a bracket is crossed at least twenty-fold at a time: enough for all of float64
+
+
+@njit(cache=True, error_model="numpy")
+def _search_row(D, perplexity, p):
+    """Fill p with exp(-beta D), normalised, of the given perplexity; False if no beta was found.
+
+    Newton's method for log(beta) inside a bracket, in float64. D [k] is overwritten.
+    """
+    k = D.size
+    target = np.log(perplexity)
+    D -= D.min()
+    ties = 0
+    for j in range(k):
+        ties += D[j] == 0
+    if ties >= perplexity:  # the limit of an infinite beta
+        for j in range(k):
+            p[j] = (D[j] == 0) / ties
+        return True
+    D /= D.mean()
+    beta, low, high = 1.0, 0.0, np.inf
+    for _ in range(MAX_STEPS):
+        total, first, second = 0.0, 0.0, 0.0
+        for j in range(k):
+            p[j] = np.exp(-beta * D[j])
+            total += p[j]
+            first += p[j] * D[j]
+            second += p[j] * D[j] * D[j]
+        first /= total
+        gap = np.log(total) + beta * first - target
+        if abs(gap) <= TOLERANCE:
+            p /= total
+            return True
+        if gap > 0:
+            low = beta
+        else:
+            high = beta
+        newton = beta * np.exp(min(max(gap / (beta * beta * (second / total - first * first)), -3.0), 3.0))
+        if low < newton < high:
+            beta = newton
+        elif high == np.inf:
+            beta *= 20
+        elif low == 0:
+            beta /= 20
+        else:
+            beta = np.sqrt(low * high)
+    return False
+
+
+@njit(cache=True, parallel=True, error_model="numpy")
+def search(D, perplexity, P, found):
+    """p_{j|i} of every row of squared distances D float64 [N, k] into P float64 [N, k]; found bool [N]."""
+    for i in prange(D.shape[0]):
+        found[i] = _search_row(D[i].copy(), perplexity, P[i])
+
+
+@njit(cache=True, parallel=True, error_model="numpy")
+def search_all_pairs(XT, perplexity, P, found):
+    """p_{j|i} for every pair of the points XT float64 [d, N] into P float32 [N, N]; found bool [N]."""
+    N = XT.shape[1]
+    for i in prange(N):
+        D = np.zeros(N)
+        for c in range(XT.shape[0]):
+            for j in range(N):
+                D[j] += (XT[c, j] - XT[c, i]) ** 2
+        p = np.empty(N - 1)
+        found[i] = _search_row(np.concatenate((D[:i], D[i + 1 :])), perplexity, p)
+        P[i, :i] = p[:i]
+        P[i, i] = 0
+        P[i, i + 1 :] = p[i:]
