@@ -1,7 +1,7 @@
 """Time the stages, each validated first and beside its peers.
 
 python -m benchmarks [--device cpu|cuda] [--stage NAME...] [--quick] [--json FILE]
-                     [--network NAME[=CHECKPOINT]] [--data DATA] [--images N]
+                     [--network NAME[=CHECKPOINT]...] [--data DATA] [--images N]
 
 A FILE that exists keeps the stages that are not run, if it is from the same device.
 """
@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks import deconv, stages, tsne
+from benchmarks import deconv, stages, table3, tsne
 from benchmarks.common import device_name, versions
 from qdv_gpu.device import resolve_device
 from qdv_gpu.files import read_json, write_json
@@ -18,13 +18,15 @@ from qdv_gpu.files import read_json, write_json
 STAGES = {
     "transfer": stages.run_transfer,
     "forward": stages.run_forward,
+    "layers": stages.run_layers,
     "pca": stages.run_pca,
     "affinities": stages.run_affinities,
     "tsne": tsne.run,
     "neighbors": stages.run_neighbors,
     "unpool": deconv.run_unpool,
     "deconv": deconv.run_deconv,
-    "table3": stages.run_table3,
+    "table3": table3.run,
+    "trace": table3.run_trace,
 }
 
 
@@ -42,9 +44,12 @@ def main() -> None:
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--stage", nargs="+", choices=STAGES, help="default all; trace requires CUDA")
     parser.add_argument("--quick", action="store_true", help="small sizes, one repeat: a rehearsal in seconds")
-    parser.add_argument("--network", help="of transfer, forward, pca and table3; default alexnet with random weights")
+    parser.add_argument(
+        "--network", nargs="+", help="all are in layers, table3 and trace, the first in every stage; default alexnet "
+        "and, on CUDA, vgg19 with random weights",
+    )  # fmt: skip
     parser.add_argument("--data", help="their test images, and a third set of points for tsne; default fashion-mnist")
     parser.add_argument("--images", type=int, default=10_000, help="how many of them")
     parser.add_argument("--json")
@@ -54,7 +59,7 @@ def main() -> None:
     report: dict[str, Any] = {"device": device_name(options.device), "versions": versions(), "quick": options.quick}
     report["stages"] = {} if options.quick else kept(options.json, report["device"])
     print(report["device"], *(f"{name} {version}" for name, version in report["versions"].items()), sep=", ")
-    for name in options.stage:
+    for name in options.stage or [name for name in STAGES if name != "trace" or options.device.type == "cuda"]:
         print(f"\n{name}", flush=True)
         stage = STAGES[name](options)
         report["stages"][name] = stage

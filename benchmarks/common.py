@@ -62,17 +62,21 @@ def interleaved(
             times[name].append(round(spent, 7))
             results[name].append(result)
             if show:
-                print(f"    {name:<13}round {turn + 1} of {repeats}: {spent:.2f} s", flush=True)
+                print(f"    {name:<16}round {turn + 1} of {repeats}: {spent:.2f} s", flush=True)
     return times, results
 
 
-def timing(work: str, times: Mapping[str, list[float]], ours: str = "ours") -> dict[str, Any]:
-    """A row of the table: median seconds of ours and of the peers, and all of them."""
+def timing(
+    work: str, times: Mapping[str, list[float]], *, ours: str = "ours", parts: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """A row of the table: median seconds of ours and of the peers, all of them, and what ours is made of."""
     middle = {name: median(spent) for name, spent in times.items()}
     return {
         "work": work,
         "seconds": middle[ours],
+        "spread": [min(times[ours]), max(times[ours])],
         "peers": {name: value for name, value in middle.items() if name != ours},
+        "parts": dict(parts or {}),
         "all_seconds": dict(times),
     }
 

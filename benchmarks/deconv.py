@@ -56,38 +56,26 @@ def run_unpool(options: argparse.Namespace) -> dict[str, Any]:
             assert (result - truth).norm() <= 1e-6 * truth.norm(), "not the adjoint"
             methods = {
                 "ours": lambda _, f=ours: f(),
-                "scatter_add": lambda _, s=signal, i=indices, n=side: scattered(s, i, n),
+                "torch scatter_add": lambda _, s=signal, i=indices, n=side: scattered(s, i, n),
             }
             for method in methods.values():
                 method(0)
             times, _ = interleaved(methods, repeats, show=False)
             moved = signal.nbytes + switches.nbytes + result.nbytes
-            row = {"network": network, "maps": C, "side": side, "signals": B, "bytes": moved}
-            row |= {name: median(spent) for name, spent in times.items()}
-            row |= {"gb_per_s": moved / row["ours"] / 1e9, "share_of_copy": moved / row["ours"] / bandwidth}
-            rows.append(row)
+            row = timing(f"unpooling {B} x {C} maps to {side} px ({network})", times)
+            rate, ratio = moved / row["seconds"], row["peers"]["torch scatter_add"] / row["seconds"]
+            rows.append(row | {"bytes": moved, "gb_per_s": rate / 1e9, "share_of_copy": rate / bandwidth})
             print(
-                f"  {network:<8}{C:>4} x {side:>3} x {side:<4}{row['ours'] * 1e3:>9.3f} ms, "
-                f"{row['gb_per_s']:>7.1f} GB/s, {row['share_of_copy']:.0%} of copy; "
-                f"scatter_add {row['scatter_add'] / row['ours']:.1f}x as long"
+                f"  {network:<8}{C:>4} x {side:>3} x {side:<4}{row['seconds'] * 1e3:>9.3f} ms, "
+                f"{rate / 1e9:>7.1f} GB/s, {rate / bandwidth:.0%} of copy; scatter_add {ratio:.1f}x as long"
             )
             if cuda and network == "vgg19":
-                bars.append(bar(f"{C} x {side} x {side}: share of copy bandwidth", row["share_of_copy"], ">=", 0.7))
-                bars.append(
-                    bar(f"{C} x {side} x {side}: ratio to scatter_add", row["scatter_add"] / row["ours"], ">=", 2)
-                )
+                bars.append(bar(f"{C} x {side} x {side}: share of copy bandwidth", rate / bandwidth, ">=", 0.7))
+                bars.append(bar(f"{C} x {side} x {side}: ratio to scatter_add", ratio, ">=", 2))
     if cuda:
         same = sum(torch.equal(ours(), ours()) for _ in range(20))
         bars.append(bar("runs with the same bits, of 20", same, ">=", 20))
-    timings = [
-        {
-            "work": f"unpooling {row['signals']} x {row['maps']} maps to {row['side']} px ({row['network']})",
-            "seconds": row["ours"],
-            "peers": {"torch scatter_add": row["scatter_add"]},
-        }
-        for row in rows
-    ]
-    return {"copy_bytes_per_s": bandwidth, "rows": rows, "timings": timings, "bars": bars}
+    return {"copy_bytes_per_s": bandwidth, "timings": rows, "bars": bars}
 
 
 def captum(net: Network, image: Tensor, units: list[tuple[int, int, int]], values: Tensor, path: str) -> Tensor:
@@ -99,6 +87,10 @@ def captum(net: Network, image: Tensor, units: list[tuple[int, int, int]], value
         warnings.simplefilter("ignore")
         pictures = [method.attribute(image[None], unit)[0].detach() for unit in units]
     return torch.stack(pictures) * values[:, None, None, None]
+
+
+def _reconstruct(net: Network, image: Tensor, layer: str, _: int) -> None:
+    Deconvnet(net).reconstruct(image, layer)
 
 
 def run_deconv(options: argparse.Namespace) -> dict[str, Any]:
@@ -143,24 +135,26 @@ def run_deconv(options: argparse.Namespace) -> dict[str, Any]:
         net = load_network(name, weights="none", device=device)
         kinds = (nn.ReLU, nn.MaxPool2d) if name == "vgg19" else ()
         paths = [path for path, m in net.module.features.named_modules(prefix="features") if isinstance(m, kinds)]
-        layers, spent = paths or list(net.layers), {}
-        for layer in layers:
-            work = partial(Deconvnet(net).reconstruct, image, layer)
-            work()
-            runs = [seconds(work) for _ in range(repeats)]
-            spent[layer] = median([run[0] for run in runs])
-            print(f"  {name} {layer}: {len(runs[0][1])} maps in {spent[layer]:.3f} s")
-        result[name] = spent
-        what = f"Deconvnet, every map of {len(spent)} layers of {name} at {side} px"
-        timings.append({"work": what, "seconds": sum(spent.values()), "peers": {}})
+        methods = {layer: partial(_reconstruct, net, image, layer) for layer in paths or net.layers}
+        for method in methods.values():
+            method(0)
+        times, _ = interleaved(methods, repeats, show=False)
+        whole = [sum(spent) for spent in zip(*times.values(), strict=True)]
+        parts = {layer: median(spent) for layer, spent in times.items()}
+        what = f"Deconvnet, every map of {len(parts)} layers of {name} at {side} px"
+        print(f"  {what}: " + ", ".join(f"{layer} {spent:.3f} s" for layer, spent in parts.items()))
+        timings.append(timing(what, {"ours": whole}, parts=parts if len(parts) < 10 else None))
+        result[name] = parts
         if name == "vgg19":
-            bars.append(bar("vgg19: every map of every layer, seconds", sum(spent.values()), "<=", 3))
-    with tempfile.TemporaryDirectory() as folder:
-        net = load_network("alexnet", weights="none", device=device)
-        drawing = partial(picture, [net], folder, data="digits", image_size=side, device=device, report=str)
-        result["alexnet_with_files"], _ = seconds(drawing)
-    timings.append(
-        {"work": "the same of alexnet with figures and arrays", "seconds": result["alexnet_with_files"], "peers": {}}
-    )
+            bars.append(bar("vgg19: every map of every layer, seconds", median(whole), "<=", 3))
+    net = load_network("alexnet", weights="none", device=device)
+
+    def draw(_: int) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            picture([net], folder, data="digits", image_size=side, device=device, report=str)
+
+    times, _ = interleaved({"ours": draw}, repeats)
+    timings.append(timing("the same of alexnet with figures and arrays", times))
+    result["alexnet_with_files"] = timings[-1]["seconds"]
     bars.append(bar("alexnet: every map of every layer, with figures, seconds", result["alexnet_with_files"], "<=", 40))
     return {**result, "timings": timings, "bars": bars}

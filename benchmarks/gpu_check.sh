@@ -11,7 +11,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 
 out=gpu-check python=python3
-benchmarks=(transfer forward pca affinities tsne neighbors unpool deconv table3)
+benchmarks=(transfer forward layers pca affinities tsne neighbors unpool deconv table3 trace)
 stages=()
 while [ $# -gt 0 ]; do
     case "$1" in

@@ -18,17 +18,23 @@ def tables() -> str:
 
 
 def table(report: dict[str, Any]) -> str:
-    """Seconds of each stage and of its peers, and how many times as long these take."""
+    """Median seconds of each stage (least-most), of its peers, and how many times as long these take."""
     versions = ", ".join(
         f"{name} {report['versions'][name]}" for name in ("torch", "numba") if name in report["versions"]
     )
-    lines = [f"**{report['device']}** ({versions}):", "", "| work | seconds | peers |", "| --- | --- | --- |"]
+    lines = [
+        f"**{report['device']}** ({versions}):",
+        "",
+        "| work | seconds (least-most) | peers |",
+        "| --- | --- | --- |",
+    ]
     for stage in report["stages"].values():
         for row in stage.get("timings", []):
             peers = [f"{name} {seconds(spent)} ({spent / row['seconds']:.1f}x)" for name, spent in row["peers"].items()]
-            if "stages" in stage:
-                peers.append("of which " + ", ".join(f"{name} {seconds(s)}" for name, s in stage["stages"].items()))
-            lines.append(f"| {row['work']} | {seconds(row['seconds'])} | {', '.join(peers)} |")
+            if row["parts"]:
+                peers.append("of which " + ", ".join(f"{name} {seconds(s)}" for name, s in row["parts"].items()))
+            spread = "-".join(map(seconds, row["spread"]))
+            lines.append(f"| {row['work']} | {seconds(row['seconds'])} ({spread}) | {', '.join(peers)} |")
     return "\n".join([*lines, ""])
 
 

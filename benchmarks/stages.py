@@ -1,11 +1,10 @@
-"""The stages of an analysis, from images on the host to Table 3, each beside the packages that do the same."""
+"""The stages of an analysis before and after t-SNE, each beside the packages that do the same."""
 
 import argparse
 import importlib.util
-import json
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import suppress
+from dataclasses import asdict
 from statistics import median
 from typing import Any
 
@@ -15,23 +14,27 @@ from torch import Tensor
 
 from benchmarks.common import bar, interleaved, timing
 from benchmarks.tsne import PERPLEXITY, components
-from qdv_gpu import activations, analyze, load_images, load_network, neighborhood_hit
+from qdv_gpu import activations, load_images, load_network, neighborhood_hit
 from qdv_gpu.affinities import joint_affinities
-from qdv_gpu.analysis import Settings
 from qdv_gpu.data import Images, prepare
 from qdv_gpu.forward import computing, network_input
 from qdv_gpu.networks import Network
 from qdv_gpu.pca import principal_components
+from qdv_gpu.throughput import profile
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def inputs(options: argparse.Namespace) -> tuple[Network, Images, int]:
-    """The network and the test images that were asked for, at the side that this device is timed at."""
-    spec = options.network or "alexnet"
-    network = load_network(spec, weights="imagenet" if "=" in spec else "none", device=options.device)
+def networks(options: argparse.Namespace) -> list[Network]:
+    """Those that were asked for."""
+    specs = options.network or (["alexnet", "vgg19"] if options.device.type == "cuda" else ["alexnet"])
+    return [load_network(spec, weights="imagenet" if "=" in spec else "none", device=options.device) for spec in specs]
+
+
+def inputs(options: argparse.Namespace) -> tuple[list[Network], Images, int]:
+    """The networks and the test images that were asked for, at the side that this device is timed at."""
     images = load_images(options.data or "fashion-mnist", samples=200 if options.quick else options.images)
-    return network, images, 224 if options.device.type == "cuda" else 64
+    return networks(options), images, 224 if options.device.type == "cuda" else 64
 
 
 def run_transfer(options: argparse.Namespace) -> dict[str, Any]:
@@ -64,8 +67,8 @@ def run_transfer(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_forward(options: argparse.Namespace) -> dict[str, Any]:
-    """All layers from one forward pass, the bare pass, and a pass for each layer."""
-    network, images, side = inputs(options)
+    """All layers from one forward pass, a bare pass that ends at the last of them, and a pass for each layer."""
+    (network, *_), images, side = inputs(options)
     batch, device = (256 if options.device.type == "cuda" else 64), options.device
     images = images.to(device)
     assert images.pixels is not None
@@ -75,24 +78,29 @@ def run_forward(options: argparse.Namespace) -> dict[str, Any]:
     def held(chosen: list[str] | None) -> dict[str, Tensor]:
         return activations(network, images, layers=chosen, image_size=side, batch_size=batch, report=str)
 
+    def stop(*_: Any) -> None:
+        raise StopIteration
+
     def bare(_: int) -> None:
+        last = network.module.get_submodule(network.layers[layers[-1]])
+        handle = last.register_forward_hook(stop)
         with torch.inference_mode(), computing("fp32", device):
             for part in pixels.split(batch):
                 inputs = network_input(network, part, side)
                 if inputs.is_cuda:
                     inputs = inputs.contiguous(memory_format=torch.channels_last)
-                network.module.features(inputs)
+                with suppress(StopIteration):
+                    network.module(inputs)
+        handle.remove()
 
     separate = {layer: held([layer])[layer] for layer in layers}
     together = held(None)
     assert all(torch.equal(together[layer], separate[layer]) for layer in layers), "one pass gives other activations"
     del separate, together
-    methods: dict[str, Callable[[int], Any]] = {
-        "one pass": lambda _: held(None) and None,
-        "bare pass": bare,
-        "a pass for each": lambda _: [held([layer]) and None for layer in layers],
-    }
-    times, _ = interleaved(methods, 1 if options.quick else 3)
+    methods: dict[str, Callable[[int], Any]] = {"one pass": lambda _: held(None) and None, "bare pass": bare}
+    times, _ = interleaved(methods, 1 if options.quick else 7)
+    separately = {"a pass for each": lambda _: [held([layer]) and None for layer in layers]}
+    times |= interleaved(separately, 1 if options.quick else 3)[0]
     middle = {name: median(spent) for name, spent in times.items()}
     what = f"{len(layers)} layers of {network.name}, {len(images):,} images at {side} px"
     bars = [
@@ -102,9 +110,30 @@ def run_forward(options: argparse.Namespace) -> dict[str, Any]:
     return {"timings": [timing(what, times, ours="one pass")], "bars": bars}
 
 
+def run_layers(options: argparse.Namespace) -> dict[str, Any]:
+    """Every layer of a forward pass, and on CUDA what share of a matrix product's rate VGG19 reaches in bfloat16."""
+    cuda = options.device.type == "cuda"
+    batch, side = (8 if options.quick else 256 if cuda else 64), 224 if cuda else 64
+    timings, bars, profiles = [], [], {}
+    for network in networks(options):
+        for precision in ("fp32", "bf16") if cuda else ("fp32",):
+            (found,) = profile(network, batch_sizes=[batch], precision=precision, image_size=side, report=print)
+            title = f"forward pass of {network.name}, {batch} images at {side} px, {precision}"
+            profiles[title] = asdict(found)
+            slowest = sorted(found.layers, key=lambda layer: -layer.seconds)[:5]
+            parts = {f"{one.layer} ({one.kind}, {one.share_of_peak:.0%} of peak)": one.seconds for one in slowest}
+            timings.append(timing(title, {"ours": found.all_seconds}, parts=parts))
+            bars.append(
+                bar(f"{title}: layers' sum less the whole", abs(found.sum_of_layers / found.seconds - 1), "<=", 0.1)
+            )
+            if precision == "bf16" and network.name.startswith("vgg19"):
+                bars.append(bar(f"{title}: share of the matrix peak", found.share_of_peak, ">=", 0.4))
+    return {"timings": timings, "profiles": profiles, "bars": bars}
+
+
 def run_pca(options: argparse.Namespace) -> dict[str, Any]:
     """The 50 components of the widest layer, beside scikit-learn's randomised solver."""
-    network, images, side = inputs(options)
+    (network, *_), images, side = inputs(options)
     held = activations(network, images.to(options.device), image_size=side, report=str)
     layer, X = max(held.items(), key=lambda item: item[1].shape[1])
     wide = X.double()
@@ -180,36 +209,3 @@ def run_neighbors(options: argparse.Namespace) -> dict[str, Any]:
     assert max(values.values()) - min(values.values()) < 1e-3, values
     times, _ = interleaved(methods, 1 if options.quick else 5)
     return {"timings": [timing(f"neighborhood hit of {N:,} points in a map", times)], "bars": []}
-
-
-def run_table3(options: argparse.Namespace) -> dict[str, Any]:
-    """`qdv-gpu analyze`, start to finish: every layer, five seeds, and where the time goes."""
-    network, images, side = inputs(options)
-    seeds, iterations = (1, 250) if options.quick else (5, 1000)
-    settings = Settings(samples=len(images), image_size=side, seeds=seeds, iterations=iterations)
-    stages: dict[str, float] = {}
-
-    def whole(_: int) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            analyze(
-                network,
-                options.data or "fashion-mnist",
-                folder,
-                settings=settings,
-                device=str(options.device),
-                report=str,
-            )
-            for layer in json.loads((Path(folder) / "timings.json").read_text()).values():
-                for stage, spent in layer.items():
-                    stages[stage] = stages.get(stage, 0.0) + spent["seconds"]
-
-    times, _ = interleaved({"ours": whole}, 1)
-    what = (
-        f"Table 3 of {network.name}, {len(images):,} images at {side} px, {len(network.layers)} layers, {seeds} seeds"
-    )
-    rest = times["ours"][0] - sum(stages.values())
-    print("  " + ", ".join(f"{stage} {spent:.1f} s" for stage, spent in stages.items()) + f", elsewhere {rest:.1f} s")
-    bars = []
-    if options.device.type == "cuda":
-        bars.append(bar("Table 3, seconds", times["ours"][0], "<=", 20))
-    return {"timings": [timing(what, times)], "stages": {**stages, "elsewhere": rest}, "bars": bars}

@@ -140,7 +140,7 @@ def components(*splits: Images, device: torch.device) -> tuple[torch.Tensor, tor
 
 def last_layer(options: argparse.Namespace) -> tuple[str, tuple[torch.Tensor, torch.Tensor]]:
     """The same of the activations of a network's last layer, and its name."""
-    network = load_network(options.network, device=options.device)
+    network = load_network(options.network[0], device=options.device)
     images = load_images(options.data, samples=options.images)
     name = list(network.layers)[-1]
     held = activations(network, images.to(options.device), layers=[name])

@@ -18,7 +18,7 @@ from qdv_gpu.device import free_memory, measured, resolve_device
 from qdv_gpu.errors import InputError, unknown
 from qdv_gpu.forward import BATCH, PRECISIONS, ForwardPass, check_precision, hold
 from qdv_gpu.layers import trace_calls
-from qdv_gpu.memory import FORWARD, Layer, Plan, plan
+from qdv_gpu.memory import FORWARD, Layer, Plan, Task, plan
 from qdv_gpu.networks import Network, load_networks, select_layers
 from qdv_gpu.pca import NORMALISATIONS, Workspace, reduce
 from qdv_gpu.quality import score_maps
@@ -202,7 +202,9 @@ def analyze(
     images = images.to(target)
     tensors = [t for network in loaded for t in network.module.state_dict().values()]
     reserved = sum(t.nbytes for t in [*tensors, *([] if images.pixels is None else [images.pixels])])
-    plans = [_plan(folder, probe, images, settings, reserved=reserved) for probe in probes]  # or nothing is written
+    budget = settings.memory or free_memory(target) * 4 // 5
+    tasks = [_task(folder, probe, images, settings) for probe in probes]
+    plans = plan(tasks, budget=budget, reserved=reserved if settings.memory else 0)  # or nothing is written
     for probe, planned in zip(probes, plans, strict=True):
         _network(folder, probe, images, settings, chosen=planned, report=report)
     return folder.finish(images.labels.numpy(), images.classes)
@@ -265,24 +267,22 @@ def _sources(probe: ForwardPass, pending: Sequence[str]) -> tuple[dict[str, list
     return sources, layers
 
 
-def _plan(folder: RunFolder, probe: ForwardPass, images: Images, settings: Settings, *, reserved: int) -> Plan:
-    """How to compute the layers of one network that are not done yet."""
+def _task(folder: RunFolder, probe: ForwardPass, images: Images, settings: Settings) -> Task:
+    """The layers of one network that are not done yet, and what they need."""
     network, N = probe.network, len(images)
     _, layers = _sources(probe, [name for name in probe.widths if not folder.is_done(network.name, name)])
     calls = trace_calls(network, settings.image_size)
     largest = max(math.prod(call.input or ()) + math.prod(call.output or ()) for call in calls)
     (pixels,) = images.batches([torch.tensor([0])], network.device)
     unreduced = 4 * N * max((width for layer in layers for width in layer.widths), default=0)
-    return plan(
+    return Task(
+        network.name,
         layers,
-        network=network.name,
         images=N,
         image_bytes=max(FORWARD * largest * 4, SOURCE * pixels.numel()),
         n_components=settings.pca,
         embedding=int(EMBEDDING * settings.perplexity * N) + (unreduced if settings.pca == 0 else 0),
         batch=BATCH[network.device.type],
-        budget=settings.memory or free_memory(network.device) * 4 // 5,
-        reserved=reserved if settings.memory else 0,
     )
 
 
@@ -307,7 +307,6 @@ def _layer(
             name=f"{network.name} {layer}",
             workspace=workspace,
         )
-    del tiles
     with measured(network.device) as stages["tsne"]:
         tsne = _tsne(settings, network.device)
         Z = tsne.fit_transform(X, seeds=settings.seeds)  # [S, N, 2]

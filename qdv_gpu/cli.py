@@ -187,7 +187,9 @@ def layers(network: NetworkName, *, weights: Weights = "none", image_size: Image
 def profile(
     network: NetworkName,
     *,
-    batch_sizes: Annotated[str, typer.Option(help="Separated by commas.")] = "1,16,64",
+    batch_sizes: Annotated[
+        str | None, typer.Option(help="Separated by commas; default 1,16,64 and, on CUDA, 256.")
+    ] = None,
     precision: Annotated[str, typer.Option(help="fp32, tf32 or bf16.")] = "fp32",
     image_size: ImageSize = None,
     weights: Weights = "none",
@@ -201,7 +203,7 @@ def profile(
     from qdv_gpu.throughput import profile as run
 
     try:
-        sizes = [int(size) for size in batch_sizes.split(",")]
+        sizes = None if batch_sizes is None else [int(size) for size in batch_sizes.split(",")]
     except ValueError:
         raise InputError(f"batch sizes must be integers separated by commas, got {batch_sizes!r}") from None
     profiles = run(
@@ -217,6 +219,7 @@ def profile(
     for found in profiles:
         rate = found.batch_size / found.seconds
         title = f"batch of {found.batch_size}: {found.seconds * 1e3:.2f} ms, {rate:,.0f} images/s, {found.precision}; "
+        title += f"{found.share_of_peak:.0%} of the peak's operations; "
         title += f"layers sum to {found.sum_of_layers / found.seconds:.1%}"
         table = Table("layer", "kind", title=title)
         for name in ("ms", "images/s", "GFLOP", "MB", "bound by", "of peak", "of the time"):

@@ -75,7 +75,7 @@ def like(result: torch.Tensor, original: Any) -> Any:
 
 
 class Halving:
-    """Calls a function on a batch in as many pieces as memory needs, and remembers how many.
+    """Calls a function on a batch, of one tensor or several, in as many pieces as memory needs; remembers how many.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ class Halving:
         self.report = report
         self.pieces = 1
 
-    def __call__(self, function: Callable[[torch.Tensor], T], batch: torch.Tensor) -> list[T]:
+    def __call__(self, function: Callable[..., T], *batch: torch.Tensor) -> list[T]:
         """Results of the pieces, in order.
 
         Raises
@@ -97,10 +97,10 @@ class Halving:
         """
         while True:
             try:
-                return [function(piece) for piece in batch.chunk(self.pieces)]
+                return [function(*piece) for piece in zip(*(b.chunk(self.pieces) for b in batch), strict=True)]
             except torch.OutOfMemoryError:
                 pass  # and let go of what the exception holds before trying again
-            self.halve(len(batch))
+            self.halve(len(batch[0]))
 
     def halve(self, size: int) -> None:
         """Cut batches of `size` rows into twice as many pieces from now on."""

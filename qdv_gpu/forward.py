@@ -1,10 +1,11 @@
 """What the layers of a network make of a set of images: many layers from one forward pass."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,9 @@ from qdv_gpu.device import Halving, like, to_tensor
 from qdv_gpu.errors import InputError, unknown
 from qdv_gpu.networks import Network
 
+T = TypeVar("T")
 Report = Callable[[str], None]
+Store = Callable[[str, int, int, Tensor], Tensor]  # see ForwardPass.batches
 BATCH = {"cpu": 64, "cuda": 256}
 PRECISIONS = ("fp32", "tf32", "bf16")
 
@@ -102,21 +105,23 @@ def network_input(network: Network, pixels: Tensor, size: int | None = None) -> 
         std=network.std,
         bgr=network.bgr,
     )
-    return inputs.to(next(network.module.parameters()).dtype)
+    return inputs.to(network.dtype)
 
 
 def hold(pass_: "ForwardPass") -> dict[str, Tensor]:
-    """Run the pass and keep every layer whole: float32 [N, D] on the network's device."""
-    held: dict[str, Tensor] = {}
-    start = 0
-    for outputs in pass_:
-        stop = start + len(next(iter(outputs.values())))
-        for name, rows in outputs.items():
-            if name not in held:
-                held[name] = rows.new_empty(len(pass_.images), rows.shape[1])
-            held[name][start:stop] = rows
-        start = stop
-    return held
+    """Run the pass and keep every layer whole: float32 (or bfloat16) [N, D] on the network's device."""
+    held: dict[str, list[Tensor]] = defaultdict(list)
+
+    def store(layer: str, call: int, start: int, output: Tensor) -> Tensor:
+        if call == len(held[layer]):
+            held[layer].append(output.new_empty(len(pass_.images), output[0].numel(), dtype=_kept(output)))
+        rows = held[layer][call][start : start + len(output)]
+        rows.view_as(output).copy_(output)
+        return rows
+
+    for _ in pass_.batches(store):
+        pass
+    return pass_.labelled(held)
 
 
 @dataclass
@@ -140,23 +145,42 @@ class ForwardPass:
             self.batch_size = BATCH[self.network.device.type]
         if self.batch_size < 1:
             raise InputError(f"batch size must be at least 1, got {self.batch_size}")
-        self.widths: dict[str, int] = {}
-        self.element = 4  # bytes of an activation
         self.halving = self.halving or Halving(self.report)
-        self._calls: int | None = None  # of the layers in one pass, known after the first
+        self.calls: dict[str, list[int]] = {}  # features of each call of each layer, known after the first batch
+        self.element = 4  # bytes of an activation
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        device = self.network.device
+        return self.batches(_copied)
+
+    def batches(self, store: Store) -> Iterator[dict[str, Tensor]]:
+        """Run the images and yield, batch by batch, what `store` returns.
+
+        It is called as soon as a layer is computed, with the layer, the number of the call, the first image and the
+        output [b, ...], and returns a copy [b, D]: the network may overwrite the output.
+        """
+        assert self.halving is not None
         order = torch.arange(len(self.images)).split(self.batch_size)
-        for pixels in self.images.batches(order, device):
-            assert self.halving is not None
-            pieces = self.halving(self._forward, pixels)
-            yield pieces[0] if len(pieces) == 1 else {n: torch.cat([piece[n] for piece in pieces]) for n in pieces[0]}
+        for rows, pixels in zip(order, self.images.batches(order, self.network.device), strict=True):
+            # what is yielded has no name here, or it would stay while the next batch is computed
+            yield _together(self.halving(partial(self._forward, store), pixels, rows))
 
     def run(self) -> None:
-        """Run the pass for what it finds out: `widths`, and whether the network takes these images."""
+        """Run the pass for what it finds out: `calls`, and whether the network takes these images."""
         for _ in self:
             pass
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Features of each output."""
+        return self.labelled(self.calls)
+
+    def labelled(self, calls: Mapping[str, Sequence[T]]) -> dict[str, T]:
+        """Outputs by name: "relu", or "relu@1", "relu@2" if the module is called several times."""
+        return {
+            f"{name}@{number}" if len(calls[name]) > 1 else name: value
+            for name in self.layers
+            for number, value in enumerate(calls[name], start=1)
+        }
 
     def source(self, layer: str) -> str:
         """The name in `layers` that an output belongs to: "relu" for "relu@2"."""
@@ -166,15 +190,17 @@ class ForwardPass:
         """The rows of one layer, batch by batch, recomputed each time they are iterated."""
         return LayerTiles(self, layer)
 
-    def _forward(self, pixels: Tensor) -> dict[str, Tensor]:
+    def _forward(self, store: Store, pixels: Tensor, rows: Tensor) -> dict[str, Tensor]:
         network = self.network
         size = self.image_size or network.image_size
-        seen: dict[str, list[Tensor]] = defaultdict(list)
+        seen: dict[str, list[Tensor]] = {name: [] for name in self.layers}
+        expected = sum(map(len, self.calls.values()))
 
         def keep(name: str) -> Callable[..., None]:
             def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-                seen[name].append(self._rows(name, output, len(pixels)))
-                if self._calls is not None and sum(map(len, seen.values())) == self._calls:
+                self._check(name, len(seen[name]), output, len(pixels))
+                seen[name].append(store(name, len(seen[name]), int(rows[0]), output))
+                if sum(map(len, seen.values())) == expected:
                     raise _LastLayerSeenError
 
             return hook
@@ -197,33 +223,25 @@ class ForwardPass:
         finally:
             for handle in handles:
                 handle.remove()
-        self._calls = sum(map(len, seen.values()))
-        outputs = {}
-        for name in self.layers:
-            if not seen[name]:
-                raise InputError(f"layer {name} of {network.name} is not used in its forward pass")
-            several = len(seen[name]) > 1
-            for number, rows in enumerate(seen[name], start=1):
-                outputs[f"{name}@{number}" if several else name] = rows
-        self.element = max(rows.element_size() for rows in outputs.values())
-        for name, rows in outputs.items():
-            width = self.widths.setdefault(name, rows.shape[1])
-            if rows.shape[1] != width:
+        for name, outputs in seen.items():
+            if len(outputs) < max(1, len(self.calls.get(name, ()))):
                 raise InputError(
-                    f"layer {name} of {network.name} changes its size from batch to batch: "
-                    f"{width}, then {rows.shape[1]}"
+                    f"layer {name} of {network.name} is not used in its forward pass{' each time' * bool(outputs)}"
                 )
-        return outputs
+        self.calls = {name: [output.shape[1] for output in outputs] for name, outputs in seen.items()}
+        self.element = max(output.element_size() for outputs in seen.values() for output in outputs)
+        return self.labelled(seen)
 
-    def _rows(self, name: str, output: Any, batch: int) -> Tensor:
-        """A copy [b, D] that later in-place operations cannot touch."""
+    def _check(self, name: str, call: int, output: Any, batch: int) -> None:
+        """Raise InputError if the output is not a tensor with a row of always the same size for each image."""
         where = f"layer {name} of {self.network.name}"
         if not isinstance(output, Tensor):
             raise InputError(f"{where} gives a {type(output).__name__}, not a tensor: choose a layer inside it")
         if output.ndim < 2 or len(output) != batch:
             raise InputError(f"{where} must give a row for each of {batch} images, got shape {list(output.shape)}")
-        dtype = torch.bfloat16 if output.dtype == torch.bfloat16 else torch.float32
-        return output.detach().flatten(1).to(dtype, copy=True)
+        features = output[0].numel()
+        if self.calls and features != self.calls[name][call]:
+            raise InputError(f"{where} changes its size from batch to batch: {self.calls[name][call]}, then {features}")
 
 
 @dataclass(frozen=True)
@@ -236,7 +254,22 @@ class LayerTiles:
     def __iter__(self) -> Iterator[Tensor]:
         source = self.pass_.source(self.layer)
         for outputs in replace(self.pass_, layers={source: self.pass_.layers[source]}):
-            yield outputs[self.layer]
+            tile = outputs[self.layer]
+            outputs.clear()
+            yield tile
+            del tile
+
+
+def _kept(output: Tensor) -> torch.dtype:
+    return torch.bfloat16 if output.dtype == torch.bfloat16 else torch.float32
+
+
+def _copied(_layer: str, _call: int, _start: int, output: Tensor) -> Tensor:
+    return output.to(_kept(output), memory_format=torch.contiguous_format, copy=True).flatten(1)
+
+
+def _together(pieces: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return pieces[0] if len(pieces) == 1 else {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
 def _as_images(array: Any) -> Images:

@@ -42,7 +42,7 @@ def trace_calls(network: "Network", image_size: int | None = None) -> list[Call]
     size = network.image_size if image_size is None else image_size
     if size < 1:
         raise InputError(f"image size must be at least 1 pixel, got {size}")
-    image = torch.zeros(1, network.channels, size, size, device=network.device)
+    image = torch.zeros(1, network.channels, size, size, dtype=network.dtype, device=network.device)
     calls: list[Call] = []
 
     def shape(value: Any) -> tuple[int, ...] | None:

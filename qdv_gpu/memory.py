@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from qdv_gpu.errors import InputError
@@ -27,6 +27,54 @@ class Layer:
     def row(self) -> int:
         """Bytes for one image."""
         return sum(self.widths) * self.element
+
+
+@dataclass(frozen=True)
+class Task:
+    """The layers of one network that are to be reduced and embedded.
+
+    Attributes
+    ----------
+    network : str
+        For messages.
+    layers : sequence of Layer
+        In forward order.
+    images : int
+    image_bytes : int
+        What the forward pass of one image needs, layers aside.
+    n_components : int
+    embedding : int
+        Bytes that t-SNE and the scores of one layer need.
+    batch : int
+        Images in a batch, at most.
+    """
+
+    network: str
+    layers: Sequence[Layer]
+    images: int
+    image_bytes: int
+    n_components: int
+    embedding: int
+    batch: int
+
+    def work(self, layer: Layer, memory: float = 0) -> Workspace:
+        """The PCA's workspace of at most `memory` bytes, or the smallest."""
+        return workspace(self.images, max(layer.widths), self.n_components, memory=memory)
+
+    def held(self, layers: Sequence[Layer]) -> int:
+        """Least bytes with which these are computed in one pass, and then reduced and embedded one by one."""
+        row = sum(layer.row for layer in layers)
+        return row * self.images + max(
+            self.image_bytes + row, *(self.work(layer).bytes for layer in layers), self.embedding
+        )
+
+    def recomputed(self, layer: Layer) -> int:
+        """Least bytes with which the layer is computed anew, image by image, whenever its rows are read."""
+        return max(self.image_bytes + layer.row + self.work(layer).bytes, self.embedding)
+
+    def least(self, layer: Layer) -> int:
+        """Least bytes that work for the layer."""
+        return min(self.held([layer]), self.recomputed(layer))
 
 
 @dataclass(frozen=True)
@@ -64,34 +112,13 @@ class Plan:
             )
 
 
-def plan(
-    layers: Iterable[Layer],
-    *,
-    network: str,
-    images: int,
-    image_bytes: int,
-    n_components: int,
-    embedding: int,
-    batch: int,
-    budget: int,
-    reserved: int = 0,
-) -> Plan:
-    """Decide for each layer; those that fit together are held after one pass.
+def plan(tasks: Sequence[Task], *, budget: int, reserved: int = 0) -> list[Plan]:
+    """Decide for each network and layer; those that fit together are held after one pass.
 
     Parameters
     ----------
-    layers : iterable of Layer
-        In forward order.
-    network : str
-        For messages.
-    images : int
-    image_bytes : int
-        What the forward pass of one image needs, layers aside.
-    n_components : int
-    embedding : int
-        Bytes that t-SNE and the scores of one layer need.
-    batch : int
-        Images in a batch, at most.
+    tasks : sequence of Task
+        One after the other; each has all the memory.
     budget : int
         Bytes to stay within.
     reserved : int
@@ -100,50 +127,44 @@ def plan(
     Raises
     ------
     InputError
-        If not even the tiles of one image of a layer fit; the message says the least that works.
+        If not even the tiles of one image of a layer fit; the message says the least that works for all layers.
     """
-    room = budget - reserved
-    passes: list[list[Layer]] = []
-    recomputed: list[Layer] = []
-    batches: dict[str, int] = {}
-    workspaces: dict[str, Workspace] = {}
-
-    def batch_of(row: int) -> int:
-        fits = max(1, room // BATCH_SHARE // (image_bytes + row))
-        return min(batch, 1 << fits.bit_length() - 1)
-
-    def work(layer: Layer, spare: float) -> Workspace:
-        return workspace(images, max(layer.widths), n_components, memory=spare)
-
-    def peak(held: list[Layer]) -> int:
-        """Least bytes with which these can be computed, and then reduced and embedded one after the other."""
-        row = sum(layer.row for layer in held)
-        return row * images + max(
-            batch_of(row) * (image_bytes + row), *(work(layer, 0).bytes for layer in held), embedding
+    needs = [(reserved + task.least(layer), layer.name, task.network) for task in tasks for layer in task.layers]
+    least, name, network = max(needs, default=(0, "", ""))
+    if least > budget:
+        raise InputError(
+            f"memory of {readable(budget)} is too small for layer {name} of {network}: at least "
+            f"{readable(1.006 * least)} is required"  # rounded up
         )
+    return [_plan(task, budget - reserved) for task in tasks]
 
-    for layer in layers:
-        if passes and peak([*passes[-1], layer]) <= room:
+
+def _plan(task: Task, room: int) -> Plan:
+    passes: list[list[Layer]] = []
+    recomputed = []
+    for layer in task.layers:
+        if passes and task.held([*passes[-1], layer]) <= room:
             passes[-1].append(layer)
-        elif peak([layer]) <= room:
+        elif task.held([layer]) <= room:
             passes.append([layer])
         else:
             recomputed.append(layer)
+
+    def batch(row: int, spare: int) -> int:
+        fits = max(1, min(room // BATCH_SHARE, spare) // (task.image_bytes + row))
+        return min(task.batch, 1 << fits.bit_length() - 1)
+
+    batches, workspaces = {}, {}
     for layer in recomputed:
-        tile, smallest = image_bytes + layer.row, work(layer, 0).bytes
-        least = reserved + max(tile + smallest, embedding)
-        if least > budget:
-            raise InputError(
-                f"memory of {readable(budget)} is too small for layer {layer.name} of {network}: at least "
-                f"{readable(1.006 * least)} is required"
-            )
-        batches[layer.name] = min(batch_of(layer.row), max(1, (room - smallest) // tile))
-        workspaces[layer.name] = work(layer, room - batches[layer.name] * tile)
+        images = batch(layer.row, room - task.work(layer).bytes)
+        batches[layer.name] = images
+        workspaces[layer.name] = task.work(layer, room - images * (task.image_bytes + layer.row))
     for held in passes:
         row = sum(layer.row for layer in held)
+        spare = room - row * task.images
         for layer in held:
-            batches[layer.name] = batch_of(row)
-            workspaces[layer.name] = work(layer, room - row * images)
+            batches[layer.name] = batch(row, spare)
+            workspaces[layer.name] = task.work(layer, spare)
     return Plan(
         [[layer.name for layer in held] for held in passes],
         [layer.name for layer in recomputed],

@@ -72,6 +72,11 @@ class Network:
         """Where its parameters are."""
         return next(self.module.parameters()).device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its first parameter, and of the images that it takes."""
+        return next(self.module.parameters()).dtype
+
     def has(self, layer: str) -> bool:
         """Whether `layer` is a layer name or a module path of this network."""
         return layer in self.layers or layer in dict(self.module.named_modules())

@@ -14,6 +14,7 @@ TOLERANCE = 1e-6  # relative change of the captured variance between two passes
 MAX_PASSES = 60
 TINY = torch.finfo(torch.float32).tiny  # norms, deviations and extents up to here count as 0
 CHUNK = 1 << 22  # elements worked on at once
+DOUBLES = 1 << 20  # elements worked on at once in float64
 SEED = 0
 
 
@@ -50,9 +51,10 @@ class Workspace(NamedTuple):
     block : int
         Columns of the block.
     rows : int
-        Rows of a chunk, at least.
+        Rows of a chunk; 0 for as many as make about CHUNK elements.
     bytes : int
-        Most bytes that it holds beside a tile: two blocks, projected rows, copies of a chunk.
+        Most bytes that it holds beside a tile: two blocks, the projected rows, a chunk, and what it needs for sums in
+        float64.
     """
 
     block: int
@@ -111,13 +113,16 @@ def reduce(
     if n_components > 0:
         return principal_components(tiles, n_components, normalise=normalise, name=name, workspace=workspace).scores
     work = workspace or _widest(n_components)
-    statistics, _ = _first_pass(_chunks(tiles, work.rows), normalise, name, 0)
+    statistics, _ = _first_pass(_chunks(tiles, work.rows, name), normalise, name, 0)
     shift, scale = _affine(statistics, normalise)
     if normalise == "minmax":
         shift = torch.full_like(shift, statistics.lowest)
     elif normalise != "standard":
         shift, scale = torch.zeros_like(shift), torch.ones_like(scale)
-    return torch.cat([_normalised(chunk, shift, scale, normalise) for chunk in _chunks(tiles, work.rows)])
+    normalised = shift.new_empty(statistics.rows, len(shift))
+    for rows, chunk in _placed(_chunks(tiles, work.rows, name)):
+        normalised[rows] = _normalise_(chunk, shift, scale, normalise)
+    return normalised
 
 
 def principal_components(
@@ -143,21 +148,19 @@ def principal_components(
     if n_components == 0:
         raise InputError("the number of components must be at least 1, got 0")
     work = workspace or _widest(n_components)
-    statistics, B = _first_pass(_chunks(tiles, work.rows), normalise, name, work.block)
+    statistics, B = _first_pass(_chunks(tiles, work.rows, name), normalise, name, work.block)
     N, D = statistics.rows, len(statistics.mean)
     n = min(n_components, N - 1, D)
     width = min(B.shape[1], N)
     shift, scale = _affine(statistics, normalise)
+    projected = B.new_empty(N, width)
     captured, passes = torch.inf, 1
     while True:
         Q = _orthonormal_(B)[:, :width]
         B = torch.zeros_like(Q)
-        Y = []
-        for chunk in _chunks(tiles, work.rows):
-            X = _normalised(chunk, shift, scale, normalise)
-            Y.append(X @ Q)
-            B.addmm_(X.T, Y[-1])
-        projected = torch.cat(Y)  # [N, width]
+        for rows, chunk in _placed(_chunks(tiles, work.rows, name)):
+            X = _normalise_(chunk, shift, scale, normalise)
+            B.addmm_(X.T, torch.mm(X, Q, out=projected[rows]))
         passes += 1
         squares, rotation = _eigen(_gram(projected))
         previous, captured = captured, float(squares[:n].sum())
@@ -176,7 +179,8 @@ def principal_components(
     components = _product(Q, rotation)  # [D, n]
     size = statistics.highest - statistics.lowest if normalise == "none" else 1.0
     if n > 0:
-        signs = components.gather(0, components.abs().argmax(dim=0, keepdim=True)).sign()  # [1, n]
+        least, most = components.aminmax(dim=0, keepdim=True)
+        signs = torch.where(most >= -least, 1.0, -1.0)  # [1, n]
         components, rotation = components.mul_(signs), rotation * signs
     scores = _product(projected, rotation * size)
     degrees = max(N - 1, 1)
@@ -196,20 +200,20 @@ def workspace(rows: int, features: int, n_components: int, *, memory: float = ma
         Bytes, beside a tile.
     """
     n = n_components
-    if n == 0:
-        return Workspace(0, 1, 4 * 2 * rows * features + 4 * 2 * max(features, CHUNK) + 8 * 6 * features)
+    doubles = 8 * (2 * DOUBLES + 8 * features)  # two copies of a piece; means, squares and the like
     sizes = [(3 * n + 10, 64), (3 * n + 10, 16), (2 * n + 10, 16), (n + n // 2 + 10, 16), (n + 10, 4)]
-    for block, chunk_rows in sizes:
-        width, chunk = min(block, features), max(chunk_rows * features, CHUNK)
-        held = 4 * (2 * features * width + 2 * rows * width + 4 * chunk) + 8 * 6 * features
-        work = Workspace(block, chunk_rows, held)
+    for block, least in sizes if n > 0 else [(0, 1)]:
+        width = min(block, features)
+        chunk = min(rows, max(least, CHUNK // max(1, features)))
+        kept = rows * (width + n) if n > 0 else rows * features
+        work = Workspace(block, chunk, 4 * (2 * features * width + kept + chunk * features) + doubles)
         if work.bytes <= memory:
             break
     return work
 
 
 def _widest(n_components: int) -> Workspace:
-    return workspace(0, 0, n_components)
+    return Workspace(3 * n_components + 10 if n_components else 0, 0, 0)
 
 
 def _check(n_components: int, normalise: str) -> None:
@@ -219,21 +223,38 @@ def _check(n_components: int, normalise: str) -> None:
         raise unknown("normalisation", normalise, NORMALISATIONS)
 
 
-def _chunks(tiles: Iterable[torch.Tensor], rows: int) -> Iterator[torch.Tensor]:
-    """The tiles, cut into pieces of about CHUNK elements or put together to `rows`, so that products pay."""
-    waiting: list[torch.Tensor] = []
+def _chunks(tiles: Iterable[torch.Tensor], rows: int, name: str) -> Iterator[torch.Tensor]:
+    """The rows of all tiles, as float32 in chunks of `rows`, or where that is 0 of about CHUNK elements.
+
+    The reader may overwrite a chunk; the next one does. No tile is kept while the next one is computed.
+    """
+    buffer = torch.empty(0)
+    filled = 0
     for tile in tiles:
-        for piece in tile.split(max(rows, CHUNK // max(1, tile.shape[1]))):
-            if waiting and waiting[0].shape[1:] != piece.shape[1:]:  # an error that is told later
-                yield from waiting
-                waiting = []
-            waiting.append(piece)
-            if sum(map(len, waiting)) >= rows:
-                chunk = waiting[0] if len(waiting) == 1 else torch.cat(waiting)
-                waiting = []
-                yield chunk
-    if waiting:
-        yield torch.cat(waiting)
+        D = tile.shape[1]
+        if buffer.ndim == 1:
+            buffer = torch.empty(rows or max(64, CHUNK // max(1, D)), D, device=tile.device)
+        if buffer.shape[1] != D:
+            raise InputError(f"{name or 'layer'}: features per row changed from {buffer.shape[1]} to {D}")
+        start = 0
+        while start < len(tile):
+            n = min(len(buffer) - filled, len(tile) - start)
+            buffer[filled : filled + n] = tile[start : start + n]
+            start, filled = start + n, filled + n
+            if filled == len(buffer):
+                yield buffer
+                filled = 0
+        del tile
+    if filled:
+        yield buffer[:filled]
+
+
+def _placed(chunks: Iterable[torch.Tensor]) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Each chunk with its rows' place among all."""
+    start = 0
+    for chunk in chunks:
+        yield slice(start, start + len(chunk)), chunk
+        start += len(chunk)
 
 
 def _first_pass(
@@ -255,14 +276,12 @@ def _first_pass(
             generator = torch.Generator(chunk.device).manual_seed(SEED)
             Q = torch.randn((D, min(block, D)), generator=generator, device=chunk.device)
             B = torch.zeros_like(Q)
-        if len(mean) != D:
-            raise InputError(f"{name or 'layer'}: features per row changed from {len(mean)} to {D}")
         least, most = map(float, torch.aminmax(chunk))
         if not (least > -torch.inf and most < torch.inf):  # False for NaN as well
             row = N + int((~chunk.isfinite().all(dim=1)).nonzero()[0])
             raise InputError(f"{name or 'layer'}: activations must be finite, row {row} holds NaN or infinity")
         lowest, highest = min(lowest, least), max(highest, most)
-        rows = _rows(chunk, normalise)
+        rows = _scale_(chunk, normalise)
         chunk_mean, chunk_squares = _moments(rows)
         shift, weight = chunk_mean - mean, N * n / (N + n)
         squares += chunk_squares + shift.square() * weight
@@ -273,7 +292,7 @@ def _first_pass(
             if size > unit:
                 B *= (unit / size) ** 2
                 unit = size
-            rows = (rows - chunk_mean.to(torch.float32)).div_(unit)
+            rows.sub_(chunk_mean.to(torch.float32)).div_(unit)
             B.addmm_(rows.T, rows @ Q)
             shift = (shift / unit).to(torch.float32)
             B.addr_(shift, shift @ Q, alpha=weight)
@@ -285,7 +304,7 @@ def _first_pass(
 def _moments(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and sum of squared deviations of each feature, float64 [D], some columns at a time."""
     parts = []
-    for columns in rows.split(max(1, CHUNK // len(rows)), dim=1):
+    for columns in rows.split(max(1, DOUBLES // len(rows)), dim=1):
         values = columns.to(torch.float64)
         mean = values.mean(dim=0)
         parts.append(torch.stack([mean, (values - mean).square_().sum(dim=0)]))
@@ -293,13 +312,12 @@ def _moments(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return means, squares
 
 
-def _rows(chunk: torch.Tensor, normalise: str) -> torch.Tensor:
-    """The rows as float32, for l2 over their norms."""
-    rows = chunk.to(torch.float32)
-    if normalise != "l2":
-        return rows
-    rows = rows / rows.abs().amax(dim=1, keepdim=True).clamp_(min=TINY)  # no square overflows
-    return rows.div_(torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_(min=TINY))
+def _scale_(rows: torch.Tensor, normalise: str) -> torch.Tensor:
+    """Divide the rows by their norms for l2."""
+    if normalise == "l2":
+        for order in (math.inf, 2):  # the first, so that no square overflows
+            rows /= torch.linalg.vector_norm(rows, order, dim=1, keepdim=True).clamp_(min=TINY)
+    return rows
 
 
 def _affine(statistics: _Statistics, normalise: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -319,14 +337,14 @@ def _affine(statistics: _Statistics, normalise: str) -> tuple[torch.Tensor, torc
     return mean.to(torch.float32), scale.to(torch.float32)
 
 
-def _normalised(chunk: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, normalise: str) -> torch.Tensor:
-    return (_rows(chunk, normalise) - shift).mul_(scale)
+def _normalise_(chunk: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, normalise: str) -> torch.Tensor:
+    return _scale_(chunk, normalise).sub_(shift).mul_(scale)
 
 
 def _gram(A: torch.Tensor) -> torch.Tensor:
     """A^T A in float64, some rows of A [rows, b] at a time."""
     G = torch.zeros((A.shape[1],) * 2, dtype=torch.float64, device=A.device)
-    for rows in A.split(max(1, CHUNK // A.shape[1])):
+    for rows in A.split(max(1, DOUBLES // A.shape[1])):
         wide = rows.to(torch.float64)
         G.addmm_(wide.T, wide)
     return G
@@ -336,7 +354,7 @@ def _product(A: torch.Tensor, M: torch.Tensor, out: torch.Tensor | None = None) 
     """A M in float64, kept as float32, some rows of A [rows, b] at a time; `out` may be A if M is square."""
     if out is None:
         out = torch.empty((len(A), M.shape[1]), dtype=torch.float32, device=A.device)
-    step = max(1, CHUNK // A.shape[1])
+    step = max(1, DOUBLES // A.shape[1])
     for start in range(0, len(A), step):
         out[start : start + step] = A[start : start + step].to(torch.float64) @ M
     return out

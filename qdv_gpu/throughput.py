@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from qdv_gpu.networks import Network, load_network
 
 ELSEWHERE = "(between layers)"
 SECONDS = 1.0  # of repeats for each batch size, at least three of them
+BATCH_SIZES = {"cpu": (1, 16, 64), "cuda": (1, 16, 64, 256)}
 PRODUCT = {"cpu": 2048, "cuda": 8192}  # side of the matrices whose product is the peak
 COPY = {"cpu": 2**28, "cuda": 2**31}  # bytes of the copy
 
@@ -74,12 +75,18 @@ class Profile:
     precision : str
     seconds : float
         Median of the bare forward pass.
+    all_seconds : list of float
+    gflop_per_second, gb_per_second : float
+        The device's measured peaks, of a product and of a copy.
     layers : list of LayerTime
     """
 
     batch_size: int
     precision: str
     seconds: float
+    all_seconds: list[float]
+    gflop_per_second: float
+    gb_per_second: float
     layers: list[LayerTime]
 
     @property
@@ -87,14 +94,19 @@ class Profile:
         """Seconds of all layers together; differs from `seconds` by what measuring each costs."""
         return sum(layer.seconds for layer in self.layers)
 
+    @property
+    def share_of_peak(self) -> float:
+        """Operations a second of the bare forward pass over the peak."""
+        return sum(layer.gflop for layer in self.layers) / self.seconds / self.gflop_per_second
 
-def measured_peaks(device: torch.device, precision: str) -> tuple[float, float]:
+
+def measured_peaks(device: torch.device, precision: str, dtype: torch.dtype = torch.float32) -> tuple[float, float]:
     """Operations a second of a product, and bytes a second (read and written) of a copy.
 
-    The product is that of two square matrices or, where that is faster, a 3 x 3 convolution of as many operations:
-    on some CPUs torch has the better library for these.
+    The product is that of two square matrices or, where that is faster, a 3 x 3 convolution of as many operations: on
+    some CPUs torch has the better library for these. Its numbers are of `dtype`, or bfloat16 if that is the precision.
     """
-    side, kind = PRODUCT[device.type], torch.bfloat16 if precision == "bf16" else torch.float32
+    side, kind = PRODUCT[device.type], torch.bfloat16 if precision == "bf16" else dtype
     a, b = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))
     maps = max(1, side // 8)
     images = max(1, side**3 // (maps**2 * 9 * 32**2))
@@ -113,7 +125,7 @@ def profile(
     network: str | Network,
     out: str | Path | None = None,
     *,
-    batch_sizes: Sequence[int] = (1, 16, 64),
+    batch_sizes: Sequence[int] | None = None,
     precision: str = "fp32",
     weights: str | Path = "none",
     image_size: int | None = None,
@@ -128,7 +140,8 @@ def profile(
         As for `load_network`.
     out : str or Path, optional
         Folder that gets profile.json and profile.png.
-    batch_sizes : sequence of int
+    batch_sizes : sequence of int, optional
+        Default 1, 16, 64 and, on CUDA, 256.
     precision : {"fp32", "tf32", "bf16"}
     weights, image_size, device
         As for `load_network` and `activations`.
@@ -144,9 +157,10 @@ def profile(
         For a batch size below 1, a precision that the device does not have, or an image size that the network cannot
         take.
     """
+    target = resolve_device(device)
+    batch_sizes = BATCH_SIZES[target.type] if batch_sizes is None else batch_sizes
     if not batch_sizes or min(batch_sizes) < 1:
         raise InputError(f"batch sizes must be at least 1, got {', '.join(map(str, batch_sizes)) or 'none'}")
-    target = resolve_device(device)
     check_precision(precision, target)
     loaded = load_network(network, weights=weights, device=target) if isinstance(network, str) else network
     size = loaded.image_size if image_size is None else image_size
@@ -154,11 +168,11 @@ def profile(
         raise InputError(f"image size must be at least 1 pixel, got {size}")
     if loaded.device.type == "cuda":
         torch.cuda.set_device(loaded.device)  # whose events and streams these are
-    operations, bandwidth = measured_peaks(loaded.device, precision)
+    operations, bandwidth = measured_peaks(loaded.device, precision, loaded.dtype)
     report(f"measured peaks: {operations / 1e9:,.0f} GFLOP/s ({precision} product), {bandwidth / 1e9:,.1f} GB/s (copy)")
     profiles = []
     for batch in batch_sizes:
-        images = torch.randn(batch, loaded.channels, size, size, device=loaded.device)
+        images = torch.randn(batch, loaded.channels, size, size, device=loaded.device).to(loaded.dtype)
         if images.is_cuda:  # as the forward passes of an analysis
             images = images.contiguous(memory_format=torch.channels_last)
         try:
@@ -180,8 +194,6 @@ def profile(
                 "device": name,
                 "threads": torch.get_num_threads(),
                 "versions": {"qdv_gpu": qdv_gpu.__version__, "torch": torch.__version__},
-                "peak_gflop_per_s": operations / 1e9,
-                "peak_gb_per_s": bandwidth / 1e9,
                 "profiles": [asdict(found) for found in profiles],
             },
         )
@@ -196,110 +208,140 @@ def profile(
 def _profile(network: Network, images: Tensor, precision: str, operations: float, bandwidth: float) -> Profile:
     module, device = network.module, network.device
     with torch.inference_mode(), computing(precision, device):
-        counter = FlopCounterMode(display=False)
-        with _watching(module, device) as watch, counter:
-            module(images)
-            calls = watch.calls  # shapes and operations; the times of this first pass do not count
-        whole = _time(lambda: module(images), device)
+        paths = _innermost(module, images)
+        calls, flops = _operations(module, images, paths)
+        repeats = max(3, min(100, int(SECONDS / _time(lambda: module(images), device))))
         passes: list[list[float]] = []
         bare = []
-        for _ in range(_repeats(whole)):  # in turns, so that what else the machine does meets both
+        for _ in range(repeats):  # in turns, so that what else the machine does meets both
             bare.append(_time(lambda: module(images), device, repeats=1))
-            with _watching(module, device) as watch:
+            with _watching(module, paths, _event if device.type == "cuda" else time.perf_counter) as watch:
                 module(images)
-                passes.append(watch.seconds())
-        whole = median(bare)
-    spent = [median(times) for times in zip(*passes, strict=True)]  # the last is what no module does
-    total = sum(spent)
-    names = [path for path, *_ in calls]
-    flops = _operations(counter, names)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            passes.append(watch.spent(lambda a, b: a.elapsed_time(b) / 1e3 if device.type == "cuda" else b - a))
+    spent = [median(times) for times in zip(*passes, strict=True)]
+    names = [call.path for call in calls]
     layers = []
-    for number, ((path, kind, moved), seconds) in enumerate(zip(calls, spent, strict=False)):
-        several = names.count(path) > 1
-        work = flops.get(path, 0) / names.count(path)
-        limits = {"compute": work / operations, "memory": moved / bandwidth}
+    for number, (call, work, seconds) in enumerate(zip(calls, flops, spent, strict=True)):
+        limits = {"memory": call.bytes / bandwidth, "compute": work / operations}
         bound = max(limits, key=limits.__getitem__)
-        label = f"{path}@{names[: number + 1].count(path)}" if several else path
-        rate = len(images) / seconds if seconds else math.inf
+        several = names.count(call.path) > 1
         layers.append(
             LayerTime(
-                label,
-                kind,
-                seconds,
-                rate,
-                work / 1e9,
-                moved,
-                bound,
-                limits[bound] / max(seconds, 1e-12),
-                seconds / total,
+                layer=f"{call.path}@{names[: number + 1].count(call.path)}" if several else call.path,
+                kind=call.kind,
+                seconds=seconds,
+                images_per_second=len(images) / seconds if seconds else math.inf,
+                gflop=work / 1e9,
+                bytes=call.bytes,
+                bound=bound,
+                share_of_peak=limits[bound] / seconds if seconds else 0.0,
+                share=seconds / sum(spent),
             )
         )
-    rest = spent[-1]
-    layers.append(LayerTime(ELSEWHERE, "", rest, len(images) / max(rest, 1e-12), 0.0, 0, "memory", 0.0, rest / total))
-    return Profile(len(images), precision, whole, layers)
+    return Profile(len(images), precision, median(bare), bare, operations / 1e9, bandwidth / 1e9, layers)
 
 
-def _operations(counter: FlopCounterMode, paths: Sequence[str]) -> dict[str, int]:
-    """Operations of each module; the counter puts the root's name before its path."""
-    counts = counter.get_flop_counts()
-    found = {}
-    for path in paths:
-        full = next((name for name in counts if name.partition(".")[2] == path), None)
-        found[path] = sum(counts[full].values()) if full else 0
-    return found
+@dataclass(frozen=True)
+class _Call:
+    """Of a module: its path and class, and the bytes of its input, output and weights."""
+
+    path: str
+    kind: str
+    bytes: int
 
 
 class _Watch:
-    """Notes of the innermost modules that a forward pass calls, and of when each begins and ends."""
+    """Notes the calls of some modules in a forward pass, and what a clock says when each begins and ends."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
-        self.calls: list[tuple[str, str, int]] = []
-        self.marks: list[Any] = [self._now()]
-
-    def _now(self) -> Any:
-        if not self.cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+    def __init__(self, clock: Callable[[], Any]) -> None:
+        self.clock = clock
+        self.calls: list[_Call] = []
+        self.marks = [clock()]
 
     def begin(self, *_: Any) -> None:
-        self.marks.append(self._now())
+        self.marks.append(self.clock())
 
     def end(self, path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            self.marks.append(self._now())
-            tensors = [t for t in (*inputs, output, *module.parameters()) if isinstance(t, Tensor)]
-            self.calls.append((path, type(module).__name__, sum(t.nbytes for t in tensors)))
+        def hook(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
+            self.marks.append(self.clock())
+            read = {id(value): value for value in (*inputs, *options.values(), *module.parameters())}
+            written = output if isinstance(output, tuple) else (output,)
+            size = sum(value.nbytes for value in (*read.values(), *written) if isinstance(value, Tensor))
+            self.calls.append(_Call(path, type(module).__name__, size))
 
         return hook
 
-    def seconds(self) -> list[float]:
-        """Of each call, and last of what lay between them."""
-        self.marks.append(self._now())
-        if self.cuda:
-            torch.cuda.synchronize()
-            steps = [a.elapsed_time(b) / 1e3 for a, b in zip(self.marks, self.marks[1:], strict=False)]
-        else:
-            steps = [b - a for a, b in zip(self.marks, self.marks[1:], strict=False)]
+    def spent(self, difference: Callable[[Any, Any], Any]) -> list[Any]:
+        """Of each call, and last of what lies between them."""
+        steps = [difference(a, b) for a, b in zip(self.marks, self.marks[1:], strict=False)]
         return [*steps[1::2], sum(steps[::2])]
 
 
 @contextmanager
-def _watching(module: nn.Module, device: torch.device) -> Iterator[_Watch]:
+def _watching(module: nn.Module, paths: Iterable[str], clock: Callable[[], Any]) -> Iterator[_Watch]:
     handles = []
-    watch = _Watch(device)
+    watch = _Watch(clock)
     try:
-        for path, child in module.named_modules():
-            if path and not any(child.children()):
-                handles.append(child.register_forward_pre_hook(watch.begin))
-                handles.append(child.register_forward_hook(watch.end(path)))
-        watch.marks = [watch._now()]
+        for path in paths:
+            child = module.get_submodule(path)
+            handles.append(child.register_forward_pre_hook(watch.begin))
+            handles.append(child.register_forward_hook(watch.end(path), with_kwargs=True))
+        watch.marks = [clock()]
         yield watch
+        watch.marks.append(clock())
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _innermost(module: nn.Module, images: Tensor) -> list[str]:
+    """Paths of the modules that a forward pass calls and that call no other."""
+    handles = []
+    called: dict[str, bool] = {}  # whether it calls no other
+    running: list[str] = []
+
+    def begin(path: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            called.setdefault(path, True)
+            if running:
+                called[running[-1]] = False
+            running.append(path)
+
+        return hook
+
+    def end(*_: Any) -> None:
+        running.pop()
+
+    try:
+        for path, child in module.named_modules():
+            if path:
+                handles.append(child.register_forward_pre_hook(begin(path)))
+                handles.append(child.register_forward_hook(end))
+        module(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [path for path, innermost in called.items() if innermost]
+
+
+def _operations(module: nn.Module, images: Tensor, paths: Sequence[str]) -> tuple[list[_Call], list[int]]:
+    """The calls of the modules and the operations of each, in the order of a forward pass; last what is in none."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # whose operators torch does not count
+    try:
+        with FlopCounterMode(display=False) as counter, _watching(module, paths, counter.get_total_flops) as watch:
+            module(images)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return [*watch.calls, _Call(ELSEWHERE, "", 0)], watch.spent(lambda a, b: b - a)
+
+
+def _event() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
 def _time(
@@ -322,7 +364,3 @@ def _time(
             work()
             spent.append(time.perf_counter() - started)
     return of(spent)
-
-
-def _repeats(seconds: float) -> int:
-    return max(3, min(100, int(SECONDS / max(seconds, 1e-6))))

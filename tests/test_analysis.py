@@ -111,9 +111,11 @@ def test_a_finished_run_is_not_computed_again(finished, monkeypatch):
 
 
 def test_layers_that_do_not_fit_are_recomputed_to_the_same_bits(finished, tmp_path, monkeypatch):
-    def recompute(layers, **options):
-        chosen = plan(layers, **options)
-        return replace(chosen, passes=[], recomputed=[name for held in chosen.passes for name in held])
+    def recompute(tasks, **options):
+        return [
+            replace(chosen, passes=[], recomputed=[name for held in chosen.passes for name in held])
+            for chosen in plan(tasks, **options)
+        ]
 
     plan = analysis.plan
     monkeypatch.setattr(analysis, "plan", recompute)

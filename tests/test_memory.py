@@ -8,15 +8,19 @@ import torch
 
 from qdv_gpu import Settings, analyze
 from qdv_gpu.errors import InputError
-from qdv_gpu.memory import Layer, parse_bytes, plan, readable
+from qdv_gpu.memory import Layer, Task, parse_bytes, plan, readable
 from qdv_gpu.pca import principal_components, workspace
 
 BIG, MIDDLE, SMALL = Layer("big", (800_000,)), Layer("middle", (40_000, 10_000)), Layer("small", (500,))
 
 
+def task(layers=(BIG, MIDDLE, SMALL), network="net"):
+    return Task(network, layers, images=1000, image_bytes=10**6, n_components=50, embedding=10**7, batch=64)
+
+
 def planned(budget, layers=(BIG, MIDDLE, SMALL), **options):
-    fixed = {"images": 1000, "image_bytes": 10**6, "n_components": 50, "embedding": 10**7, "batch": 64}
-    return plan(layers, network="net", budget=budget, **fixed | options)
+    (chosen,) = plan([task(layers)], budget=budget, **options)
+    return chosen
 
 
 @pytest.mark.parametrize(
@@ -43,9 +47,9 @@ def test_what_fits_is_held_after_one_pass():
 
 def test_what_fits_alone_gets_a_pass_of_its_own():
     layers = [Layer(name, (100_000,)) for name in "abc"]
-    chosen = planned(900_000_000, layers)
+    chosen = planned(800_000_000, layers)
     assert chosen.passes == [["a"], ["b"], ["c"]]
-    assert planned(1_300_000_000, layers).passes == [["a", "b"], ["c"]]
+    assert planned(1_200_000_000, layers).passes == [["a", "b"], ["c"]]
 
 
 def test_what_does_not_fit_is_recomputed():
@@ -60,10 +64,14 @@ def test_what_does_not_fit_is_recomputed():
 
 
 def test_the_least_that_works_is_named_and_works():
-    with pytest.raises(InputError, match=r"memory of 500 MB is too small for layer big of net: at least") as error:
-        planned(500_000_000, reserved=10**8)
+    small, big = task([SMALL], "small net"), task([MIDDLE, BIG], "big net")
+    with pytest.raises(InputError, match="memory of 1 MB is too small for layer big of big net: at least") as error:
+        plan([small, big], budget=10**6, reserved=10**8)
     number, unit = re.search(r"at least ([\d.]+) (\w+)", str(error.value)).groups()
-    assert planned(int(1.005 * parse_bytes(number + unit)), reserved=10**8).recomputed[0] == "big"
+    enough = parse_bytes(number + unit)
+    assert plan([small, big], budget=enough, reserved=10**8)[1].recomputed == ["big"]
+    with pytest.raises(InputError, match="too small for layer big of big net"):
+        plan([small, big], budget=int(0.99 * enough), reserved=10**8)
     with pytest.raises(InputError, match="too small for layer small"):
         planned(10**7, [SMALL])
 
@@ -104,7 +112,7 @@ def test_results_do_not_depend_on_the_budget(tmp_path):
     settings = Settings(samples=300, pca=10, perplexity=10, iterations=300, seeds=2)
     whole = analyze("tiny_networks:cnn", "digits", tmp_path / "a", settings=settings, weights="none", report=str)
     lines = []
-    tight = Settings(**{**settings.__dict__, "memory": 70_500_000})
+    tight = Settings(**{**settings.__dict__, "memory": 19_500_000})
     parts = analyze("tiny_networks:cnn", "digits", tmp_path / "b", settings=tight, weights="none", report=lines.append)
     assert any("images at a time" in line for line in lines)
     for one, other in zip(whole.scores, parts.scores, strict=True):

@@ -36,6 +36,31 @@ def test_operations_bytes_and_shares(tmp_path):
     assert (tmp_path / "profile.png").stat().st_size > 5000
 
 
+def test_every_operation_is_counted_where_it_is_done():
+    (found,) = profile("tiny_networks:attentive", batch_sizes=[3], device="cpu", report=str)
+    operations = {layer.layer: layer.gflop * 1e9 for layer in found.layers}
+    tokens = 3 * 16
+    assert operations == pytest.approx(
+        {
+            "stem": 2 * 3 * 64 * 4,
+            "conv@1": 2 * 3 * 64 * 4 * 36,
+            "conv@2": 2 * tokens * 4 * 36,
+            "attention": 2 * tokens * 4 * (12 + 16 + 16 + 4),  # queries, keys and values; scores; sums; out
+            "fc": 2 * 3 * 4 * 10,
+            ELSEWHERE: 2 * tokens * 4 * 4,
+        }
+    )
+    attention = next(layer for layer in found.layers if layer.layer == "attention")
+    assert attention.bytes == 4 * (2 * tokens * 4 + 4 * 12 + 12 + 4 * 4 + 4)  # its three inputs are one
+
+
+def test_half_precision_networks():
+    net = load_network("tiny_networks:cnn", weights="none", device="cpu")
+    net.module.to(torch.bfloat16)
+    (found,) = profile(net, batch_sizes=[2], report=str)
+    assert found.layers[0].bytes == 2 * (2 * 64 + 2 * 6 * 64 + 6 * 9 + 6)
+
+
 def test_layers_sum_to_the_whole(monkeypatch):
     monkeypatch.setattr(throughput, "SECONDS", 1.0)
     net = load_network("alexnet", weights="none", device="cpu")

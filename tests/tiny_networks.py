@@ -135,6 +135,29 @@ def moody() -> nn.Module:
     return _Moody()
 
 
+class _Attentive(nn.Module):
+    image_size = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 1)
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.mix = nn.Parameter(torch.eye(4))
+        self.fc = nn.Linear(4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.max_pool2d(self.conv(self.stem(x)), 2)  # [B, 4, 4, 4]
+        tokens = self.conv(x).flatten(2).transpose(1, 2) @ self.mix  # [B, 16, 4]
+        tokens, _ = self.attention(tokens, tokens, value=tokens, need_weights=False)
+        return self.fc(tokens.mean(1))
+
+
+def attentive() -> nn.Module:
+    """A convolution called at two sizes, a product outside of any module, and attention."""
+    return _Attentive()
+
+
 def not_a_module() -> int:
     """Not a network."""
     return 1
