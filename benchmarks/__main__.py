@@ -10,9 +10,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks import deconv, stages, table3, tsne
 from benchmarks.common import device_name, versions
 from qdv_gpu.device import resolve_device
+from qdv_gpu.errors import InputError
 from qdv_gpu.files import read_json, write_json
 
 STAGES = {
@@ -56,6 +59,8 @@ def main() -> None:
     options = parser.parse_args()
 
     options.device = resolve_device(options.device)
+    if options.device.type == "cuda":
+        torch.cuda.set_device(options.device)
     report: dict[str, Any] = {"device": device_name(options.device), "versions": versions(), "quick": options.quick}
     report["stages"] = {} if options.quick else kept(options.json, report["device"])
     print(report["device"], *(f"{name} {version}" for name, version in report["versions"].items()), sep=", ")
@@ -72,4 +77,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        raise SystemExit(f"python -m benchmarks: {error}") from None

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.common import bar, interleaved, timing
 from benchmarks.tsne import PERPLEXITY, components
@@ -20,7 +20,7 @@ from qdv_gpu.data import Images, prepare
 from qdv_gpu.forward import computing, network_input
 from qdv_gpu.networks import Network
 from qdv_gpu.pca import principal_components
-from qdv_gpu.throughput import profile
+from qdv_gpu.throughput import Profile, profile
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -44,21 +44,19 @@ def run_transfer(options: argparse.Namespace) -> dict[str, Any]:
     _, images, side = inputs(options)
     assert images.pixels is not None
     pixels, device = images.pixels, options.device
-    pixels = pixels.expand(-1, 3, -1, -1)
 
     def ours(_: int) -> Tensor:
-        parts = [
-            prepare(batch.to(device), size=side, channels=3, mean=IMAGENET[0], std=IMAGENET[1])
-            for batch in pixels.split(256)
-        ]
-        return parts[-1]
+        for batch in pixels.split(256):
+            part = prepare(batch.to(device), size=side, channels=3, mean=IMAGENET[0], std=IMAGENET[1])
+        return part
 
     resize = v2.Compose([v2.ToPILImage(), v2.Resize((side, side)), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
     normalise = v2.Normalize(*IMAGENET)
 
     def pil(_: int) -> Tensor:
-        parts = [torch.stack([normalise(resize(image)) for image in batch]).to(device) for batch in pixels.split(256)]
-        return parts[-1]
+        for batch in pixels.expand(-1, 3, -1, -1).split(256):
+            part = torch.stack([normalise(resize(image)) for image in batch]).to(device)
+        return part
 
     difference = float((ours(0) - pil(0)).abs().mean())
     assert difference < 0.02, f"differs from PIL's resizing by {difference} on average"
@@ -110,6 +108,25 @@ def run_forward(options: argparse.Namespace) -> dict[str, Any]:
     return {"timings": [timing(what, times, ours="one pass")], "bars": bars}
 
 
+def assert_operations(network: Network, found: Profile, side: int) -> None:
+    """Compare the operations with those of the convolutions' and linear layers' shapes, where there are no others."""
+    known = 0
+    image = torch.zeros(1, network.channels, side, side, device=network.device)
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal known
+        known += 2 * output.numel() * module.weight[0].numel()
+
+    kinds = (nn.Conv2d, nn.Linear)
+    handles = [m.register_forward_hook(count) for m in network.module.modules() if isinstance(m, kinds)]
+    with torch.inference_mode():
+        network.module(image)
+    for handle in handles:
+        handle.remove()
+    counted = sum(layer.gflop for layer in found.layers) * 1e9 / found.batch_size
+    assert abs(counted / known - 1) < 1e-6, f"{counted:g} operations an image, by the layers' shapes {known:g}"
+
+
 def run_layers(options: argparse.Namespace) -> dict[str, Any]:
     """Every layer of a forward pass, and on CUDA what share of a matrix product's rate VGG19 reaches in bfloat16."""
     cuda = options.device.type == "cuda"
@@ -118,6 +135,7 @@ def run_layers(options: argparse.Namespace) -> dict[str, Any]:
     for network in networks(options):
         for precision in ("fp32", "bf16") if cuda else ("fp32",):
             (found,) = profile(network, batch_sizes=[batch], precision=precision, image_size=side, report=print)
+            assert_operations(network, found, side)
             title = f"forward pass of {network.name}, {batch} images at {side} px, {precision}"
             profiles[title] = asdict(found)
             slowest = sorted(found.layers, key=lambda layer: -layer.seconds)[:5]

@@ -27,7 +27,9 @@ from qdv_gpu.tsne import ENGINES, TSNE
 
 Report = Callable[[str], None]
 SOURCE = 9  # bytes for each byte of an image of its own size: it, and two copies in float32
-EMBEDDING = 200  # bytes for each image and unit of perplexity: neighbours, affinities and their copies
+DECODED = 16  # and of those that wait, where files are decoded batch by batch
+# Bytes of neighbours, affinities and their copies for each image and unit of perplexity; of blocks of distances.
+AFFINITIES, BLOCKS = {"cpu": 200, "cuda": 320}, {"cpu": 0, "cuda": 10**9}
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Settings:
             raise unknown("t-SNE engine", self.engine, ENGINES)
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
-        least = {"pca": 0, "iterations": 1, "seeds": 1, "image_size": 1}
+        least = {"pca": 0, "iterations": 1, "seeds": 1, "image_size": 1, "memory": 1}
         for name, bound in least.items():
             value = getattr(self, name)
             if value is not None and value < bound:
@@ -199,9 +201,12 @@ def analyze(
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
     }
     folder = RunFolder(Path(out), inputs, about)
-    images = images.to(target)
+    images = images.to(target, limit=settings.memory and settings.memory // 2)
     tensors = [t for network in loaded for t in network.module.state_dict().values()]
-    reserved = sum(t.nbytes for t in [*tensors, *([] if images.pixels is None else [images.pixels])])
+    copied = max(t.nbytes for t in tensors) // 2 if settings.precision == "bf16" else 0  # the weight in use
+    if images.pixels is not None and images.pixels.device == target:
+        tensors.append(images.pixels)
+    reserved = copied + sum(t.nbytes for t in tensors)
     budget = settings.memory or free_memory(target) * 4 // 5
     tasks = [_task(folder, probe, images, settings) for probe in probes]
     plans = plan(tasks, budget=budget, reserved=reserved if settings.memory else 0)  # or nothing is written
@@ -237,6 +242,8 @@ def _network(
     for line in chosen.lines(network.name, {layer.name: layer.row * len(images) for layer in layers}):
         report(line)
     for number, group in enumerate([*chosen.passes, *([source] for source in chosen.recomputed)]):
+        if network.device.type == "cuda":
+            torch.cuda.empty_cache()  # blocks of other sizes, which the budget does not count
         at_once = replace(whole, batch_size=chosen.batches[group[0]])
         held: dict[str, Tensor] = {}
         stages: dict[str, dict[str, float]] = {}
@@ -274,15 +281,19 @@ def _task(folder: RunFolder, probe: ForwardPass, images: Images, settings: Setti
     calls = trace_calls(network, settings.image_size)
     largest = max(math.prod(call.input or ()) + math.prod(call.output or ()) for call in calls)
     (pixels,) = images.batches([torch.tensor([0])], network.device)
-    unreduced = 4 * N * max((width for layer in layers for width in layer.widths), default=0)
+    kind, S = network.device.type, settings.seeds
+    widest = max((width for layer in layers for width in layer.widths), default=0)
+    d = settings.pca or widest
+    row = AFFINITIES[kind] * settings.perplexity + 350 * S + 40 * S * max(settings.neighbors) + 48 * d
+    waiting = DECODED if images.pixels is None and kind == "cpu" else 0
     return Task(
         network.name,
         layers,
         images=N,
-        image_bytes=max(FORWARD * largest * 4, SOURCE * pixels.numel()),
+        image_bytes=max(FORWARD * largest * 4, SOURCE * pixels.numel()) + waiting * pixels.numel(),
         n_components=settings.pca,
-        embedding=int(EMBEDDING * settings.perplexity * N) + (unreduced if settings.pca == 0 else 0),
-        batch=BATCH[network.device.type],
+        embedding=int(row * N) + BLOCKS[kind],
+        batch=BATCH[kind],
     )
 
 

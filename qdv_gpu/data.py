@@ -69,12 +69,12 @@ class Images:
             files=tuple(self.files[i] for i in positions.tolist()) if self.files else (),
         )
 
-    def to(self, device: str | torch.device) -> "Images":
-        """Move the pixels to `device` once; where they would fill over half of what is free they stay."""
+    def to(self, device: str | torch.device, *, limit: int | None = None) -> "Images":
+        """Move the pixels to `device` once, unless they exceed `limit` bytes, by default half of what is free."""
         target = resolve_device(device)
         if self.pixels is None or self.pixels.device == target:
             return self
-        if target.type == "cuda" and self.pixels.nbytes > free_memory(target) // 2:
+        if target.type == "cuda" and self.pixels.nbytes > (free_memory(target) // 2 if limit is None else limit):
             return self
         return replace(self, pixels=self.pixels.to(target))
 

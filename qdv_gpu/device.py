@@ -4,7 +4,7 @@ import os
 import resource
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -111,18 +111,51 @@ class Halving:
         self.report(f"CUDA is out of memory: the batch is halved to {-(-size // self.pieces)} images")
 
 
+@contextmanager
+def product_precision(kind: str) -> Iterator[None]:
+    """Do CUDA's float32 products and convolutions in "ieee" or "tf32"; torch's default is TF32 for convolutions."""
+    settings: Any = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]  # made at runtime
+    before = [setting.fp32_precision for setting in settings]
+    try:
+        for setting in settings:
+            setting.fp32_precision = kind
+        yield
+    finally:
+        for setting, value in zip(settings, before, strict=True):
+            setting.fp32_precision = value
+
+
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on `device`, or on the host for the CPU."""
+    """Bytes that can still be allocated on `device`, or for the CPU on the host and in the process's control group."""
     if device.type == "cuda":
         reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + reserved
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
+        available = _counters(Path("/proc/meminfo"))["MemAvailable:"] * 1024
     except OSError:  # not Linux
-        pass
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return min([available, *_free_in_groups()])
+
+
+def _free_in_groups(process: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
+    """Bytes that each control group of the process leaves, from its own up to all of its machine."""
+    for line in process.read_text().splitlines() if process.is_file() else ():
+        _, controllers, own = line.split(":", 2)
+        if controllers == "":  # version 2
+            folder, names = root / own[1:], ("memory.max", "memory.current", "inactive_file")
+        elif controllers == "memory":
+            folder = root / "memory" / own[1:]
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        for group in [folder, *folder.parents]:
+            with suppress(OSError, ValueError, KeyError):  # no limit, or no such group
+                limit, used = (int((group / name).read_text()) for name in names[:2])
+                yield max(0, limit - used + _counters(group / "memory.stat")[names[2]])
+
+
+def _counters(file: Path) -> dict[str, int]:
+    return {line.split()[0]: int(line.split()[1]) for line in file.read_text().splitlines()}
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qdv_gpu.data import Images, prepare
-from qdv_gpu.device import Halving, like, to_tensor
+from qdv_gpu.device import Halving, like, product_precision, to_tensor
 from qdv_gpu.errors import InputError, unknown
 from qdv_gpu.networks import Network
 
@@ -85,14 +85,12 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 @contextmanager
 def computing(precision: str, device: torch.device) -> Iterator[None]:
-    """Do forward passes in that precision; for "fp32" also convolutions, for which torch allows TF32 by default."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+    """Do forward passes in that precision."""
+    with (
+        product_precision("tf32" if precision == "tf32" else "ieee"),
+        torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"),
+    ):
+        yield
 
 
 def network_input(network: Network, pixels: Tensor, size: int | None = None) -> Tensor:
@@ -114,7 +112,15 @@ def hold(pass_: "ForwardPass") -> dict[str, Tensor]:
 
     def store(layer: str, call: int, start: int, output: Tensor) -> Tensor:
         if call == len(held[layer]):
-            held[layer].append(output.new_empty(len(pass_.images), output[0].numel(), dtype=_kept(output)))
+            size = len(pass_.images), output[0].numel()
+            try:
+                with torch.inference_mode(mode=False):  # or its user could not change it
+                    held[layer].append(torch.empty(size, dtype=_kept(output), device=output.device))
+            except torch.OutOfMemoryError:
+                raise InputError(
+                    f"CUDA is out of memory for {size[0]:,} x {size[1]:,} activations of layer {layer}: "
+                    "choose fewer images or layers, or in an analysis --memory"
+                ) from None
         rows = held[layer][call][start : start + len(output)]
         rows.view_as(output).copy_(output)
         return rows
@@ -126,7 +132,7 @@ def hold(pass_: "ForwardPass") -> dict[str, Tensor]:
 
 @dataclass
 class ForwardPass:
-    """Iterating runs the images through the network and yields {layer: float32 [b, D]} batch by batch.
+    """Iterating runs the images through the network and yields {layer: [b, D]} batch by batch, float32 or bfloat16.
 
     It can be iterated again, which runs the images again.
     """
@@ -188,7 +194,8 @@ class ForwardPass:
 
     def tiles(self, layer: str) -> "LayerTiles":
         """The rows of one layer, batch by batch, recomputed each time they are iterated."""
-        return LayerTiles(self, layer)
+        source = self.source(layer)
+        return LayerTiles(replace(self, layers={source: self.layers[source]}), layer)
 
     def _forward(self, store: Store, pixels: Tensor, rows: Tensor) -> dict[str, Tensor]:
         network = self.network
@@ -217,7 +224,7 @@ class ForwardPass:
         except _LastLayerSeenError:
             pass
         except (RuntimeError, ValueError, AssertionError) as error:
-            if isinstance(error, torch.OutOfMemoryError | InputError):
+            if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError | InputError):
                 raise
             raise InputError(f"{network.name} cannot take images of {size} x {size} pixels: {error}") from error
         finally:
@@ -239,21 +246,22 @@ class ForwardPass:
             raise InputError(f"{where} gives a {type(output).__name__}, not a tensor: choose a layer inside it")
         if output.ndim < 2 or len(output) != batch:
             raise InputError(f"{where} must give a row for each of {batch} images, got shape {list(output.shape)}")
-        features = output[0].numel()
-        if self.calls and features != self.calls[name][call]:
-            raise InputError(f"{where} changes its size from batch to batch: {self.calls[name][call]}, then {features}")
+        features, before = output[0].numel(), self.calls.get(name)
+        if before and call == len(before):
+            raise InputError(f"{where} is called more often for one batch than for another")
+        if before and features != before[call]:
+            raise InputError(f"{where} changes its size from batch to batch: {before[call]}, then {features}")
 
 
 @dataclass(frozen=True)
 class LayerTiles:
-    """Re-iterable row tiles float32 [b, D] of one layer."""
+    """Re-iterable row tiles [b, D] of one layer, float32 or bfloat16, from a pass that ends with it."""
 
     pass_: ForwardPass
     layer: str
 
     def __iter__(self) -> Iterator[Tensor]:
-        source = self.pass_.source(self.layer)
-        for outputs in replace(self.pass_, layers={source: self.pass_.layers[source]}):
+        for outputs in self.pass_:
             tile = outputs[self.layer]
             outputs.clear()
             yield tile

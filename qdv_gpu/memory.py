@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from qdv_gpu.errors import InputError
 from qdv_gpu.pca import Workspace, workspace
 
-UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 # Bytes of a forward pass for each byte of the largest input and output of one of its modules: these, copies in the
 # layout that a convolution wants, and what waits beside them for a sum or concatenation.
 FORWARD = 3
@@ -194,7 +194,7 @@ def parse_bytes(text: str) -> int:
 def readable(size: float) -> str:
     """ "1.3 GB" for 1,284,505,600."""
     for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
+        if size < 999.5:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} TB"

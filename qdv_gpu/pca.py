@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from qdv_gpu.device import product_precision
 from qdv_gpu.errors import InputError, unknown
 
 NORMALISATIONS = ("minmax", "l2", "standard", "none")
@@ -125,6 +126,7 @@ def reduce(
     return normalised
 
 
+@product_precision("ieee")
 def principal_components(
     tiles: Iterable[torch.Tensor],
     n_components: int,
@@ -201,7 +203,14 @@ def workspace(rows: int, features: int, n_components: int, *, memory: float = ma
     """
     n = n_components
     doubles = 8 * (2 * DOUBLES + 8 * features)  # two copies of a piece; means, squares and the like
-    sizes = [(3 * n + 10, 64), (3 * n + 10, 16), (2 * n + 10, 16), (n + n // 2 + 10, 16), (n + 10, 4)]
+    sizes = [
+        (3 * n + 10, 512),
+        (3 * n + 10, 64),
+        (3 * n + 10, 16),
+        (2 * n + 10, 16),
+        (n + n // 2 + 10, 16),
+        (n + 10, 4),
+    ]
     for block, least in sizes if n > 0 else [(0, 1)]:
         width = min(block, features)
         chunk = min(rows, max(least, CHUNK // max(1, features)))

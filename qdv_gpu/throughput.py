@@ -1,6 +1,5 @@
 """How fast each layer of a network is, and how near to what the device can do."""
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import qdv_gpu
 from qdv_gpu import figures
-from qdv_gpu.device import resolve_device
+from qdv_gpu.device import free_memory, resolve_device
 from qdv_gpu.errors import InputError
 from qdv_gpu.files import replacing, write_json
 from qdv_gpu.forward import Report, check_precision, computing
@@ -45,7 +44,7 @@ class LayerTime:
     gflop : float
         Of the batch, 10^9 operations; an addition and a multiplication are two.
     bytes : int
-        Input, output and weights, each once.
+        Input, output and weights, each once; none where the output is the input or a view of it.
     bound : {"compute", "memory"}
         Which of the device's limits takes longer.
     share_of_peak : float
@@ -106,19 +105,24 @@ def measured_peaks(device: torch.device, precision: str, dtype: torch.dtype = to
     The product is that of two square matrices or, where that is faster, a 3 x 3 convolution of as many operations: on
     some CPUs torch has the better library for these. Its numbers are of `dtype`, or bfloat16 if that is the precision.
     """
+    copy = copy_bandwidth(device)
     side, kind = PRODUCT[device.type], torch.bfloat16 if precision == "bf16" else dtype
     a, b = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))
     maps = max(1, side // 8)
     images = max(1, side**3 // (maps**2 * 9 * 32**2))
     x = torch.randn(images, maps, 32, 32, device=device, dtype=kind)
     weight = torch.randn(maps, maps, 3, 3, device=device, dtype=kind)
-    source = torch.zeros(COPY[device.type] // 4, device=device)
-    target = torch.empty_like(source)
     with torch.inference_mode(), computing(precision, device):
         products = 2 * side**3 / _time(lambda: a @ b, device, of=min)
         convolved = 2 * x.numel() * maps * 9 / _time(lambda: functional.conv2d(x, weight, padding=1), device, of=min)
-        copy = _time(lambda: target.copy_(source), device, of=min)
-    return max(products, convolved), 2 * source.nbytes / copy
+    return max(products, convolved), copy
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes read and written a second by a copy."""
+    source = torch.zeros(min(COPY[device.type], free_memory(device) // 4) // 4, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _time(lambda: target.copy_(source), device, of=min)
 
 
 def profile(
@@ -144,7 +148,7 @@ def profile(
         Default 1, 16, 64 and, on CUDA, 256.
     precision : {"fp32", "tf32", "bf16"}
     weights, image_size, device
-        As for `load_network` and `activations`.
+        As for `load_network` and `activations`; a Network is where it is.
 
     Returns
     -------
@@ -157,7 +161,7 @@ def profile(
         For a batch size below 1, a precision that the device does not have, or an image size that the network cannot
         take.
     """
-    target = resolve_device(device)
+    target = resolve_device(device) if isinstance(network, str) else network.device
     batch_sizes = BATCH_SIZES[target.type] if batch_sizes is None else batch_sizes
     if not batch_sizes or min(batch_sizes) < 1:
         raise InputError(f"batch sizes must be at least 1, got {', '.join(map(str, batch_sizes)) or 'none'}")
@@ -194,7 +198,10 @@ def profile(
                 "device": name,
                 "threads": torch.get_num_threads(),
                 "versions": {"qdv_gpu": qdv_gpu.__version__, "torch": torch.__version__},
-                "profiles": [asdict(found) for found in profiles],
+                "profiles": [
+                    asdict(found) | {"sum_of_layers": found.sum_of_layers, "share_of_peak": found.share_of_peak}
+                    for found in profiles
+                ],
             },
         )
         with replacing(Path(out) / "profile.png") as temporary:
@@ -210,11 +217,14 @@ def _profile(network: Network, images: Tensor, precision: str, operations: float
     with torch.inference_mode(), computing(precision, device):
         paths = _innermost(module, images)
         calls, flops = _operations(module, images, paths)
-        repeats = max(3, min(100, int(SECONDS / _time(lambda: module(images), device))))
+        whole = _time(lambda: module(images), device)
+        busy = _ahead(lambda: module(images), device)
         passes: list[list[float]] = []
         bare = []
+        repeats = max(3, min(100, int(SECONDS / whole)))
         for _ in range(repeats):  # in turns, so that what else the machine does meets both
             bare.append(_time(lambda: module(images), device, repeats=1))
+            busy()
             with _watching(module, paths, _event if device.type == "cuda" else time.perf_counter) as watch:
                 module(images)
             if device.type == "cuda":
@@ -232,11 +242,11 @@ def _profile(network: Network, images: Tensor, precision: str, operations: float
                 layer=f"{call.path}@{names[: number + 1].count(call.path)}" if several else call.path,
                 kind=call.kind,
                 seconds=seconds,
-                images_per_second=len(images) / seconds if seconds else math.inf,
+                images_per_second=len(images) / max(seconds, 1e-9),
                 gflop=work / 1e9,
                 bytes=call.bytes,
                 bound=bound,
-                share_of_peak=limits[bound] / seconds if seconds else 0.0,
+                share_of_peak=limits[bound] / max(seconds, 1e-9),
                 share=seconds / sum(spent),
             )
         )
@@ -253,25 +263,14 @@ class _Call:
 
 
 class _Watch:
-    """Notes the calls of some modules in a forward pass, and what a clock says when each begins and ends."""
+    """Notes what a clock says when each module of a forward pass begins and ends."""
 
     def __init__(self, clock: Callable[[], Any]) -> None:
         self.clock = clock
-        self.calls: list[_Call] = []
         self.marks = [clock()]
 
-    def begin(self, *_: Any) -> None:
+    def mark(self, *_: Any) -> None:
         self.marks.append(self.clock())
-
-    def end(self, path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
-            self.marks.append(self.clock())
-            read = {id(value): value for value in (*inputs, *options.values(), *module.parameters())}
-            written = output if isinstance(output, tuple) else (output,)
-            size = sum(value.nbytes for value in (*read.values(), *written) if isinstance(value, Tensor))
-            self.calls.append(_Call(path, type(module).__name__, size))
-
-        return hook
 
     def spent(self, difference: Callable[[Any, Any], Any]) -> list[Any]:
         """Of each call, and last of what lies between them."""
@@ -286,11 +285,11 @@ def _watching(module: nn.Module, paths: Iterable[str], clock: Callable[[], Any])
     try:
         for path in paths:
             child = module.get_submodule(path)
-            handles.append(child.register_forward_pre_hook(watch.begin))
-            handles.append(child.register_forward_hook(watch.end(path), with_kwargs=True))
+            handles.append(child.register_forward_pre_hook(watch.mark))
+            handles.append(child.register_forward_hook(watch.mark))
         watch.marks = [clock()]
         yield watch
-        watch.marks.append(clock())
+        watch.mark()
     finally:
         for handle in handles:
             handle.remove()
@@ -328,14 +327,45 @@ def _innermost(module: nn.Module, images: Tensor) -> list[str]:
 
 def _operations(module: nn.Module, images: Tensor, paths: Sequence[str]) -> tuple[list[_Call], list[int]]:
     """The calls of the modules and the operations of each, in the order of a forward pass; last what is in none."""
+    calls = []
+
+    def note(path: str) -> Callable[..., None]:
+        def hook(called: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
+            given = {id(value): value for value in (*inputs, *options.values()) if isinstance(value, Tensor)}.values()
+            made = [
+                value for value in (output if isinstance(output, tuple) else (output,)) if isinstance(value, Tensor)
+            ]
+            places = {value.untyped_storage().data_ptr() for value in given}
+            idle = all(value.untyped_storage().data_ptr() in places for value in made)
+            moved = 0 if idle and not getattr(called, "inplace", False) else sum(t.nbytes for t in (*given, *made))
+            calls.append(_Call(path, type(called).__name__, moved + sum(p.nbytes for p in called.parameters())))
+
+        return hook
+
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # whose operators torch does not count
+    handles = [module.get_submodule(path).register_forward_hook(note(path), with_kwargs=True) for path in paths]
     try:
         with FlopCounterMode(display=False) as counter, _watching(module, paths, counter.get_total_flops) as watch:
             module(images)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    return [*watch.calls, _Call(ELSEWHERE, "", 0)], watch.spent(lambda a, b: b - a)
+        for handle in handles:
+            handle.remove()
+    return [*calls, _Call(ELSEWHERE, "", 0)], watch.spent(lambda a, b: b - a)
+
+
+def _ahead(work: Callable[[], Any], device: torch.device) -> Callable[[], None]:
+    """What gives a GPU enough to do while `work` is launched that events time the work and not the launches."""
+    if device.type == "cpu":
+        return lambda: None
+    work()
+    torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    work()
+    launching = time.perf_counter() - started
+    cycles = int(8e9 * launching)  # at about 2e9 a second four times as long, since hooks and events are launched too
+    return lambda: torch.cuda._sleep(cycles)
 
 
 def _event() -> torch.cuda.Event:
@@ -350,9 +380,11 @@ def _time(
     """Median (or least) seconds of some or `repeats` calls, after a first one that does not count."""
     if not repeats:
         work()
+    busy = _ahead(work, device)
     spent: list[float] = []
     while len(spent) < (repeats or 3) or (not repeats and sum(spent) < SECONDS and len(spent) < 100):
         if device.type == "cuda":
+            busy()
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             begin.record()
             work()

@@ -104,6 +104,34 @@ def test_out_of_memory_halves_the_batch(network, images):
         activations(network, images, report=said.append)
 
 
+def test_activations_may_be_changed_and_used_in_autograd(network, images):
+    X = activations(network, images, layers=["conv2"])["conv2"]
+    X.sub_(X.mean())
+    X.requires_grad_().square().sum().backward()
+    assert X.grad is not None
+
+
+def test_a_pass_of_tiles_ends_with_its_layer(network, images):
+    calls = []
+    handle = network.module.fc.register_forward_hook(lambda *_: calls.append(1))
+    tiles = ForwardPass(network, images, network.select(["conv1"]), batch_size=16).tiles("conv1")
+    assert len(list(tiles)) == 5
+    assert len(list(tiles)) == 5
+    handle.remove()
+    assert len(calls) == 1  # the first batch shows how often the layer is called
+
+
+@pytest.mark.parametrize("setting", ["medium", "high", "highest"])
+def test_precision_settings_are_restored(network, images, setting):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(setting)
+    try:
+        activations(network, images, layers=["conv1"])
+        assert torch.get_float32_matmul_precision() == setting
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_bad_input(network, images):
     with pytest.raises(InputError, match="batch size must be at least 1, got -1"):
         activations(network, images, batch_size=-1)
@@ -114,6 +142,14 @@ def test_bad_input(network, images):
     moody = load_network("tiny_networks:moody")
     with pytest.raises(InputError, match="layer crop of moody changes its size from batch to batch: 36, then 18"):
         activations(moody, images, layers=["crop"], batch_size=34)
+    for fickle in (lambda x: len(x) > 34, lambda x: len(x) <= 34):  # once or twice
+        net = load_network("tiny_networks:cnn")
+        net.module.stem = torch.nn.Identity()
+        net.module.register_forward_pre_hook(
+            lambda module, x, fickle=fickle: [module.stem(x[0]) for _ in range(1 + fickle(x[0]))][-1]
+        )
+        with pytest.raises(InputError, match=r"layer stem of cnn is (called more often|not used in its forward pass)"):
+            activations(net, images, layers=["stem", "fc"], batch_size=40)
     network.module.register_module("unused", torch.nn.Identity())
     with pytest.raises(InputError, match="layer unused of cnn is not used"):
         activations(network, images, layers=["unused"])

@@ -1,6 +1,9 @@
 """The plan keeps to its budget, names the least that works, and changes no result beyond rounding."""
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,6 +125,33 @@ def test_results_do_not_depend_on_the_budget(tmp_path):
         analyze("tiny_networks:cnn", "digits", tmp_path / "c", settings=Settings(**{**tight.__dict__, "memory": 10**6}),
                 weights="none")  # fmt: skip
     assert not (tmp_path / "c").exists()
+
+
+ALONE = """
+import sys
+from pathlib import Path
+from qdv_gpu import Settings, analyze, load_network
+
+def status(what):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(what))
+
+fixed = {"iterations": 250, "seeds": 1}
+analyze("tiny_networks:cnn", "digits", sys.argv[1] + "/a", settings=Settings(**fixed), weights="none", report=str)
+load_network("squeezenet1_1", weights="none")
+before = status("VmRSS")  # Python, its libraries, and what they compile
+settings = Settings(samples=430, image_size=160, layers=("layer1",), memory=int(sys.argv[2]), **fixed)
+analyze("resnet18", "digits", sys.argv[1] + "/b", settings=settings, weights="none")
+print(status("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="counts memory as Linux does")
+def test_a_process_stays_within_its_budget(tmp_path, budget=250_000_000):
+    command = [sys.executable, "-c", ALONE, str(tmp_path), str(budget)]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    assert "layer1 (176 MB) is recomputed" in done.stdout
+    assert int(done.stdout.split()[-1]) <= 1.1 * budget  # a tenth for what oneDNN compiles
 
 
 def test_sizes_are_written():

@@ -16,8 +16,8 @@ from qdv_gpu.throughput import ELSEWHERE, measured_peaks, profile
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(throughput, "SECONDS", 0.01)
-    monkeypatch.setattr(throughput, "PRODUCT", {"cpu": 64})
-    monkeypatch.setattr(throughput, "COPY", {"cpu": 2**16})
+    monkeypatch.setattr(throughput, "PRODUCT", {"cpu": 64, "cuda": 1024})
+    monkeypatch.setattr(throughput, "COPY", {"cpu": 2**16, "cuda": 2**24})
 
 
 def test_operations_bytes_and_shares(tmp_path):
@@ -28,6 +28,8 @@ def test_operations_bytes_and_shares(tmp_path):
     assert conv2.gflop == pytest.approx(2 * 5 * 8 * 6 * 9 * 16 / 1e9)  # 4 x 4 outputs
     assert conv2.bytes == 4 * (5 * 6 * 16 + 5 * 8 * 16 + 8 * 6 * 9 + 8)
     assert found.layers[1].gflop == 0
+    assert found.layers[1].bytes == 4 * 2 * 5 * 6 * 64  # in place: read and written
+    assert found.layers[6].bytes == 0  # dropout passes its input on
     assert found.layers[1].bound == "memory"
     assert sum(layer.share for layer in found.layers) == pytest.approx(1)
     assert conv2.images_per_second == pytest.approx(5 / conv2.seconds)
@@ -91,11 +93,21 @@ def test_bad_input_is_refused(options, message):
 
 
 def test_mixed_precision_and_settings_are_restored():
-    before = torch.backends.cudnn.allow_tf32
+    before = torch.backends.cudnn.conv.fp32_precision
     (found,) = profile("tiny_networks:cnn", batch_sizes=[2], precision="bf16", device="cpu", report=str)
     assert found.precision == "bf16"
-    assert torch.backends.cudnn.allow_tf32 == before
+    assert torch.backends.cudnn.conv.fp32_precision == before
     assert all(value > 0 for value in measured_peaks(torch.device("cpu"), "bf16"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_layers_sum_to_the_whole_on_a_gpu(monkeypatch, precision):
+    monkeypatch.setattr(throughput, "SECONDS", 0.3)
+    net = load_network("alexnet", weights="none", device="cuda")
+    for found in profile(net, batch_sizes=[1, 64], precision=precision, report=str):
+        assert 0.8 < found.sum_of_layers / found.seconds < 1.25  # within 10 %: benchmarks
+        assert all(layer.share_of_peak < 1.5 for layer in found.layers if layer.bound == "compute")
 
 
 def test_command_prints_a_table():
