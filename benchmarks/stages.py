@@ -139,7 +139,7 @@ def run_layers(options: argparse.Namespace) -> dict[str, Any]:
             title = f"forward pass of {network.name}, {batch} images at {side} px, {precision}"
             profiles[title] = asdict(found)
             slowest = sorted(found.layers, key=lambda layer: -layer.seconds)[:5]
-            parts = {f"{one.layer} ({one.kind}, {one.share_of_peak:.0%} of peak)": one.seconds for one in slowest}
+            parts = {f"{one.layer} ({one.kind})": one.seconds for one in slowest}
             timings.append(timing(title, {"ours": found.all_seconds}, parts=parts))
             bars.append(
                 bar(f"{title}: layers' sum less the whole", abs(found.sum_of_layers / found.seconds - 1), "<=", 0.1)

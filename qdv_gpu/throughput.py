@@ -48,7 +48,8 @@ class LayerTime:
     bound : {"compute", "memory"}
         Which of the device's limits takes longer.
     share_of_peak : float
-        Time at that limit over the time taken; more than 1 where a cache spares the memory.
+        Time at that limit over the time taken; more than 1 where a cache spares the memory, or where a library skips
+        the zeros of the padding, which count as operations.
     share : float
         Of the whole forward pass.
     """
@@ -173,7 +174,8 @@ def profile(
     if loaded.device.type == "cuda":
         torch.cuda.set_device(loaded.device)  # whose events and streams these are
     operations, bandwidth = measured_peaks(loaded.device, precision, loaded.dtype)
-    report(f"measured peaks: {operations / 1e9:,.0f} GFLOP/s ({precision} product), {bandwidth / 1e9:,.1f} GB/s (copy)")
+    numbers = str(loaded.dtype).removeprefix("torch.") if precision == "fp32" else precision
+    report(f"measured peaks: {operations / 1e9:,.0f} GFLOP/s ({numbers} product), {bandwidth / 1e9:,.1f} GB/s (copy)")
     profiles = []
     for batch in batch_sizes:
         images = torch.randn(batch, loaded.channels, size, size, device=loaded.device).to(loaded.dtype)
@@ -185,6 +187,8 @@ def profile(
             torch.cuda.empty_cache()
             report(f"batch size {batch} does not fit the device's memory: left out")
         except (RuntimeError, ValueError) as error:
+            if isinstance(error, torch.AcceleratorError):
+                raise
             raise InputError(f"{loaded.name} cannot take images of {size} x {size} pixels: {error}") from error
     if not profiles:
         raise InputError("no batch size fits the device's memory: choose smaller --batch-sizes")

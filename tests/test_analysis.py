@@ -29,7 +29,7 @@ def quiet(_line):
 
 
 def run(out, settings=TINY, specs=SPECS, **options):
-    return analyze(specs, "digits", out, settings=settings, report=quiet, device="cpu", **options)
+    return analyze(specs, "digits", out, settings=settings, report=quiet, **{"device": "cpu"} | options)
 
 
 def outcome(out):
@@ -243,3 +243,16 @@ def test_killed_runs_end_as_if_they_had_not_been(finished, tmp_path, kills):
     subprocess.run(command, cwd=here, check=True, stdout=subprocess.DEVNULL)
     assert outcome(tmp_path / "run") == outcome(finished.out)
     assert not list((tmp_path / "run").rglob(".*"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("memory", [None, 1_100_000_000])
+def test_a_gpu_gives_the_scores_of_the_cpu(finished, tmp_path, memory):
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    result = run(tmp_path / "run", replace(TINY, memory=memory), device="cuda")
+    for ours, theirs in zip(result.scores, finished.scores, strict=True):
+        assert ours["nh_feature_space"] == pytest.approx(theirs["nh_feature_space"], abs=0.01)
+        assert ours["nh"] == pytest.approx(theirs["nh"], abs=0.1)  # of other maps
+    if memory is not None:
+        assert torch.cuda.max_memory_reserved() <= memory

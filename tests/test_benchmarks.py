@@ -1,14 +1,17 @@
 """The README's measurements are those of benchmarks/results, and a trace is read right."""
 
+import itertools
 import json
 import sys
 from pathlib import Path
+from statistics import median
 
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1]))  # behind the installed package
 
 from benchmarks import readme
+from benchmarks.__main__ import STAGES
 from benchmarks.common import timing
 from benchmarks.table3 import copies_to_host
 
@@ -16,6 +19,18 @@ from benchmarks.table3 import copies_to_host
 def test_tables_are_not_stale():
     text = (readme.ROOT / "README.md").read_text()
     assert readme.updated(text) == text, "run: python -m benchmarks.readme"
+
+
+def test_results_hold_every_stage_and_its_repeats():
+    for file in sorted((readme.ROOT / "benchmarks" / "results").glob("*.json")):
+        report = json.loads(file.read_text())
+        if "stages" not in report:
+            continue
+        assert set(STAGES) - set(report["stages"]) <= {"trace"}, file
+        for row in itertools.chain.from_iterable(stage["timings"] for stage in report["stages"].values()):
+            ours = row["all_seconds"].get("ours") or row["all_seconds"]["one pass"]
+            assert len(ours) >= 3, row["work"]
+            assert (row["spread"], row["seconds"]) == ([min(ours), max(ours)], median(ours)), row["work"]
 
 
 def test_a_table_names_device_work_spread_peers_and_parts():

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from qdv_gpu import Settings, analyze
+from qdv_gpu.device import _free_in_groups
 from qdv_gpu.errors import InputError
 from qdv_gpu.memory import Layer, Task, parse_bytes, plan, readable
 from qdv_gpu.pca import principal_components, workspace
@@ -147,11 +148,30 @@ print(status("VmHWM") - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="counts memory as Linux does")
-def test_a_process_stays_within_its_budget(tmp_path, budget=250_000_000):
+def test_a_process_stays_within_its_budget(tmp_path):
+    budget = 250_000_000
     command = [sys.executable, "-c", ALONE, str(tmp_path), str(budget)]
     done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
     assert "layer1 (176 MB) is recomputed" in done.stdout
     assert int(done.stdout.split()[-1]) <= 1.1 * budget  # a tenth for what oneDNN compiles
+
+
+def test_control_groups_limit_what_is_free(tmp_path):
+    process, root = tmp_path / "cgroup", tmp_path / "root"
+    job = root / "memory" / "slurm" / "job"
+    job.mkdir(parents=True)
+    (job / "memory.limit_in_bytes").write_text("4000\n")
+    (job / "memory.usage_in_bytes").write_text("3000\n")
+    (job / "memory.stat").write_text("cache 900\ntotal_inactive_file 500\n")
+    pod = root / "pod"
+    (pod / "inner").mkdir(parents=True)
+    for group, limit in ((pod, "7000"), (pod / "inner", "max")):
+        (group / "memory.max").write_text(limit)
+        (group / "memory.current").write_text("9000")
+        (group / "memory.stat").write_text("inactive_file 100")
+    process.write_text("4:cpu,cpuacct:/\n3:memory:/slurm/job\n0::/pod/inner\n")
+    assert list(_free_in_groups(process, root)) == [1500, 0]
+    assert list(_free_in_groups(tmp_path / "absent", root)) == []
 
 
 def test_sizes_are_written():

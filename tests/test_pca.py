@@ -166,3 +166,13 @@ def test_bad_input():
         pca.reduce([X, X[:, :5]], 3)
     with pytest.raises(InputError, match="there are no rows"):
         pca.reduce([], 3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("how", pca.NORMALISATIONS)
+def test_components_on_a_gpu(how):
+    X = _layer()
+    found = pca.principal_components(X.cuda().split(64), 20, normalise=how)
+    assert found.scores.is_cuda
+    moved = [value.cpu() if isinstance(value, torch.Tensor) else value for value in found]
+    _check(X, how, pca.Components(*moved), 20)
