@@ -3,7 +3,7 @@
 python -m benchmarks [--device cpu|cuda] [--stage NAME...] [--quick] [--json FILE]
                      [--network NAME[=CHECKPOINT]...] [--data DATA] [--images N]
 
-A FILE that exists keeps the stages that are not run, if it is from the same device.
+A FILE that exists keeps the stages that are not run, if it is from the same device and versions.
 """
 
 import argparse
@@ -33,12 +33,15 @@ STAGES = {
 }
 
 
-def kept(file: str | None, device: str) -> dict[str, Any]:
-    """The stages that a file of results already holds for this device."""
+def kept(file: str | None, report: dict[str, Any]) -> dict[str, Any]:
+    """The stages that a file of results already holds for this device and these versions."""
     if not file or not Path(file).is_file():
         return {}
     before = read_json(file)
-    return before["stages"] if before["device"] == device and not before["quick"] else {}
+    if all(before[key] == report[key] for key in ("device", "versions", "quick")):
+        return before["stages"]
+    print(f"{file} is of another device, of other versions or --quick: it is begun anew")
+    return {}
 
 
 def main() -> None:
@@ -62,7 +65,7 @@ def main() -> None:
     if options.device.type == "cuda":
         torch.cuda.set_device(options.device)
     report: dict[str, Any] = {"device": device_name(options.device), "versions": versions(), "quick": options.quick}
-    report["stages"] = {} if options.quick else kept(options.json, report["device"])
+    report["stages"] = kept(options.json, report)
     print(report["device"], *(f"{name} {version}" for name, version in report["versions"].items()), sep=", ")
     for name in options.stage or [name for name in STAGES if name != "trace" or options.device.type == "cuda"]:
         print(f"\n{name}", flush=True)

@@ -202,17 +202,22 @@ def analyze(
     }
     folder = RunFolder(Path(out), inputs, about)
     images = images.to(target, limit=settings.memory and settings.memory // 2)
-    tensors = [t for network in loaded for t in network.module.state_dict().values()]
-    copied = max(t.nbytes for t in tensors) // 2 if settings.precision == "bf16" else 0  # the weight in use
-    if images.pixels is not None and images.pixels.device == target:
-        tensors.append(images.pixels)
-    reserved = copied + sum(t.nbytes for t in tensors)
-    budget = settings.memory or free_memory(target) * 4 // 5
     tasks = [_task(folder, probe, images, settings) for probe in probes]
-    plans = plan(tasks, budget=budget, reserved=reserved if settings.memory else 0)  # or nothing is written
+    taken = _taken(loaded, images, settings)
+    budget = settings.memory or taken + free_memory(target) * 4 // 5
+    plans = plan(tasks, budget=budget, reserved=taken)  # or nothing is written
     for probe, planned in zip(probes, plans, strict=True):
         _network(folder, probe, images, settings, chosen=planned, report=report)
     return folder.finish(images.labels.numpy(), images.classes)
+
+
+def _taken(networks: Sequence[Network], images: Images, settings: Settings) -> int:
+    """Bytes of weights and images on the networks' device."""
+    weights = [tensor for network in networks for tensor in network.module.state_dict().values()]
+    copied = max(tensor.nbytes for tensor in weights) // 2 if settings.precision == "bf16" else 0  # the one in use
+    pixels = images.pixels
+    on_device = 0 if pixels is None or pixels.device != networks[0].device else pixels.nbytes
+    return sum(tensor.nbytes for tensor in weights) + copied + on_device
 
 
 def _tsne(settings: Settings, device: torch.device) -> TSNE:

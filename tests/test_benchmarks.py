@@ -11,7 +11,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1]))  # behind the installed package
 
 from benchmarks import readme
-from benchmarks.__main__ import STAGES
+from benchmarks.__main__ import STAGES, kept
 from benchmarks.common import timing
 from benchmarks.table3 import copies_to_host
 
@@ -39,6 +39,16 @@ def test_a_table_names_device_work_spread_peers_and_parts():
     table = readme.table(json.loads(json.dumps(report)))
     assert table.startswith("**A GPU** (torch 2.15.0):\n")
     assert "| t-SNE | 0.5 (0.4-0.9) | sklearn 4 (8.0x), of which repulsion 0.3 |" in table
+
+
+def test_results_of_other_versions_are_not_mixed(tmp_path, capsys):
+    file = str(tmp_path / "results.json")
+    report = {"device": "A GPU", "versions": {"torch": "2.15.0"}, "quick": False}
+    assert kept(file, report) == {}
+    Path(file).write_text(json.dumps(report | {"stages": {"tsne": {}}}))
+    assert kept(file, report) == {"tsne": {}}
+    assert kept(file, report | {"versions": {"torch": "2.16.0"}}) == {}
+    assert "is begun anew" in capsys.readouterr().out
 
 
 def test_copies_to_the_host_are_those_after_the_upload_of_the_images():
