@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import qdv_gpu
@@ -219,8 +220,9 @@ def profile(
 def _profile(network: Network, images: Tensor, precision: str, operations: float, bandwidth: float) -> Profile:
     module, device = network.module, network.device
     with torch.inference_mode(), computing(precision, device):
-        paths = _innermost(module, images)
-        calls, flops = _operations(module, images, paths)
+        calls = _innermost_calls(module, images)
+        paths = dict.fromkeys(call.path for call in calls)
+        flops = _operations(module, images, paths)
         whole = _time(lambda: module(images), device)
         busy = _ahead(lambda: module(images), device)
         passes: list[list[float]] = []
@@ -235,6 +237,7 @@ def _profile(network: Network, images: Tensor, precision: str, operations: float
                 torch.cuda.synchronize(device)
             passes.append(watch.spent(lambda a, b: a.elapsed_time(b) / 1e3 if device.type == "cuda" else b - a))
     spent = [median(times) for times in zip(*passes, strict=True)]
+    calls.append(_Call(ELSEWHERE, "", 0))
     names = [call.path for call in calls]
     layers = []
     for number, (call, work, seconds) in enumerate(zip(calls, flops, spent, strict=True)):
@@ -299,64 +302,55 @@ def _watching(module: nn.Module, paths: Iterable[str], clock: Callable[[], Any])
             handle.remove()
 
 
-def _innermost(module: nn.Module, images: Tensor) -> list[str]:
-    """Paths of the modules that a forward pass calls and that call no other."""
+def _innermost_calls(module: nn.Module, images: Tensor) -> list[_Call]:
+    """The calls of a forward pass of modules that call no other, in order."""
     handles = []
-    called: dict[str, bool] = {}  # whether it calls no other
+    calls: list[_Call] = []
+    outer: set[str] = set()
     running: list[str] = []
 
     def begin(path: str) -> Callable[..., None]:
         def hook(*_: Any) -> None:
-            called.setdefault(path, True)
-            if running:
-                called[running[-1]] = False
+            outer.update(running[-1:])
             running.append(path)
 
         return hook
 
-    def end(*_: Any) -> None:
-        running.pop()
+    def end(called: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
+        given = {id(value): value for value in (*inputs, *options.values()) if isinstance(value, Tensor)}.values()
+        made = [value for value in (output if isinstance(output, tuple) else (output,)) if isinstance(value, Tensor)]
+        places = {value.untyped_storage().data_ptr() for value in given}
+        idle = all(value.untyped_storage().data_ptr() in places for value in made)
+        moved = 0 if idle and not getattr(called, "inplace", False) else sum(t.nbytes for t in (*given, *made))
+        size = moved + sum(weights.nbytes for weights in called.parameters())
+        calls.append(_Call(running.pop(), type(called).__name__, size))
 
     try:
         for path, child in module.named_modules():
             if path:
                 handles.append(child.register_forward_pre_hook(begin(path)))
-                handles.append(child.register_forward_hook(end))
+                handles.append(child.register_forward_hook(end, with_kwargs=True))
         module(images)
     finally:
         for handle in handles:
             handle.remove()
-    return [path for path, innermost in called.items() if innermost]
+    return [call for call in calls if call.path not in outer]
 
 
-def _operations(module: nn.Module, images: Tensor, paths: Sequence[str]) -> tuple[list[_Call], list[int]]:
-    """The calls of the modules and the operations of each, in the order of a forward pass; last what is in none."""
-    calls = []
-
-    def note(path: str) -> Callable[..., None]:
-        def hook(called: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
-            given = {id(value): value for value in (*inputs, *options.values()) if isinstance(value, Tensor)}.values()
-            made = [
-                value for value in (output if isinstance(output, tuple) else (output,)) if isinstance(value, Tensor)
-            ]
-            places = {value.untyped_storage().data_ptr() for value in given}
-            idle = all(value.untyped_storage().data_ptr() in places for value in made)
-            moved = 0 if idle and not getattr(called, "inplace", False) else sum(t.nbytes for t in (*given, *made))
-            calls.append(_Call(path, type(called).__name__, moved + sum(p.nbytes for p in called.parameters())))
-
-        return hook
-
+def _operations(module: nn.Module, images: Tensor, paths: Iterable[str]) -> list[int]:
+    """Operations of each call of the modules in a forward pass, and last of what is in none."""
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # whose operators torch does not count
-    handles = [module.get_submodule(path).register_forward_hook(note(path), with_kwargs=True) for path in paths]
+    torch.backends.mha.set_fastpath_enabled(False)  # whose operators torch does not count, nor every fused attention
     try:
-        with FlopCounterMode(display=False) as counter, _watching(module, paths, counter.get_total_flops) as watch:
+        with (
+            sdpa_kernel(SDPBackend.MATH),
+            FlopCounterMode(display=False) as counter,
+            _watching(module, paths, counter.get_total_flops) as watch,
+        ):
             module(images)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for handle in handles:
-            handle.remove()
-    return [*calls, _Call(ELSEWHERE, "", 0)], watch.spent(lambda a, b: b - a)
+    return watch.spent(lambda a, b: b - a)
 
 
 def _ahead(work: Callable[[], Any], device: torch.device) -> Callable[[], None]:
