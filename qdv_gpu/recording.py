@@ -35,15 +35,21 @@ _ACTIVE = "qdv_gpu.active"  # where that of a ReLU keeps which units were above 
 
 @dataclass(frozen=True)
 class Record:
-    """One forward pass: the activations [I, C, h, w] of a layer, and autograd's nodes from the layer to the image.
+    """One forward pass: the output [I, C, h, w] of a layer, and autograd's nodes from the layer to the image.
 
-    `nodes` begins with the layer's node and ends with the image's; `number` is the layer's output among its node's.
+    `nodes` begins with the layer's node and ends with the image's; `number` is the layer's output among its node's. A
+    node lives only as long as a tensor that autograd reaches it from: here `output`.
     """
 
     images: Tensor
-    activations: Tensor
+    output: Tensor
     nodes: list[Any]
     number: int
+
+    @property
+    def activations(self) -> Tensor:
+        """The output, outside of autograd."""
+        return self.output.detach()
 
     @property
     def modules(self) -> list[str]:
@@ -120,7 +126,7 @@ def record_forward(network: Network, images: Tensor, layer: str, mode: str) -> R
             f"layer {layer} of {network.name} does not depend on the image: choose a layer between the image and "
             "the output"
         )
-    record = Record(images.detach(), output.detach(), nodes, root.output_nr)
+    record = Record(images.detach(), output, nodes, root.output_nr)
     if mode != "gradient":
         _check_rules(record, network.name, mode)
     return record
