@@ -4,27 +4,34 @@ import numpy as np
 from numba import njit, prange
 
 TOLERANCE = 1e-7  # on a row's entropy, in nats: the relative error of its perplexity
-MAX_STEPS = 400  # a bracket is crossed at least twenty-fold at a time: enough for all of float64
+MAX_STEPS = 400  # of which bisection halves all of float64's range to its last digit in 200
+NEGLIGIBLE = 1e-290  # of the mean distance: so near to the nearest point that no beta of float64 tells them apart
 
 
 @njit(cache=True, error_model="numpy")
 def _search_row(D, perplexity, p):
     """Fill p with exp(-beta D), normalised, of the given perplexity; False if no beta was found.
 
-    Newton's method for log(beta) inside a bracket, in float64. D [k] is overwritten.
+    Newton's method for log(beta) inside a bracket, in float64; where the bracket has not halved in two steps, bisection
+    of log(beta), since Newton's method can run in a circle. D [k] is overwritten.
     """
     k = D.size
     target = np.log(perplexity)
     D -= D.min()
+    mean = D.mean()
+    if mean > 0:
+        D /= mean
     ties = 0
     for j in range(k):
-        ties += D[j] == 0
+        if D[j] < NEGLIGIBLE:
+            D[j] = 0
+            ties += 1
     if ties >= perplexity:  # the limit of an infinite beta
         for j in range(k):
             p[j] = (D[j] == 0) / ties
         return True
-    D /= D.mean()
     beta, low, high = 1.0, 0.0, np.inf
+    width, before = np.inf, np.inf  # of the bracket in log(beta), after the last step and after the one before
     for _ in range(MAX_STEPS):
         total, first, second = 0.0, 0.0, 0.0
         for j in range(k):
@@ -41,15 +48,17 @@ def _search_row(D, perplexity, p):
             low = beta
         else:
             high = beta
+        now = np.log(high) - np.log(low) if low > 0 else np.inf
+        slow, before, width = now > before / 2, width, now
         newton = beta * np.exp(min(max(gap / (beta * beta * (second / total - first * first)), -3.0), 3.0))
-        if low < newton < high:
+        if low < newton < high and not slow:
             beta = newton
         elif high == np.inf:
             beta *= 20
         elif low == 0:
             beta /= 20
         else:
-            beta = np.sqrt(low * high)
+            beta = np.sqrt(low) * np.sqrt(high)  # the product could overflow
     return False
 
 

@@ -113,16 +113,18 @@ def conditional_affinities(squared_distances: torch.Tensor, *, perplexity: float
 def _search(D: torch.Tensor, perplexity: float) -> torch.Tensor:
     """p_{j|i} float64 [n, k] of squared distances D float64 [n, k] by torch operations, on any device.
 
-    Newton's method for log(beta), kept inside a bracket; a row that has arrived is not moved again.
+    The steps of `kernels.bandwidths`, all rows at once; a row that has arrived is not moved again.
     """
     target = math.log(perplexity)
     D = D - D.amin(1, keepdim=True)
-    nearest = D == 0
-    limit = nearest.sum(1) >= perplexity
     mean = D.mean(1, keepdim=True)
     D = D / torch.where(mean > 0, mean, 1)
+    nearest = D < bandwidths.NEGLIGIBLE
+    D = torch.where(nearest, 0, D)
+    limit = nearest.sum(1) >= perplexity
     beta = torch.ones(len(D), dtype=D.dtype, device=D.device)
     low, high = torch.zeros_like(beta), torch.full_like(beta, torch.inf)
+    width, before = high, high  # of the bracket in log(beta), after the last step and after the one before
     for _ in range(bandwidths.MAX_STEPS):
         E = torch.exp(-beta[:, None] * D)
         total = E.sum(1)
@@ -133,9 +135,11 @@ def _search(D: torch.Tensor, perplexity: float) -> torch.Tensor:
         if found.all():
             break
         low, high = torch.where(gap > 0, beta, low), torch.where(gap < 0, beta, high)
+        now = high.log() - low.log()  # infinite while low is 0
+        slow, before, width = now > before / 2, width, now
         newton = beta * (gap / (beta.square() * variance)).clamp(-3, 3).exp()
-        middle = torch.where(high.isinf(), 20 * beta, torch.where(low == 0, beta / 20, (low * high).sqrt()))
-        inside = (newton > low) & (newton < high)
+        middle = torch.where(high.isinf(), 20 * beta, torch.where(low == 0, beta / 20, low.sqrt() * high.sqrt()))
+        inside = (newton > low) & (newton < high) & ~slow
         beta = torch.where(found, beta, torch.where(inside, newton, middle))
     assert found.all(), UNREACHED
     P = E / total[:, None]

@@ -67,6 +67,45 @@ def test_outliers_and_scales_give_no_nan(search, scale):
     assert P.isfinite().all()
 
 
+def test_newtons_circles_are_left():
+    """Ordinary data in which Newton's method for log(beta) ran between 1.32 and 18.92 around a root at 3.60."""
+    X = torch.randn(600, 20, generator=torch.Generator().manual_seed(299))
+    D = knn(X, 60).squared_distances
+    for search in (conditional_affinities, affinities._search):
+        assert (perplexities(search(D, perplexity=20)) / 20 - 1).abs().max() < 1e-6
+
+
+def hostile_rows(k, n, seed):
+    """Squared distances [9 n, k] at scales, and with steps and ties, that make a search by slopes go astray."""
+    rng = np.random.default_rng(seed)
+    of_row = (n, 1)
+    kinds = [
+        np.exp(rng.normal(size=(n, k)) * rng.uniform(0, 40, of_row)),
+        rng.random((n, k)) ** rng.uniform(0.01, 60, of_row),
+        10.0 ** rng.integers(-150, 140, (n, k)),
+        rng.random((n, k)) * 1e-6 + (rng.random((n, k)) < 0.3) * 10.0 ** rng.integers(0, 30, of_row),
+        rng.random((n, k)).cumsum(1),
+        rng.integers(0, 4, (n, k)) * 10.0 ** rng.integers(-20, 20, of_row)
+        + rng.random((n, k)) * 10.0 ** rng.integers(-40, 5, of_row),
+        rng.chisquare(20, (n, k)).astype(np.float32),
+        rng.exponential(size=(n, k)),
+        np.abs(rng.normal(size=(n, k))) ** rng.choice([-3, -1, 0.1, 8, 30], of_row)
+        * 10.0 ** rng.uniform(-140, 140, of_row),
+    ]
+    return torch.from_numpy(np.concatenate(kinds).clip(0, 1e300))
+
+
+@pytest.mark.parametrize("n", [500, pytest.param(200_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("perplexity", [1, 1.5, 2, 5, 20, 40])
+def test_hostile_distances(n, perplexity):
+    """Slow: 10^7 rows. The search asserts that each is found."""
+    for seed in range(1 if n == 500 else 1 + n // 200_000):
+        D = hostile_rows(int(3 * perplexity), n, seed)
+        P = conditional_affinities(D, perplexity=perplexity)
+        torch.testing.assert_close(P.sum(1), torch.ones(len(D), dtype=torch.float64))
+    torch.testing.assert_close(affinities._search(D[::50], perplexity), P[::50], rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("search", [conditional_affinities, lambda D, perplexity: affinities._search(D, perplexity)])
 def test_more_duplicates_than_the_perplexity_share_equally(search):
     D = torch.tensor([[0.0] * 6 + [1.0] * 6, [2.0] * 4 + [3.0] * 8, [5.0] * 12], dtype=torch.float64)
