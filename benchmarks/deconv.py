@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from benchmarks.common import bar, interleaved, timing
 from qdv_gpu import Deconvnet, load_network
+from qdv_gpu.device import exact_convolutions
 from qdv_gpu.networks import Network
 from qdv_gpu.pictures import picture
 from qdv_gpu.throughput import copy_bandwidth
@@ -88,6 +89,7 @@ def run_unpool(options: argparse.Namespace) -> dict[str, Any]:
     return {"copy_bytes_per_s": bandwidth, "timings": rows, "bars": bars}
 
 
+@exact_convolutions()
 def captum(net: Network, image: Tensor, units: list[tuple[int, int, int]], values: Tensor, path: str) -> Tensor:
     """Captum's NeuronDeconvolution, one unit after the other, times the activation."""
     from captum.attr import NeuronDeconvolution

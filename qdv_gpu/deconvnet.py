@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qdv_gpu.backward import Signal, Window, all_of, back_to_image
 from qdv_gpu.data import Images
-from qdv_gpu.device import free_memory, to_tensor
+from qdv_gpu.device import exact_convolutions, free_memory, to_tensor
 from qdv_gpu.errors import InputError, unknown
 from qdv_gpu.forward import ForwardPass, network_input
 from qdv_gpu.networks import Network
@@ -91,6 +91,7 @@ class Deconvnet:
     def __init__(self, network: Network) -> None:
         self.network = network
 
+    @exact_convolutions()
     def reconstruct(
         self, image: Tensor, layer: str, *, maps: Sequence[int] | None = None, mode: str = "deconvnet"
     ) -> Tensor:
@@ -141,6 +142,7 @@ class Deconvnet:
             result[part] = signal.whole(result.shape[2:])
         return result
 
+    @exact_convolutions()
     def top_activations(
         self,
         images: Images,
@@ -214,6 +216,7 @@ class Deconvnet:
             maps=chosen.cpu(),
         )
 
+    @exact_convolutions()
     def sanity_check(
         self, image: Tensor, layer: str, *, maps: Sequence[int] | None = None, seed: int = 0
     ) -> SanityCheck:

@@ -125,6 +125,18 @@ def product_precision(kind: str) -> Iterator[None]:
             setting.fp32_precision = value
 
 
+@contextmanager
+def exact_convolutions() -> Iterator[None]:
+    """Do CUDA's float32 convolutions and products in float32, and each in the same order every time."""
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    try:
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+        with product_precision("ieee"):
+            yield
+    finally:
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be allocated on `device`, or for the CPU on the host and in the process's control group."""
     if device.type == "cuda":

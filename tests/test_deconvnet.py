@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from qdv_gpu import Deconvnet, backward, figures, load_images, load_network
+from qdv_gpu import Deconvnet, backward, deconvnet, figures, load_images, load_network
+from qdv_gpu.device import product_precision
 from qdv_gpu.errors import InputError
 from qdv_gpu.forward import _as_images, network_input
 from qdv_gpu.unpool import max_pool, unpool
@@ -222,6 +223,34 @@ def test_one_forward_pass_serves_all_maps(monkeypatch):
     monkeypatch.setattr("qdv_gpu.deconvnet.CPU_MAPS", 20)
     Deconvnet(net).reconstruct(normal(3, 96, 96), "conv3")
     assert len(calls) == 1
+
+
+def test_convolutions_are_float32_in_a_fixed_order(monkeypatch):
+    """torch lets cuDNN convolve in TF32, and in an order of its own, unless told otherwise."""
+    cudnn, seen = torch.backends.cudnn, set()
+
+    def settings():
+        return cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision, cudnn.deterministic
+
+    def spying(name):
+        function = getattr(deconvnet, name)
+        return lambda *args, **options: (seen.add((name, *settings())), function(*args, **options))[1]
+
+    for name in ("record_forward", "back_to_image"):
+        monkeypatch.setattr(deconvnet, name, spying(name))
+    net = Deconvnet(network("tiny_networks:cnn"))
+    calls = (
+        lambda: net.reconstruct(normal(1, 8, 8), "conv2"),
+        lambda: net.sanity_check(normal(1, 8, 8), "conv2"),
+        lambda: net.top_activations(load_images("digits", samples=20), "conv2", k=2),
+    )
+    with product_precision("tf32"):
+        before = settings()
+        for call in calls:
+            seen.clear()
+            call()
+            assert seen == {(name, "ieee", "ieee", True) for name in ("record_forward", "back_to_image")}
+            assert settings() == before
 
 
 @pytest.mark.parametrize("fails", [False, True])
