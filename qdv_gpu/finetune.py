@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from qdv_gpu.data import Images, load_images, prepare, stratified
 from qdv_gpu.device import Halving
@@ -160,6 +161,7 @@ class _Run:
         self.optimizer = torch.optim.Adam(self.parameters.values(), lr=lr)
         self.history: list[dict[str, float]] = []
         self.pieces = 1
+        self.normalises = any(isinstance(module, _BatchNorm) for module in network.module.modules())
         if self.checkpoint.is_file():
             self._resume()
             remove_leftovers(out)
@@ -216,8 +218,9 @@ class _Run:
         module.train()
         try:
             for batch, pixels in zip(order, images.batches(order, network.device), strict=True):
-                if len(batch) == 1 and len(order) > 1:
-                    continue  # batch norm cannot train on a single image
+                if len(batch) == 1 < batch_size and self.normalises:
+                    report("the one image left over in this epoch is not trained on: batch norm needs two")
+                    continue
                 labels = images.labels[batch].to(network.device)
                 loss, correct = self._step(pixels, labels, report)
                 loss_sum += loss * len(batch)
@@ -250,6 +253,12 @@ class _Run:
                     hits += (logits.argmax(1) == y).sum()
                 self.optimizer.step()
                 return loss, hits
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                raise InputError(
+                    "a batch norm behind maps of one pixel cannot train on one image: a larger batch size is required"
+                ) from None
             except torch.OutOfMemoryError:
                 if self.pieces >= len(labels):
                     raise InputError("CUDA is out of memory even for one image: lower --image-size") from None

@@ -93,6 +93,23 @@ def test_out_of_memory_keeps_the_gradient(finished, tmp_path, monkeypatch):
         torch.testing.assert_close(pieces[name], tensor, rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.parametrize("spec", [SPEC, "tiny_networks:normalised"])
+def test_single_images(tmp_path, spec):
+    options = {**OPTIONS, "epochs": 1, "limit": 31, "lr": 1e-3}
+    result = finetune(spec, "digits", tmp_path / "one", report=quiet, **{**options, "batch_size": 1})
+    assert 0 < result["history"][0]["loss"] < 10
+    said: list[str] = []
+    result = finetune(spec, "digits", tmp_path / "left", report=said.append, **{**options, "batch_size": 30})
+    assert ("left over" in said[0]) == (spec != SPEC)
+    assert 0 < result["history"][0]["loss"] < 10
+
+
+def test_single_images_of_which_a_batch_norm_sees_one_number(tmp_path):
+    options = {**OPTIONS, "batch_size": 1, "limit": 20}
+    with pytest.raises(InputError, match="cannot train on one image: a larger batch size"):
+        finetune("tiny_networks:normalised_head", "digits", tmp_path / "out", report=quiet, **options)
+
+
 def test_bad_settings_write_nothing(finished, tmp_path):
     for wrong, message in [
         ({"epochs": 0}, "epochs and batch size must be at least 1"),

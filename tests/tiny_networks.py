@@ -31,6 +31,20 @@ def cnn() -> nn.Module:
     return Tiny()
 
 
+def normalised() -> nn.Module:
+    """With batch norm of its maps."""
+    network = cnn()
+    network.conv2 = nn.Sequential(network.conv2, nn.BatchNorm2d(8))
+    return network
+
+
+def normalised_head() -> nn.Module:
+    """With batch norm of its features, one number of each a sample."""
+    network = cnn()
+    network.fc = nn.Sequential(nn.Linear(8 * 2 * 2, 10), nn.BatchNorm1d(10))
+    return network
+
+
 def other() -> nn.Module:
     """A network of another shape."""
     network = cnn()
