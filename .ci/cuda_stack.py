@@ -8,8 +8,8 @@ import torch
 import torchvision
 
 from qdv_gpu.neighbors import knn
-from qdv_gpu.tsne import TSNE
-from qdv_gpu.tsne_cuml import cuml_model
+from qdv_gpu.tsne.engines.cuml import cuml_model
+from qdv_gpu.tsne.estimator import TSNE
 
 for package in (torch, torchvision, cupy, cuml, faiss):
     print(package.__name__, package.__version__)

@@ -14,9 +14,9 @@ import torch
 
 from benchmarks import deconv, stages, table3, tsne
 from benchmarks.common import device_name, versions
-from qdv_gpu.device import resolve_device
 from qdv_gpu.errors import InputError
 from qdv_gpu.files import read_json, write_json
+from qdv_gpu.machine import resolve_device
 
 STAGES = {
     "transfer": stages.run_transfer,

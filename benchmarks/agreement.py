@@ -15,7 +15,7 @@ from sklearn.manifold import TSNE as SklearnTSNE
 from sklearn.neighbors import NearestNeighbors
 
 from qdv_gpu import TSNE, activations, load_images, load_network, neighborhood_hit
-from qdv_gpu.pca import reduce
+from qdv_gpu.features.pca import reduce
 
 BAR = 0.02  # on the difference in NH of any layer
 

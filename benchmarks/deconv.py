@@ -16,11 +16,11 @@ from torch.nn import functional
 
 from benchmarks.common import bar, interleaved, timing
 from qdv_gpu import Deconvnet, load_network
-from qdv_gpu.device import exact_convolutions
-from qdv_gpu.networks import Network
-from qdv_gpu.pictures import picture
-from qdv_gpu.throughput import copy_bandwidth
-from qdv_gpu.unpool import max_pool, unpool
+from qdv_gpu.deconv.unpool import max_pool, unpool
+from qdv_gpu.machine import exact_convolutions
+from qdv_gpu.networks.network import Network
+from qdv_gpu.studies.deconv import picture
+from qdv_gpu.studies.profile import copy_bandwidth
 
 VGG19 = [(64, 224), (128, 112), (256, 56), (512, 28), (512, 14)]  # maps and side before each pooling
 ALEXNET = [(64, 55), (192, 27), (256, 13)]

@@ -31,7 +31,7 @@ mkdir -p "$out"
 out=$(cd "$out" && pwd)
 
 # Kernel tests that a sanitizer, which slows them down a hundredfold, gets through in a minute.
-kernel_tests=(tests/test_kernels.py tests/test_unpool.py -m gpu -q -x -k "autograd and (31 or batch) or bits_of_the_cpu")
+kernel_tests=(tests/test_kernels.py tests/deconv/test_unpool.py -m gpu -q -x -k "autograd and (31 or batch) or bits_of_the_cpu")
 
 sanitize() {
     local tool

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from benchmarks.common import bar, interleaved, timing
 from benchmarks.tsne import PERPLEXITY, components
 from qdv_gpu import activations, load_images, load_network, neighborhood_hit
-from qdv_gpu.affinities import joint_affinities
-from qdv_gpu.data import Images, prepare
-from qdv_gpu.forward import computing, network_input
-from qdv_gpu.networks import Network
-from qdv_gpu.pca import principal_components
-from qdv_gpu.throughput import Profile, profile
+from qdv_gpu.data.images import Images, prepare
+from qdv_gpu.features.forward import computing, network_input
+from qdv_gpu.features.pca import principal_components
+from qdv_gpu.networks.network import Network
+from qdv_gpu.studies.profile import Profile, profile
+from qdv_gpu.tsne.affinities import joint_affinities
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 

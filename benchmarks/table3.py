@@ -18,7 +18,7 @@ from sklearn.neighbors import NearestNeighbors
 from benchmarks.common import bar, interleaved, timing
 from benchmarks.stages import inputs
 from qdv_gpu import analyze
-from qdv_gpu.analysis import Settings
+from qdv_gpu.studies.analyze import Settings
 
 LARGEST_COPY = 10**6  # bytes from the device to the host
 

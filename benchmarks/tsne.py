@@ -22,12 +22,12 @@ import torch
 
 from benchmarks.common import bar, interleaved, peak_resident_bytes, seconds, timing
 from qdv_gpu import TSNE, activations, load_images, load_network, neighborhood_hit
-from qdv_gpu.affinities import SparseAffinities, joint_affinities
-from qdv_gpu.data import Images
-from qdv_gpu.pca import reduce
-from qdv_gpu.quality import trustworthiness
-from qdv_gpu.tsne import kl_divergence
-from qdv_gpu.tsne_cuml import cuml_model
+from qdv_gpu.data.images import Images
+from qdv_gpu.features.pca import reduce
+from qdv_gpu.scores.quality import trustworthiness
+from qdv_gpu.tsne.affinities import SparseAffinities, joint_affinities
+from qdv_gpu.tsne.engines.cuml import cuml_model
+from qdv_gpu.tsne.estimator import kl_divergence
 
 PERPLEXITY, EXAGGERATED = 40, 250
 Method = Callable[[torch.Tensor, int, int], Any]  # points, iterations, seed

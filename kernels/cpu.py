@@ -23,13 +23,15 @@ Cost
 
 # ruff: noqa: PLR0917 - numba passes arguments by position
 
+from typing import Any
+
 import numpy as np
 from numba import njit, prange, types
 from numba.extending import intrinsic
 
 # Sums may be reordered into SIMD lanes and products fused; NaN and infinity keep their meaning.
 # Without numpy's error model the test for a zero divisor would keep the loops from becoming SIMD.
-_SIMD = {"fastmath": {"reassoc", "contract", "arcp", "nsz"}, "error_model": "numpy", "cache": True}
+_SIMD: dict[str, Any] = {"fastmath": {"reassoc", "contract", "arcp", "nsz"}, "error_model": "numpy", "cache": True}
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 _HIGH = np.uint64(32)
 _sched_yield = types.ExternalFunction("sched_yield", types.int32())  # of the C library
@@ -300,7 +302,7 @@ def _store(typing, array, value):
 @njit(inline="always")
 def _meet(part, arrived, times):
     """Return when every part has been here `times` times."""
-    _store(arrived[part], times)
+    _store(arrived[part], times)  # type: ignore[call-arg]  # numba's stubs count the typing context as an argument
     for other in range(len(arrived)):
         spins = 0
         while _load(arrived[other]) < times:

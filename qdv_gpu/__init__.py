@@ -4,35 +4,30 @@ The names below are imported when first used, so that `import qdv_gpu` and `qdv-
 """
 
 import importlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from qdv_gpu.analysis import Settings, analyze
-    from qdv_gpu.data import load_images
-    from qdv_gpu.deconvnet import Deconvnet
-    from qdv_gpu.forward import activations
-    from qdv_gpu.networks import load_network
-    from qdv_gpu.quality import neighborhood_hit
-    from qdv_gpu.tsne import TSNE
+    from qdv_gpu.data.images import load_images
+    from qdv_gpu.deconv.deconvnet import Deconvnet
+    from qdv_gpu.features.forward import activations
+    from qdv_gpu.networks.network import load_network
+    from qdv_gpu.scores.quality import neighborhood_hit
+    from qdv_gpu.studies.analyze import Settings, analyze
+    from qdv_gpu.tsne.estimator import TSNE
 
 _HOME = {
-    "load_network": "networks",
-    "load_images": "data",
-    "activations": "forward",
-    "TSNE": "tsne",
-    "neighborhood_hit": "quality",
-    "Deconvnet": "deconvnet",
-    "analyze": "analysis",
-    "Settings": "analysis",
+    "load_network": "networks.network",
+    "load_images": "data.images",
+    "activations": "features.forward",
+    "TSNE": "tsne.estimator",
+    "neighborhood_hit": "scores.quality",
+    "Deconvnet": "deconv.deconvnet",
+    "analyze": "studies.analyze",
+    "Settings": "studies.analyze",
 }
 __all__ = ["TSNE", "Deconvnet", "Settings", "activations", "analyze", "load_images", "load_network", "neighborhood_hit"]
-
-# In a source checkout the kernels lie beside this folder; installed, they lie in it (pyproject.toml maps them).
-if not (Path(__file__).parent / "kernels").is_dir():
-    __path__.append(str(Path(__file__).parents[1]))
 
 
 def __getattr__(name: str) -> Any:

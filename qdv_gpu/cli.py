@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from qdv_gpu import finetune as training
-    from qdv_gpu.analysis import Analysis
+    from qdv_gpu.studies import finetune as training
+    from qdv_gpu.studies.analyze import Analysis
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -60,8 +60,8 @@ def analyze(
     """Score every layer of one or more networks: activations, PCA, t-SNE, neighborhood hit."""
     from dataclasses import replace
 
-    from qdv_gpu import analysis
-    from qdv_gpu.memory import parse_bytes
+    from qdv_gpu.features.budget import parse_bytes
+    from qdv_gpu.studies import analyze as analysis
 
     given: dict[str, Any] = {
         "samples": int(samples) if samples and samples.isdigit() else samples,
@@ -101,7 +101,7 @@ def finetune(
     skip_bad: SkipBad = False,
 ) -> None:
     """Fine-tune every weight of a network on a data set; the defaults are the paper's."""
-    from qdv_gpu.finetune import finetune as train
+    from qdv_gpu.studies.finetune import finetune as train
 
     with training_bar() as progress:
         result = train(
@@ -144,7 +144,7 @@ def deconv(
     skip_bad: SkipBad = False,
 ) -> None:
     """Draw what every feature map of every layer responds to in an image (Zeiler & Fergus 2014)."""
-    from qdv_gpu.pictures import picture
+    from qdv_gpu.studies.deconv import picture
 
     chosen = None if layers == "all" else tuple(layer.strip() for layer in layers.split(","))
     paths = picture(
@@ -173,8 +173,8 @@ def layers(network: NetworkName, *, weights: Weights = "none", image_size: Image
 
     from rich.table import Table
 
-    from qdv_gpu.layers import describe_layers
-    from qdv_gpu.networks import load_network
+    from qdv_gpu.networks.layers import describe_layers
+    from qdv_gpu.networks.network import load_network
 
     loaded = load_network(network, weights=weights, device="cpu")
     table = Table("layer", "module", "shape", "features")
@@ -200,7 +200,7 @@ def profile(
     from rich.table import Table
 
     from qdv_gpu.errors import InputError
-    from qdv_gpu.throughput import profile as run
+    from qdv_gpu.studies.profile import profile as run
 
     try:
         sizes = None if batch_sizes is None else [int(size) for size in batch_sizes.split(",")]
@@ -243,7 +243,7 @@ def profile(
 @app.command()
 def demo(*, out: Out = Path("qdv-demo"), device: Device = "auto") -> None:
     """Train two small networks on digits and compare their layers: a minute, no network needed."""
-    from qdv_gpu.demo import demo as run
+    from qdv_gpu.studies.demo import demo as run
 
     show(run(out, device=device, report=say))
 

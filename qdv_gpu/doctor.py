@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from qdv_gpu import quality
-from qdv_gpu.affinities import joint_affinities
-from qdv_gpu.device import resolve_device
+from qdv_gpu.deconv.unpool import max_pool, unpool
+from qdv_gpu.machine import resolve_device
 from qdv_gpu.neighbors import knn
-from qdv_gpu.tsne import EXACT_UP_TO, TSNE, kl_divergence
-from qdv_gpu.unpool import max_pool, unpool
+from qdv_gpu.scores import quality
+from qdv_gpu.tsne.affinities import joint_affinities
+from qdv_gpu.tsne.estimator import EXACT_UP_TO, TSNE, kl_divergence
 
 REQUIRED = ["torch", "torchvision", "numpy", "numba", "scikit-learn", "matplotlib", "typer", "rich", "safetensors"]
 OPTIONAL = {  # import name: (distributions, what it serves, pip command)

@@ -8,8 +8,9 @@ import pytest
 import torch
 import tsne_reference as reference
 
-from qdv_gpu import descent, kernels
-from qdv_gpu.affinities import joint_affinities
+from qdv_gpu import kernels
+from qdv_gpu.tsne import descent
+from qdv_gpu.tsne.affinities import joint_affinities
 
 SOURCES = sorted(kernels.FOLDER.glob("*.cu"))
 VARIANTS = [{"GAUSSIAN": gaussian, "DENSE": dense} for gaussian in (0, 1) for dense in (0, 1)]

@@ -12,12 +12,23 @@ ROOT = Path(__file__).parents[1]
 def test_public_names_are_what_they_say():
     """Also after the modules of the same stems have been imported."""
     code = (
-        "import importlib, pathlib, qdv_gpu\n"
-        "for file in pathlib.Path(qdv_gpu.__file__).parent.glob('[a-z]*.py'):\n"
-        "    importlib.import_module(f'qdv_gpu.{file.stem}')\n"
+        "import importlib, pkgutil, qdv_gpu\n"
+        "for module in pkgutil.walk_packages(qdv_gpu.__path__, 'qdv_gpu.'):\n"
+        "    if not module.name.endswith('__main__'):\n"
+        "        importlib.import_module(module.name)\n"
         "for name in qdv_gpu.__all__:\n"
         "    assert callable(getattr(qdv_gpu, name)), name\n"
         "    assert getattr(qdv_gpu, name).__doc__, name\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_nothing_but_the_package_is_importable_through_it():
+    """The kernels lie beside the package; the tests, or a second copy of it, must not come along."""
+    code = (
+        "import importlib.util, qdv_gpu, qdv_gpu.errors, qdv_gpu.kernels\n"
+        "for name in ('tests', 'benchmarks', 'qdv_gpu', 'docs', 'kernels.kernels'):\n"
+        "    assert importlib.util.find_spec(f'qdv_gpu.{name}') is None, name\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
@@ -27,10 +38,10 @@ def test_wheel_carries_the_kernels(tmp_path):
     subprocess.run(command, check=True)
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         names = set(wheel.namelist())
-    for folder, package in (("kernels", "qdv_gpu/kernels"), ("qdv_gpu", "qdv_gpu")):
-        for path in (ROOT / folder).iterdir():
-            if path.suffix in (".py", ".cu", ".typed"):
-                assert f"{package}/{path.name}" in names
+    for path in (*ROOT.glob("kernels/*"), *ROOT.glob("qdv_gpu/**/*")):
+        if path.suffix in (".py", ".cu", ".typed"):
+            name = path.relative_to(ROOT)
+            assert f"{'qdv_gpu/' if name.parts[0] == 'kernels' else ''}{name}" in names
     assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from qdv_gpu.affinities import SparseAffinities
+from qdv_gpu.tsne.affinities import SparseAffinities
 
 
 def cloud(n, scale=1.0, seed=0):

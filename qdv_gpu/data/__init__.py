@@ -1,0 +1,1 @@
+"""Labelled images: what the networks are shown."""

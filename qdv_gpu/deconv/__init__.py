@@ -1,0 +1,1 @@
+"""Deconvnet: from a feature map back to the pixels."""

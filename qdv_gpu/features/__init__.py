@@ -1,0 +1,1 @@
+"""From images to the principal components of a layer."""

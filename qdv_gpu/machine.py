@@ -1,0 +1,156 @@
+"""The machine: its devices, their memory, and how exactly they multiply."""
+
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from qdv_gpu.errors import InputError
+
+T = TypeVar("T")
+
+
+def resolve_device(device: str | torch.device = "auto") -> torch.device:
+    """Turn "auto", "cpu", "cuda" or "cuda:1" into a usable device.
+
+    Raises
+    ------
+    InputError
+        If the name is not a device, or CUDA is asked for and absent.
+    """
+    if device == "auto":
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        resolved = None
+    if resolved is None or resolved.type not in ("cpu", "cuda"):
+        raise InputError(f"device must be auto, cpu, cuda or cuda:N, got {str(device)!r}")
+    if resolved.type == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise InputError(f"device {device} was asked for, but torch finds no CUDA device: use cpu or auto")
+    index = torch.cuda.current_device() if resolved.index is None else resolved.index
+    if index >= torch.cuda.device_count():
+        raise InputError(f"device {device} was asked for, but there are {torch.cuda.device_count()} CUDA devices")
+    return torch.device("cuda", index)
+
+
+class Halving:
+    """Calls a function on a batch, of one tensor or several, in as many pieces as memory needs; remembers how many.
+
+    Parameters
+    ----------
+    report : callable
+        Told when the pieces get smaller.
+    """
+
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self.report = report
+        self.pieces = 1
+
+    def __call__(self, function: Callable[..., T], *batch: torch.Tensor) -> list[T]:
+        """Results of the pieces, in order.
+
+        Raises
+        ------
+        InputError
+            If not even one row fits.
+        """
+        while True:
+            try:
+                return [function(*piece) for piece in zip(*(b.chunk(self.pieces) for b in batch), strict=True)]
+            except torch.OutOfMemoryError:
+                pass  # and let go of what the exception holds before trying again
+            self.halve(len(batch[0]))
+
+    def halve(self, size: int) -> None:
+        """Cut batches of `size` rows into twice as many pieces from now on."""
+        if self.pieces >= size:
+            raise InputError("CUDA is out of memory even for one image: lower --image-size")
+        self.pieces *= 2
+        torch.cuda.empty_cache()
+        self.report(f"CUDA is out of memory: the batch is halved to {-(-size // self.pieces)} images")
+
+
+@contextmanager
+def product_precision(kind: str) -> Iterator[None]:
+    """Do CUDA's float32 products and convolutions in "ieee" or "tf32"; torch's default is TF32 for convolutions."""
+    settings: Any = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]  # made at runtime
+    before = [setting.fp32_precision for setting in settings]
+    try:
+        for setting in settings:
+            setting.fp32_precision = kind
+        yield
+    finally:
+        for setting, value in zip(settings, before, strict=True):
+            setting.fp32_precision = value
+
+
+@contextmanager
+def exact_convolutions() -> Iterator[None]:
+    """Do CUDA's float32 convolutions and products in float32, and each in the same order every time."""
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    try:
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+        with product_precision("ieee"):
+            yield
+    finally:
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated on `device`, or for the CPU on the host and in the process's control group."""
+    if device.type == "cuda":
+        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reserved
+    try:
+        available = _counters(Path("/proc/meminfo"))["MemAvailable:"] * 1024
+    except OSError:  # not Linux
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return min([available, *_free_in_groups()])
+
+
+def _free_in_groups(process: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
+    """Bytes that each control group of the process leaves, from its own up to all of its machine."""
+    for line in process.read_text().splitlines() if process.is_file() else ():
+        _, controllers, own = line.split(":", 2)
+        if controllers == "":  # version 2
+            folder, names = root / own[1:], ("memory.max", "memory.current", "inactive_file")
+        elif controllers == "memory":
+            folder = root / "memory" / own[1:]
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        for group in [folder, *folder.parents]:
+            with suppress(OSError, ValueError, KeyError):  # no limit, or no such group
+                limit, used = (int((group / name).read_text()) for name in names[:2])
+                yield max(0, limit - used + _counters(group / "memory.stat")[names[2]])
+
+
+def _counters(file: Path) -> dict[str, int]:
+    return {line.split()[0]: int(line.split()[1]) for line in file.read_text().splitlines()}
+
+
+@contextmanager
+def measured(device: torch.device) -> Iterator[dict[str, float]]:
+    """Fill a dict with the block's seconds and the peak memory in bytes (on a CPU: of the process so far)."""
+    measured: dict[str, float] = {}
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    started = time.perf_counter()
+    yield measured
+    if cuda:
+        torch.cuda.synchronize(device)
+    measured["seconds"] = round(time.perf_counter() - started, 3)
+    peak = (
+        torch.cuda.max_memory_allocated(device) if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
+    measured["peak_bytes"] = float(peak)

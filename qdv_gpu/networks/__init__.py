@@ -1,0 +1,1 @@
+"""Networks: what they are, how they are named and loaded, and where their layers are."""

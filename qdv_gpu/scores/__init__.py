@@ -1,0 +1,1 @@
+"""Numbers for maps: neighborhood hit and how sure it is."""

@@ -1,0 +1,396 @@
+"""How fast each layer of a network is, and how near to what the device can do."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import qdv_gpu
+from qdv_gpu.errors import InputError
+from qdv_gpu.features.forward import Report, check_precision, computing
+from qdv_gpu.files import replacing, write_json
+from qdv_gpu.machine import free_memory, resolve_device
+from qdv_gpu.networks.network import Network, load_network
+from qdv_gpu.report import figures
+
+ELSEWHERE = "(between layers)"
+SECONDS = 1.0  # of repeats for each batch size, at least three of them
+BATCH_SIZES = {"cpu": (1, 16, 64), "cuda": (1, 16, 64, 256)}
+PRODUCT = {"cpu": 2048, "cuda": 8192}  # side of the matrices whose product is the peak
+COPY = {"cpu": 2**28, "cuda": 2**31}  # bytes of the copy
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """One layer at one batch size.
+
+    Attributes
+    ----------
+    layer : str
+        Module path, numbered "@n" if it is called several times; "(between layers)" is what no module does.
+    kind : str
+        Class of the module.
+    seconds : float
+        Median, for the whole batch.
+    images_per_second : float
+    gflop : float
+        Of the batch, 10^9 operations; an addition and a multiplication are two.
+    bytes : int
+        Input, output and weights, each once; none where the output is the input or a view of it.
+    bound : {"compute", "memory"}
+        Which of the device's limits takes longer.
+    share_of_peak : float
+        Time at that limit over the time taken; more than 1 where a cache spares the memory, or where a library skips
+        the zeros of the padding, which count as operations.
+    share : float
+        Of the whole forward pass.
+    """
+
+    layer: str
+    kind: str
+    seconds: float
+    images_per_second: float
+    gflop: float
+    bytes: int
+    bound: str
+    share_of_peak: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A network at one batch size.
+
+    Attributes
+    ----------
+    batch_size : int
+    precision : str
+    seconds : float
+        Median of the bare forward pass.
+    all_seconds : list of float
+    gflop_per_second, gb_per_second : float
+        The device's measured peaks, of a product and of a copy.
+    layers : list of LayerTime
+    """
+
+    batch_size: int
+    precision: str
+    seconds: float
+    all_seconds: list[float]
+    gflop_per_second: float
+    gb_per_second: float
+    layers: list[LayerTime]
+
+    @property
+    def sum_of_layers(self) -> float:
+        """Seconds of all layers together; differs from `seconds` by what measuring each costs."""
+        return sum(layer.seconds for layer in self.layers)
+
+    @property
+    def share_of_peak(self) -> float:
+        """Operations a second of the bare forward pass over the peak."""
+        return sum(layer.gflop for layer in self.layers) / self.seconds / self.gflop_per_second
+
+
+def measured_peaks(device: torch.device, precision: str, dtype: torch.dtype = torch.float32) -> tuple[float, float]:
+    """Operations a second of a product, and bytes a second (read and written) of a copy.
+
+    The product is that of two square matrices or, where that is faster, a 3 x 3 convolution of as many operations: on
+    some CPUs torch has the better library for these. Its numbers are of `dtype`, or bfloat16 if that is the precision.
+    """
+    copy = copy_bandwidth(device)
+    side, kind = PRODUCT[device.type], torch.bfloat16 if precision == "bf16" else dtype
+    a, b = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))
+    maps = max(1, side // 8)
+    images = max(1, side**3 // (maps**2 * 9 * 32**2))
+    x = torch.randn(images, maps, 32, 32, device=device, dtype=kind)
+    weight = torch.randn(maps, maps, 3, 3, device=device, dtype=kind)
+    with torch.inference_mode(), computing(precision, device):
+        products = 2 * side**3 / _time(lambda: a @ b, device, of=min)
+        convolved = 2 * x.numel() * maps * 9 / _time(lambda: functional.conv2d(x, weight, padding=1), device, of=min)
+    return max(products, convolved), copy
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes read and written a second by a copy."""
+    source = torch.zeros(min(COPY[device.type], free_memory(device) // 4) // 4, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _time(lambda: target.copy_(source), device, of=min)
+
+
+def profile(
+    network: str | Network,
+    out: str | Path | None = None,
+    *,
+    batch_sizes: Sequence[int] | None = None,
+    precision: str = "fp32",
+    weights: str | Path = "none",
+    image_size: int | None = None,
+    device: str | torch.device = "auto",
+    report: Report = print,
+) -> list[Profile]:
+    """Time every layer of a forward pass on random images.
+
+    Parameters
+    ----------
+    network : str or Network
+        As for `load_network`.
+    out : str or Path, optional
+        Folder that gets profile.json and profile.png.
+    batch_sizes : sequence of int, optional
+        Default 1, 16, 64 and, on CUDA, 256.
+    precision : {"fp32", "tf32", "bf16"}
+    weights, image_size, device
+        As for `load_network` and `activations`; a Network is where it is.
+
+    Returns
+    -------
+    list of Profile
+        One for each batch size.
+
+    Raises
+    ------
+    InputError
+        For a batch size below 1, a precision that the device does not have, or an image size that the network cannot
+        take.
+    """
+    target = resolve_device(device) if isinstance(network, str) else network.device
+    batch_sizes = BATCH_SIZES[target.type] if batch_sizes is None else batch_sizes
+    if not batch_sizes or min(batch_sizes) < 1:
+        raise InputError(f"batch sizes must be at least 1, got {', '.join(map(str, batch_sizes)) or 'none'}")
+    check_precision(precision, target)
+    loaded = load_network(network, weights=weights, device=target) if isinstance(network, str) else network
+    size = loaded.image_size if image_size is None else image_size
+    if size < 1:
+        raise InputError(f"image size must be at least 1 pixel, got {size}")
+    if loaded.device.type == "cuda":
+        torch.cuda.set_device(loaded.device)  # whose events and streams these are
+    operations, bandwidth = measured_peaks(loaded.device, precision, loaded.dtype)
+    numbers = str(loaded.dtype).removeprefix("torch.") if precision == "fp32" else precision
+    report(f"measured peaks: {operations / 1e9:,.0f} GFLOP/s ({numbers} product), {bandwidth / 1e9:,.1f} GB/s (copy)")
+    profiles = []
+    for batch in batch_sizes:
+        images = torch.randn(batch, loaded.channels, size, size, device=loaded.device).to(loaded.dtype)
+        if images.is_cuda:  # as the forward passes of an analysis
+            images = images.contiguous(memory_format=torch.channels_last)
+        try:
+            profiles.append(_profile(loaded, images, precision, operations, bandwidth))
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            report(f"batch size {batch} does not fit the device's memory: left out")
+        except (RuntimeError, ValueError) as error:
+            if isinstance(error, torch.AcceleratorError):
+                raise
+            raise InputError(f"{loaded.name} cannot take images of {size} x {size} pixels: {error}") from error
+    if not profiles:
+        raise InputError("no batch size fits the device's memory: choose smaller --batch-sizes")
+    if out is not None:
+        name = torch.cuda.get_device_name(loaded.device) if loaded.device.type == "cuda" else "cpu"
+        write_json(
+            Path(out) / "profile.json",
+            {
+                "network": loaded.name,
+                "image_size": size,
+                "device": name,
+                "threads": torch.get_num_threads(),
+                "versions": {"qdv_gpu": qdv_gpu.__version__, "torch": torch.__version__},
+                "profiles": [
+                    asdict(found) | {"sum_of_layers": found.sum_of_layers, "share_of_peak": found.share_of_peak}
+                    for found in profiles
+                ],
+            },
+        )
+        with replacing(Path(out) / "profile.png") as temporary:
+            figures.plot_profile(
+                {found.batch_size: [(one.layer, one.share, one.bound) for one in found.layers] for found in profiles},
+                f"{loaded.name}, {size} px, {precision}: share of the forward pass",
+            ).savefig(temporary, dpi=130)
+    return profiles
+
+
+def _profile(network: Network, images: Tensor, precision: str, operations: float, bandwidth: float) -> Profile:
+    module, device = network.module, network.device
+    with torch.inference_mode(), computing(precision, device):
+        calls = _innermost_calls(module, images)
+        paths = dict.fromkeys(call.path for call in calls)
+        flops = _operations(module, images, paths)
+        whole = _time(lambda: module(images), device)
+        busy = _ahead(lambda: module(images), device)
+        passes: list[list[float]] = []
+        bare = []
+        repeats = max(3, min(100, int(SECONDS / whole)))
+        for _ in range(repeats):  # in turns, so that what else the machine does meets both
+            bare.append(_time(lambda: module(images), device, repeats=1))
+            busy()
+            with _watching(module, paths, _event if device.type == "cuda" else time.perf_counter) as watch:
+                module(images)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            passes.append(watch.spent(lambda a, b: a.elapsed_time(b) / 1e3 if device.type == "cuda" else b - a))
+    spent = [median(times) for times in zip(*passes, strict=True)]
+    calls.append(_Call(ELSEWHERE, "", 0))
+    names = [call.path for call in calls]
+    layers = []
+    for number, (call, work, seconds) in enumerate(zip(calls, flops, spent, strict=True)):
+        limits = {"memory": call.bytes / bandwidth, "compute": work / operations}
+        bound = max(limits, key=limits.__getitem__)
+        several = names.count(call.path) > 1
+        layers.append(
+            LayerTime(
+                layer=f"{call.path}@{names[: number + 1].count(call.path)}" if several else call.path,
+                kind=call.kind,
+                seconds=seconds,
+                images_per_second=len(images) / max(seconds, 1e-9),
+                gflop=work / 1e9,
+                bytes=call.bytes,
+                bound=bound,
+                share_of_peak=limits[bound] / max(seconds, 1e-9),
+                share=seconds / sum(spent),
+            )
+        )
+    return Profile(len(images), precision, median(bare), bare, operations / 1e9, bandwidth / 1e9, layers)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """Of a module: its path and class, and the bytes of its input, output and weights."""
+
+    path: str
+    kind: str
+    bytes: int
+
+
+class _Watch:
+    """Notes what a clock says when each module of a forward pass begins and ends."""
+
+    def __init__(self, clock: Callable[[], Any]) -> None:
+        self.clock = clock
+        self.marks = [clock()]
+
+    def mark(self, *_: Any) -> None:
+        self.marks.append(self.clock())
+
+    def spent(self, difference: Callable[[Any, Any], Any]) -> list[Any]:
+        """Of each call, and last of what lies between them."""
+        steps = [difference(a, b) for a, b in zip(self.marks, self.marks[1:], strict=False)]
+        return [*steps[1::2], sum(steps[::2])]
+
+
+@contextmanager
+def _watching(module: nn.Module, paths: Iterable[str], clock: Callable[[], Any]) -> Iterator[_Watch]:
+    handles = []
+    watch = _Watch(clock)
+    try:
+        for path in paths:
+            child = module.get_submodule(path)
+            handles.append(child.register_forward_pre_hook(watch.mark))
+            handles.append(child.register_forward_hook(watch.mark))
+        watch.marks = [clock()]
+        yield watch
+        watch.mark()
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _innermost_calls(module: nn.Module, images: Tensor) -> list[_Call]:
+    """The calls of a forward pass of modules that call no other, in order."""
+    handles = []
+    calls: list[_Call] = []
+    outer: set[str] = set()
+    running: list[str] = []
+
+    def begin(path: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            outer.update(running[-1:])
+            running.append(path)
+
+        return hook
+
+    def end(called: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
+        given = {id(value): value for value in (*inputs, *options.values()) if isinstance(value, Tensor)}.values()
+        made = [value for value in (output if isinstance(output, tuple) else (output,)) if isinstance(value, Tensor)]
+        places = {value.untyped_storage().data_ptr() for value in given}
+        idle = all(value.untyped_storage().data_ptr() in places for value in made)
+        moved = 0 if idle and not getattr(called, "inplace", False) else sum(t.nbytes for t in (*given, *made))
+        size = moved + sum(weights.nbytes for weights in called.parameters())
+        calls.append(_Call(running.pop(), type(called).__name__, size))
+
+    try:
+        for path, child in module.named_modules():
+            if path:
+                handles.append(child.register_forward_pre_hook(begin(path)))
+                handles.append(child.register_forward_hook(end, with_kwargs=True))
+        module(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [call for call in calls if call.path not in outer]
+
+
+def _operations(module: nn.Module, images: Tensor, paths: Iterable[str]) -> list[int]:
+    """Operations of each call of the modules in a forward pass, and last of what is in none."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # whose operators torch does not count, nor every fused attention
+    try:
+        with (
+            sdpa_kernel(SDPBackend.MATH),
+            FlopCounterMode(display=False) as counter,
+            _watching(module, paths, counter.get_total_flops) as watch,
+        ):
+            module(images)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return watch.spent(lambda a, b: b - a)
+
+
+def _ahead(work: Callable[[], Any], device: torch.device) -> Callable[[], None]:
+    """What gives a GPU enough to do while `work` is launched that events time the work and not the launches."""
+    if device.type == "cpu":
+        return lambda: None
+    work()
+    torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    work()
+    launching = time.perf_counter() - started
+    cycles = int(8e9 * launching)  # at about 2e9 a second four times as long, since hooks and events are launched too
+    return lambda: torch.cuda._sleep(cycles)
+
+
+def _event() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _time(
+    work: Callable[[], Any], device: torch.device, of: Callable[[list[float]], float] = median, repeats: int = 0
+) -> float:
+    """Median (or least) seconds of some or `repeats` calls, after a first one that does not count."""
+    if not repeats:
+        work()
+    busy = _ahead(work, device)
+    spent: list[float] = []
+    while len(spent) < (repeats or 3) or (not repeats and sum(spent) < SECONDS and len(spent) < 100):
+        if device.type == "cuda":
+            busy()
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            work()
+            end.record()
+            torch.cuda.synchronize(device)
+            spent.append(begin.elapsed_time(end) / 1e3)
+        else:
+            started = time.perf_counter()
+            work()
+            spent.append(time.perf_counter() - started)
+    return of(spent)

@@ -1,0 +1,1 @@
+"""What moves the points of an embedding."""

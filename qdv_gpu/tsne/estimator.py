@@ -1,0 +1,381 @@
+"""Exact, reproducible, batched t-SNE, with cuML behind it for sizes where every pair is too many."""
+
+import importlib.util
+import math
+import numbers
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+
+from qdv_gpu.arrays import like, to_tensor
+from qdv_gpu.errors import InputError, MissingPackageError, unknown
+from qdv_gpu.machine import resolve_device
+from qdv_gpu.tsne.affinities import KINDS, Affinities, SparseAffinities, check_perplexity, joint_affinities
+from qdv_gpu.tsne.descent import Phase, descend
+from qdv_gpu.tsne.engines.cuml import MAX_NEIGHBORS, cuml_embeddings
+
+ENGINES = ("auto", "exact", "cuml")
+SIMILARITIES = ("student-t", "gaussian")
+# Up to this N, "auto" is exact. Not measured: it is where the exact engine's time by an H200's roof, 2.7 s for 1,000
+# iterations, passes what an approximation of O(N) plausibly takes.
+EXACT_UP_TO = 100_000
+# Seconds per pair and iteration. CPU: measured on two cores with AVX-512. CUDA: the roof of an H200, not measured.
+SECONDS_PER_PAIR = {"cpu": 8e-11, "cuda": 2.7e-13}
+INIT_STD = 1e-4
+MOMENTUM = (0.5, 0.8)  # during early exaggeration, and after it
+KL_CHUNK = 1 << 19  # pairs held at once in float64
+
+
+class TSNE(BaseEstimator):
+    """t-distributed stochastic neighbour embedding in two dimensions (van der Maaten & Hinton 2008).
+
+    Minimises KL(P || Q), with P of Wang & Liu (CIKM 2024), eq. 4. The exact engine sums over every pair in an order
+    that depends on N alone: the same seed gives the same bits on the same device, on the CPU with any number of
+    threads, alone or in a batch.
+
+    Parameters
+    ----------
+    perplexity : float
+        Effective number of neighbours, at least 1 and at most (N - 1) / 3.
+    n_iter : int
+        Number of iterations, those with early exaggeration included. All of them are done.
+    early_exaggeration : float
+        Factor on P during the first `exaggeration_iter` iterations, at least 1.
+    exaggeration_iter : int
+        Iterations with early exaggeration and momentum 0.5; the others have momentum 0.8. A map that early
+        exaggeration contracts to a point, which happens to noise, goes on from its start instead.
+    learning_rate : float or "auto"
+        As in scikit-learn, whose gradient also keeps the factor 4. "auto" is
+        max(N / early_exaggeration / 4, 50) for Student-t. A Gaussian's attraction grows with the distance without
+        bound, and a step beyond N / early_exaggeration / 4 would overshoot, so there the floor of 50 is left out.
+    init : "random", "pca" or array
+        Start: N(0, 1e-4^2) from `seed`, the same on every device; the first two principal components scaled to
+        a standard deviation of 1e-4; or float [N, 2], or of the result's shape.
+    similarity : {"student-t", "gaussian"}
+        q_ij proportional to 1 / (1 + d_ij^2), or to exp(-d_ij^2): symmetric SNE, eq. 5 of the paper.
+    affinities : {"knn", "full"}
+        p_ij > 0 for the 3 * perplexity nearest neighbours, or for all pairs (memory N^2).
+    engine : {"auto", "exact", "cuml"}
+        "auto" is exact up to 100,000 points (an estimate, not measured yet), then cuML where it is installed and
+        can do what is asked, else exact; without CuPy it moves from a GPU to the CPU.
+    seed : int
+        Of the random start.
+    device : str or torch.device
+        "auto" stays where a torch or CuPy array is, and takes a GPU if there is one for any other array.
+
+    Attributes
+    ----------
+    embedding_ : array [N, 2], [B, N, 2], [S, N, 2] or [B, S, N, 2], float32
+    kl_divergence_ : float, or float64 array of the shape before [N, 2]
+        KL(P || Q) over all pairs, in float64.
+    n_iter_ : int
+    engine_ : str
+        "exact" or "cuml".
+    learning_rate_ : float
+    n_features_in_ : int
+    """
+
+    def __init__(
+        self,
+        *,
+        perplexity: float = 30.0,
+        n_iter: int = 1000,
+        early_exaggeration: float = 12.0,
+        exaggeration_iter: int = 250,
+        learning_rate: float | str = "auto",
+        init: Any = "random",
+        similarity: str = "student-t",
+        affinities: str = "knn",
+        engine: str = "auto",
+        seed: int = 0,
+        device: str | torch.device = "auto",
+    ) -> None:
+        self.perplexity = perplexity
+        self.n_iter = n_iter
+        self.early_exaggeration = early_exaggeration
+        self.exaggeration_iter = exaggeration_iter
+        self.learning_rate = learning_rate
+        self.init = init
+        self.similarity = similarity
+        self.affinities = affinities
+        self.engine = engine
+        self.seed = seed
+        self.device = device
+
+    def fit(self, X: Any, y: Any = None) -> "TSNE":
+        """Embed X as `fit_transform` does and return the estimator; y is ignored."""
+        self.fit_transform(X)
+        return self
+
+    def fit_transform(self, X: Any, y: Any = None, *, seeds: int | None = None) -> Any:
+        """Embed the points of X.
+
+        Parameters
+        ----------
+        X : array [N, d] or [B, N, d]
+            numpy, torch or CuPy, any real dtype; N >= 4. A batch is embedded in one go, each with its own P.
+        y : ignored
+            For scikit-learn's pipelines.
+        seeds : int, optional
+            Embed each X this many times, with the seeds seed, seed + 1, ..., from one P.
+
+        Returns
+        -------
+        The kind of array that X is, float32 [N, 2]; [B, N, 2] for a batch; with `seeds` [S, N, 2] or [B, S, N, 2].
+
+        Raises
+        ------
+        InputError
+            If X or a parameter breaks a rule, or the embedding overflows.
+        MissingPackageError
+            If an engine needs a package that is not installed.
+        """
+        points = _validated(X, self.device)  # [B, N, d]
+        home = points.device
+        if home.type == "cuda" and self.engine == "auto" and importlib.util.find_spec("cupy") is None:
+            warnings.warn('t-SNE runs on the CPU without CuPy: pip install "qdv_gpu[cuda13]"', stacklevel=2)
+            points = points.cpu()
+        self._check_parameters(points.shape[1], seeds)
+        B, N, d = points.shape
+        S = 1 if seeds is None else int(seeds)
+        shape = (*([B] if np.ndim(X) == 3 else []), *([S] if seeds is not None else []), N, 2)
+        start = self._start(points, S, shape)  # [B * S, N, 2]
+        engine = self._resolved_engine(points)
+        rate = self._resolved_rate(N)
+        P = [joint_affinities(x, perplexity=self.perplexity, kind=self.affinities) for x in points]
+        if engine == "cuml":
+            Z = torch.cat([cuml_embeddings(self, x, S, rate) for x in points])
+        else:
+            n_exaggerated = min(self.exaggeration_iter, self.n_iter)
+            phases = [
+                Phase(n_exaggerated, float(self.early_exaggeration), MOMENTUM[0]),
+                Phase(self.n_iter - n_exaggerated, 1.0, MOMENTUM[1]),
+            ]
+            with _progress(self.n_iter) as advance:
+                Z = descend(
+                    P,
+                    start,
+                    phases=phases,
+                    learning_rate=rate,
+                    gaussian=self.similarity == "gaussian",
+                    advance=advance,
+                )
+        if not Z.isfinite().all():
+            raise InputError(f"the embedding overflowed with learning_rate {rate:g}: a smaller one or auto is needed")
+        kl = np.array([kl_divergence(P[e // S], z, similarity=self.similarity) for e, z in enumerate(Z)])
+        self.kl_divergence_ = float(kl[0]) if len(shape) == 2 else kl.reshape(shape[:-2])
+        self.n_iter_, self.engine_, self.learning_rate_, self.n_features_in_ = self.n_iter, engine, rate, d
+        self.embedding_ = like(Z.reshape(shape).to(home), X)
+        return self.embedding_
+
+    def _check_parameters(self, N: int, seeds: int | None) -> None:
+        check_perplexity(self.perplexity, N)
+        _check_integer("n_iter", self.n_iter, 1)
+        _check_integer("exaggeration_iter", self.exaggeration_iter, 0)
+        _check_integer("seed", self.seed, 0)
+        if seeds is not None:
+            _check_integer("seeds", seeds, 1)
+        _check_number("early_exaggeration", self.early_exaggeration, 1)
+        if not (isinstance(self.learning_rate, str) and self.learning_rate == "auto"):
+            _check_number("learning_rate", self.learning_rate, sys.float_info.min, "auto or a positive number")
+        for name, allowed in (("similarity", SIMILARITIES), ("affinities", KINDS), ("engine", ENGINES)):
+            if getattr(self, name) not in allowed:
+                raise unknown(name, str(getattr(self, name)), allowed)
+        if isinstance(self.init, str) and self.init not in ("random", "pca"):
+            raise unknown("init", self.init, ("random", "pca"))
+
+    def _resolved_rate(self, N: int) -> float:
+        if not isinstance(self.learning_rate, str):
+            return float(self.learning_rate)
+        rate = N / self.early_exaggeration / 4
+        return rate if self.similarity == "gaussian" else max(rate, 50.0)
+
+    def check_engine(self, device: str) -> None:
+        """Raise InputError or MissingPackageError if the engine asked for cannot run on "cpu" or "cuda"."""
+        if device == "cuda" and self.engine == "exact" and importlib.util.find_spec("cupy") is None:
+            raise MissingPackageError('engine exact on a GPU needs CuPy: pip install "qdv_gpu[cuda13]"')
+        hindrance = self._why_not_cuml(device) if self.engine == "cuml" else None
+        if hindrance is not None:
+            raise hindrance
+
+    def _resolved_engine(self, points: torch.Tensor) -> str:
+        N, device = points.shape[1], points.device.type
+        self.check_engine(device)
+        if self.engine == "exact" or (self.engine == "auto" and N <= EXACT_UP_TO):
+            return "exact"
+        hindrance = self._why_not_cuml(device)
+        if hindrance is None:
+            return "cuml"
+        seconds = SECONDS_PER_PAIR[device] * N**2 * self.n_iter
+        warnings.warn(
+            f"{N} points with the exact engine may take {seconds:.0f} s an embedding ({hindrance})", stacklevel=3
+        )
+        return "exact"
+
+    def _why_not_cuml(self, device: str) -> InputError | None:
+        if importlib.util.find_spec("cuml") is None:
+            return MissingPackageError(
+                'engine cuml needs a package that is not installed: pip install "qdv_gpu[cuda13]"'
+            )
+        if device != "cuda":
+            return InputError(f"engine cuml requires a CUDA device, got {device}")
+        if self.similarity != "student-t" or self.affinities != "knn" or not isinstance(self.init, str):
+            return InputError(
+                "engine cuml requires similarity student-t, affinities knn and init random or pca, got "
+                f"{self.similarity}, {self.affinities} and {self.init if isinstance(self.init, str) else 'an array'}"
+            )
+        if int(3 * self.perplexity) + 1 > MAX_NEIGHBORS:
+            largest = (MAX_NEIGHBORS - 1) // 3
+            return InputError(f"engine cuml requires a perplexity of at most {largest}, got {self.perplexity}")
+        return None
+
+    def _start(self, points: torch.Tensor, S: int, shape: tuple[int, ...]) -> torch.Tensor:
+        """Where the embeddings start, float32 [B * S, N, 2] on the points' device."""
+        B, N, _ = points.shape
+        if not isinstance(self.init, str):
+            init = to_tensor(self.init, points.device)
+            if tuple(init.shape) not in {(N, 2), shape}:
+                raise InputError(f"init must have shape {[N, 2]} or {list(shape)}, got {list(init.shape)}")
+            if init.is_complex() or not init.isfinite().all():
+                raise InputError("init must be real and finite")
+            return init.to(torch.float32).expand(shape).reshape(B * S, N, 2)
+        if self.init == "pca":
+            return torch.stack([_first_components(x) for x in points]).repeat_interleave(S, dim=0)
+        draws = [INIT_STD * _normal(self.seed + s, N) for s in range(S)]
+        return torch.stack(draws).repeat(B, 1, 1).to(points.device)
+
+
+def kl_divergence(P: Affinities, Z: torch.Tensor, *, similarity: str = "student-t") -> float:
+    """KL(P || Q) = sum p_ij log(p_ij / q_ij) over all pairs, in float64 (van der Maaten & Hinton 2008, eq. 2).
+
+    Parameters
+    ----------
+    P : SparseAffinities or torch.Tensor [N, N]
+        Joint affinities, as `joint_affinities` gives them.
+    Z : torch.Tensor
+        Embedding [N, 2] on P's device.
+    similarity : {"student-t", "gaussian"}
+        q_ij proportional to 1 / (1 + d_ij^2) or to exp(-d_ij^2), i != j.
+    """
+    if similarity not in SIMILARITIES:
+        raise unknown("similarity", similarity, SIMILARITIES)
+    gaussian = similarity == "gaussian"
+    x, y = Z.to(torch.float64).T.contiguous()
+    N = len(x)
+    own = torch.arange(N, device=Z.device)
+    step = max(1, KL_CHUNK // max(1, len(P.values) // N if isinstance(P, SparseAffinities) else N))
+    attraction = total = 0.0
+    for rows in own.split(step):
+        if isinstance(P, SparseAffinities):
+            bounds = P.indptr[int(rows[0]) : int(rows[-1]) + 2]
+            entries = slice(int(bounds[0]), int(bounds[-1]))
+            i, j, p = rows.repeat_interleave(bounds.diff()), P.indices[entries].long(), P.values[entries].double()
+        else:
+            i, j, p = rows[:, None], own, P[rows].double()
+        D = (x[i] - x[j]).square_().add_((y[i] - y[j]).square_())
+        attraction += float((torch.xlogy(p, p) + p * (D if gaussian else D.log1p_())).sum())
+        total += float(p.sum())
+    return attraction + total * float(_log_normalisers(x, y, gaussian=gaussian).logsumexp(0))
+
+
+def _log_normalisers(x: torch.Tensor, y: torch.Tensor, *, gaussian: bool) -> torch.Tensor:
+    """log of the sum over j != i of the similarity, float64 [N], for coordinates float64 [N]."""
+    result = torch.empty_like(x)
+    if not x.is_cuda:
+        from qdv_gpu.kernels import cpu
+
+        cpu.log_normalisers(x.numpy(), y.numpy(), gaussian, result.numpy())
+        return result
+    for rows in torch.arange(len(x), device=x.device).split(max(1, KL_CHUNK // len(x))):
+        D = (x[rows, None] - x).square_().add_((y[rows, None] - y).square_())  # [step, N]
+        D[rows - rows[0], rows] = torch.inf
+        result[rows] = torch.logsumexp(-D if gaussian else -D.log1p_(), 1)
+    return result
+
+
+def _validated(X: Any, device: str | torch.device) -> torch.Tensor:
+    """X as float32 or float64 [B, N, d] on the device to work on."""
+    try:
+        points = to_tensor(X)
+    except TypeError as error:
+        raise InputError(f"X must be an array of real numbers: {error}") from None
+    if points.is_complex():
+        raise InputError(f"X must be real, got dtype {points.dtype}")
+    if points.ndim not in (2, 3):
+        raise InputError(f"X must have shape [N, d] or [B, N, d], got {list(points.shape)}")
+    if points.shape[-1] == 0:
+        raise InputError(f"X must have at least one feature, got shape {list(points.shape)}")
+    if points.shape[-2] < 4:
+        raise InputError(f"X must have at least 4 points, got shape {list(points.shape)}")
+    if points.shape[0] == 0:
+        raise InputError(f"X must hold at least one set of points, got shape {list(points.shape)}")
+    placed = device == "auto" and (isinstance(X, torch.Tensor) or hasattr(X, "__cuda_array_interface__"))
+    points = points.to(points.device if placed else resolve_device(device))
+    if points.dtype not in (torch.float32, torch.float64):
+        points = points.to(torch.float32 if points.is_floating_point() else torch.float64)
+    finite = points.isfinite().all(dim=-1)
+    if not finite.all():
+        where = [int(index) for index in (~finite).nonzero()[0]]
+        raise InputError(f"X must be finite: row {where[-1]}{f' of set {where[0]}' if len(where) == 2 else ''} is not")
+    points = points.reshape(-1, *points.shape[-2:])
+    if (points == points[:, :1]).all(dim=-1).all(dim=-1).any():
+        warnings.warn("all points are equal: the map shows its start, not the data", stacklevel=3)
+    return points
+
+
+def _check_integer(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
+        raise InputError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+
+def _check_number(name: str, value: Any, least: float, rule: str | None = None) -> None:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not least <= float(value) < math.inf:
+        raise InputError(f"{name} must be {rule or f'a finite number of at least {least:g}'}, got {value!r}")
+
+
+def _normal(seed: int, N: int) -> torch.Tensor:
+    """Standard normal float32 [N, 2] drawn on the CPU, so that a seed means the same on every device."""
+    return torch.randn((N, 2), generator=torch.Generator().manual_seed(seed))
+
+
+def _first_components(X: torch.Tensor) -> torch.Tensor:
+    """The first two principal components of X [N, d], float32 [N, 2], the first with a standard deviation of 1e-4.
+
+    The sign makes the entry of largest size positive. Components that do not exist are 0.
+    """
+    C = X.to(torch.float64) - X.to(torch.float64).mean(dim=0)
+    if C.shape[1] <= C.shape[0]:
+        scores = C @ torch.linalg.eigh(C.T @ C).eigenvectors[:, -2:].flip(1)
+    else:
+        values, vectors = torch.linalg.eigh(C @ C.T)
+        scores = (vectors[:, -2:] * values[-2:].clamp(min=0).sqrt()).flip(1)
+    Z = torch.zeros((len(C), 2), dtype=torch.float64, device=C.device)
+    Z[:, : scores.shape[1]] = scores
+    largest = Z.gather(0, Z.abs().argmax(dim=0, keepdim=True))
+    std = Z[:, 0].std(correction=0)
+    return (Z * torch.where(largest < 0, -1, 1) * (INIT_STD / std if std > 0 else 0.0)).to(torch.float32)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """Yield a function to call with the number of iterations just done.
+
+    On a terminal, a bar on stderr appears when the run has taken two seconds.
+    """
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    begin = time.monotonic()
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("t-SNE", total=total, visible=False)
+        yield lambda done: bar.update(task, advance=done, visible=time.monotonic() - begin > 2)

@@ -1,0 +1,152 @@
+"""The scores are what their formulas say, and the standard error of NH is that of fresh samples."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn import manifold
+
+from qdv_gpu.errors import InputError
+from qdv_gpu.neighbors import knn
+from qdv_gpu.scores import quality
+
+
+def _normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _integers(high, *shape, seed=0):
+    return torch.randint(0, high, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def brute_force_hit(Z, labels, k):
+    """NH by definition: every point sorts all the others by (distance, index)."""
+    Z, labels = np.asarray(Z, dtype=np.float64), np.asarray(labels)
+    shares = []
+    for i in range(len(Z)):
+        others = sorted((((Z[i] - Z[j]) ** 2).sum(), j) for j in range(len(Z)) if j != i)[:k]
+        shares.append(np.mean([labels[j] == labels[i] for _, j in others]))
+    return np.mean(shares)
+
+
+@pytest.mark.parametrize("k", [1, 5, 12])
+@pytest.mark.parametrize("high", [3, 8, 40])
+def test_neighborhood_hit_on_integer_grids(high, k):
+    Z, labels = _integers(high, 300, 2), _integers(4, 300, seed=1)
+    assert quality.neighborhood_hit(Z.float(), labels, k=k) == pytest.approx(brute_force_hit(Z, labels, k), abs=1e-12)
+
+
+def test_kinds_of_arrays():
+    Z, labels = _normal(100, 2), _integers(3, 100)
+    expected = quality.neighborhood_hit(Z, labels)
+    for y in (labels.numpy(), labels.to(torch.uint8), (labels * 7 - 3).tolist(), labels.numpy().astype(np.int16)):
+        assert quality.neighborhood_hit(Z.numpy(), y) == expected
+
+
+@pytest.mark.parametrize("Z", [_normal(400, 2), _integers(5, 400, 2).float(), torch.zeros(400, 2)])
+@pytest.mark.parametrize("k", [1, 5, 7])
+def test_influence_values(Z, k):
+    labels = _integers(4, 400, seed=3)
+    indices = knn(Z, k).indices
+    phi = quality.influence_values(indices, labels)
+    assert abs(float(phi.mean()) - quality.neighborhood_hit(Z, labels, k=k)) < 1e-12
+    h = quality.hits(indices, labels)
+    expected = h.clone()
+    for j in range(400):
+        for i in indices[j].tolist():
+            expected[i] += (float(labels[i] == labels[j]) - h[j]) / k
+    torch.testing.assert_close(phi, expected, rtol=0, atol=1e-12)
+
+
+def test_random_map_scores_chance():
+    for seed in range(3):
+        Z, labels = _normal(3000, 2, seed=seed), _integers(10, 3000, seed=seed + 10)
+        phi = quality.influence_values(knn(Z, 5).indices, labels)
+        difference = float(phi.mean()) - quality.chance(labels)
+        assert abs(difference) < 3 * quality.standard_error(phi, labels)
+
+
+def test_chance():
+    assert quality.chance([0] * 4 + [1] * 6) == pytest.approx((4 * 3 + 6 * 5) / (10 * 9))
+
+
+def test_standard_error_is_the_spread_over_fresh_samples():
+    """300 samples of 2,000 points from four overlapping classes, class sizes fixed."""
+    labels = torch.arange(4).repeat_interleave(500)
+    centres = torch.tensor([[0.0, 0.0], [1.5, 0.0], [0.0, 1.5], [2.0, 2.0]])
+    generator = torch.Generator().manual_seed(0)
+    hits, errors = [], []
+    for _ in range(300):
+        Z = centres[labels] + torch.randn(2000, 2, generator=generator)
+        phi = quality.influence_values(knn(Z, 5).indices, labels)
+        hits.append(float(phi.mean()))
+        errors.append(quality.standard_error(phi, labels))
+    ratio = np.sqrt(np.mean(np.square(errors))) / np.std(hits, ddof=1)
+    assert 0.85 < ratio < 1.15
+
+
+def test_standard_error_of_seeds():
+    labels = torch.tensor([0] * 30 + [1] * 50)
+    phi = _normal(3, 80).double()
+    mean = phi.mean(dim=0)
+    classes = sum((n / 80) ** 2 * part.var() / n for n, part in ((30, mean[:30]), (50, mean[30:])))
+    seeds = np.array([0.4, 0.5, 0.45])
+    expected = float(classes + seeds.var(ddof=1) / 3) ** 0.5
+    assert quality.standard_error(phi, labels, seed_values=seeds) == pytest.approx(expected, rel=1e-12)
+    assert quality.standard_error(mean, labels, seed_values=[0.4]) == pytest.approx(float(classes) ** 0.5, rel=1e-12)
+
+
+@pytest.mark.parametrize("k", [1, 5, 20])
+def test_trustworthiness_and_continuity_are_those_of_sklearn(k):
+    X = _normal(400, 10).double()
+    Z = X[:, :2] + 0.5 * _normal(400, 2, seed=1)
+    expected = manifold.trustworthiness(X.numpy(), Z.numpy(), n_neighbors=k)
+    assert quality.trustworthiness(X, Z, k=k) == pytest.approx(expected, abs=1e-9)
+    expected = manifold.trustworthiness(Z.numpy(), X.numpy(), n_neighbors=k)
+    assert quality.continuity(X.numpy(), Z.numpy(), k=k) == pytest.approx(expected, abs=1e-9)
+
+
+def test_perfect_map():
+    X = _integers(5, 300, 3).float()
+    assert quality.trustworthiness(X, X) == quality.continuity(X, X) == 1.0
+
+
+@pytest.mark.parametrize("X", [_normal(333, 5), _integers(4, 333, 3).float(), torch.zeros(333, 2)])
+def test_ranks_with_ties(X):
+    indices = knn(_normal(333, 2, seed=5), 6).indices
+    D = torch.zeros(333, 333, dtype=torch.float64)
+    for x in X.double().T:
+        D += (x[:, None] - x[None, :]) ** 2
+    order = D.fill_diagonal_(torch.inf).sort(dim=1, stable=True).indices
+    expected = (order.argsort(dim=1) + 1).gather(1, indices)
+    assert torch.equal(quality.neighbor_ranks(X, indices), expected)
+    XT, limits = X.double().T.contiguous(), D.gather(1, indices)
+    assert torch.equal(quality._ranks_torch(XT, indices, limits), expected)
+
+
+def test_bad_input():
+    Z, labels = _normal(20, 2), _integers(2, 20)
+    with pytest.raises(InputError, match="equally many, got 19 labels and 20 points"):
+        quality.neighborhood_hit(Z, labels[1:])
+    with pytest.raises(InputError, match="at least two classes"):
+        quality.neighborhood_hit(Z, torch.ones(20, dtype=torch.int64))
+    with pytest.raises(InputError, match="labels must be integers"):
+        quality.neighborhood_hit(Z, labels.float())
+    with pytest.raises(InputError, match="smaller than the number of points"):
+        quality.neighborhood_hit(Z, labels, k=20)
+    with pytest.raises(InputError, match="equally many points, got 20 and 19"):
+        quality.trustworthiness(Z, Z[1:])
+    with pytest.raises(InputError, match="k smaller than N / 2, got k=10, N=20"):
+        quality.trustworthiness(Z, Z, k=10)
+    with pytest.raises(InputError, match="class 7 has 1"):
+        quality.standard_error(torch.zeros(5), [0, 0, 7, 1, 1])
+
+
+@pytest.mark.gpu
+def test_cuda_equals_cpu():
+    X, Z, labels = _normal(500, 10), _integers(9, 500, 2).float(), _integers(4, 500)
+    indices = knn(Z, 5).indices
+    assert torch.equal(
+        quality.influence_values(indices.cuda(), labels).cpu(), quality.influence_values(indices, labels)
+    )
+    assert quality.neighborhood_hit(Z.cuda(), labels) == quality.neighborhood_hit(Z, labels)
+    assert quality.trustworthiness(X.cuda(), Z.cuda()) == quality.trustworthiness(X, Z)

@@ -1,0 +1,389 @@
+"""The gradient is that of the KL divergence, a seed gives the same bits, and bad input is refused."""
+
+import os
+import subprocess
+import sys
+import warnings
+
+import numba
+import numpy as np
+import pytest
+import torch
+import tsne_reference as reference
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+from sklearn.manifold import TSNE as ScikitTSNE
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from qdv_gpu import TSNE
+from qdv_gpu.errors import InputError, MissingPackageError
+from qdv_gpu.kernels import cpu
+from qdv_gpu.tsne import descent
+from qdv_gpu.tsne import estimator as tsne
+from qdv_gpu.tsne.affinities import joint_affinities
+from qdv_gpu.tsne.descent import Phase, descend, stacked
+from qdv_gpu.tsne.estimator import kl_divergence
+
+DIGITS = load_digits().data.astype(np.float32)
+similarities = pytest.mark.parametrize("similarity", tsne.SIMILARITIES)
+kinds = pytest.mark.parametrize("kind", ["knn", "full"])
+
+
+def points(n, d=8, seed=0):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+def affinities(n, kind):
+    return joint_affinities(points(n), perplexity=min(30, (n - 1) / 3), kind=kind)
+
+
+def forces(P, Z, *, gaussian):
+    """Attraction and repulsion [N, 2] of one embedding by the numba loops, and the sum of the weights."""
+    first, indptr, indices, values = (t.numpy() for t in stacked([P], copies=1))
+    N, flat = len(Z), Z.numpy().T.copy()
+    attraction, partial = np.full((2, N), np.nan, "f"), np.full((cpu.BANDS, 2, N), np.nan, "f")
+    weight = np.full((1, cpu.BANDS), np.nan)
+    bounds, member = np.array([0, N]), np.zeros(N, np.int64)
+    cpu.repel(0, cpu.BANDS, flat, bounds, gaussian, partial, weight)
+    packed = Z.contiguous().numpy().view(np.uint64)[:, 0].copy()
+    rows = (first, indptr, indices.view(np.uint32), values)
+    cpu.attract(0, N, flat, packed, member, bounds, *rows, gaussian, attraction)
+    repulsion = np.where(np.isnan(partial), 0, partial).sum(axis=0, dtype=np.float64)
+    return attraction.T, repulsion.T, 2 * weight.sum()
+
+
+def gradient(P, Z, *, gaussian):
+    attraction, repulsion, weight = forces(P, Z, gaussian=gaussian)
+    return 4 * torch.from_numpy(attraction - repulsion / weight)
+
+
+EMBEDDINGS = {
+    "4": reference.cloud(4),
+    "31": reference.cloud(31),
+    "33": reference.cloud(33),
+    "1000": reference.cloud(1000, 2.0),
+    "duplicates": reference.cloud(40).repeat_interleave(3, 0),
+    "far": reference.far_apart(130),
+    "lone": torch.cat([reference.cloud(50), torch.full((1, 2), 1e4)]),
+}
+
+
+@pytest.mark.parametrize("name", EMBEDDINGS)
+@similarities
+@kinds
+def test_gradient_agrees_with_autograd(name, similarity, kind):
+    Z = EMBEDDINGS[name]
+    P = affinities(len(Z), kind)
+    truth = reference.gradient(reference.matrix(P), Z, gaussian=similarity == "gaussian")
+    assert (gradient(P, Z, gaussian=similarity == "gaussian") - truth).norm() <= 1e-5 * truth.norm()
+
+
+@similarities
+@kinds
+def test_descent_agrees_with_float64(similarity, kind):
+    P, start = affinities(60, kind), reference.cloud(60)
+    gaussian = similarity == "gaussian"
+    found = descend(
+        [P], start[None], phases=[Phase(15, 4.0, 0.5)], learning_rate=2.0, gaussian=gaussian, advance=lambda done: None
+    )
+    truth = reference.descend(
+        reference.matrix(P), start, iterations=15, exaggeration=4.0, momentum=0.5, rate=2.0, gaussian=gaussian
+    )
+    assert (truth - start).norm() > 0.1 * start.norm()
+    assert (found[0] - truth).norm() <= 1e-4 * truth.norm()
+
+
+@similarities
+@kinds
+def test_kl_divergence_agrees_with_the_definition(similarity, kind, monkeypatch):
+    monkeypatch.setattr(tsne, "KL_CHUNK", 1000)  # several chunks
+    for Z in (reference.cloud(130), reference.far_apart(130)):
+        P = affinities(130, kind)
+        truth = float(reference.kl(reference.matrix(P), Z.double(), gaussian=similarity == "gaussian"))
+        assert kl_divergence(P, Z, similarity=similarity) == pytest.approx(truth, rel=1e-10)
+
+
+def test_kl_divergence_is_that_of_scikit_learn():
+    model = ScikitTSNE(method="exact", perplexity=20, init="random", random_state=0, max_iter=300).fit(DIGITS[:150])
+    P = joint_affinities(torch.from_numpy(DIGITS[:150]), perplexity=20, kind="full")
+    assert kl_divergence(P, torch.from_numpy(model.embedding_)) == pytest.approx(model.kl_divergence_, rel=0.01)
+
+
+def test_divergence_is_no_higher_than_scikit_learns():
+    X = DIGITS[:400]
+    peer = ScikitTSNE(init="random", random_state=0, max_iter=500).fit(X)
+    ours = TSNE(n_iter=500)
+    kl = ours.fit(X).kl_divergence_
+    assert kl <= 1.03 * kl_divergence(joint_affinities(torch.from_numpy(X)), torch.from_numpy(peer.embedding_))
+    assert (ours.n_iter_, ours.engine_, ours.learning_rate_, ours.n_features_in_) == (500, "exact", 50.0, 64)
+
+
+@similarities
+@kinds
+def test_a_random_map_is_worse(similarity, kind):
+    model = TSNE(n_iter=300, perplexity=10, similarity=similarity, affinities=kind)
+    model.fit(DIGITS[:200])
+    P = joint_affinities(torch.from_numpy(DIGITS[:200]), perplexity=10, kind=kind)
+    shuffled = torch.from_numpy(model.embedding_)[torch.randperm(200, generator=torch.Generator().manual_seed(0))]
+    assert model.kl_divergence_ < 0.6 * kl_divergence(P, shuffled, similarity=similarity)
+
+
+@similarities
+def test_noise_does_not_stay_collapsed(similarity):
+    X = torch.randn(300, 50, generator=torch.Generator().manual_seed(0))
+    Z = TSNE(perplexity=20, n_iter=600, similarity=similarity).fit_transform(X)
+    assert Z.std() > 0.1
+
+
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads")
+@similarities
+@kinds
+def test_bits_do_not_depend_on_the_threads(similarity, kind):
+    X, before, results = DIGITS[:1501], numba.get_num_threads(), []
+    for threads in (1, 2):
+        numba.set_num_threads(threads)
+        results.append(TSNE(n_iter=10, similarity=similarity, affinities=kind).fit_transform(X))
+        assert numba.get_num_threads() == threads
+    numba.set_num_threads(before)
+    np.testing.assert_array_equal(*results)
+
+
+@similarities
+@kinds
+def test_batches_and_seeds_give_the_bits_of_single_runs(similarity, kind):
+    model = TSNE(n_iter=40, perplexity=5, similarity=similarity, affinities=kind, seed=3)
+    X = np.stack([DIGITS[:60], DIGITS[60:120]])
+    both = model.fit_transform(X, seeds=3)
+    assert both.shape == (2, 3, 60, 2)
+    assert model.kl_divergence_.shape == (2, 3)
+    np.testing.assert_array_equal(model.fit_transform(X), both[:, 0])
+    np.testing.assert_array_equal(model.fit_transform(X[1], seeds=3), both[1])
+    np.testing.assert_array_equal(model.fit_transform(X[0], seeds=1), both[0, :1])
+    last = clone(model).set_params(seed=5)
+    np.testing.assert_array_equal(last.fit_transform(X[1]), both[1, 2])
+    assert isinstance(last.kl_divergence_, float)
+    assert not np.array_equal(both[0, 0], both[0, 1])
+
+
+def test_arrays_come_back_as_their_kind():
+    model = TSNE(n_iter=5, perplexity=5, device="cpu")
+    whole = np.round(DIGITS[:40])
+    expected = model.fit_transform(whole)
+    assert isinstance(expected, np.ndarray)
+    assert expected.dtype == np.float32
+    for same in (
+        whole.astype(np.float16),
+        whole.astype(np.uint8),
+        whole.astype(np.int64),
+        whole.tolist(),
+        whole[::-1][::-1],
+    ):
+        np.testing.assert_array_equal(model.fit_transform(same), expected)
+    tensor = model.fit_transform(torch.from_numpy(whole).requires_grad_())
+    assert isinstance(tensor, torch.Tensor)
+    np.testing.assert_array_equal(tensor.numpy(), expected)
+
+
+def test_starts():
+    X = DIGITS[:50]
+    model = TSNE(n_iter=1, perplexity=5, learning_rate=1e-30)
+    pca = model.set_params(init="pca").fit_transform(X)
+    assert pca[:, 0].std() == pytest.approx(1e-4, rel=1e-3)
+    assert pca[:, 0].std() > pca[:, 1].std() > 0
+    wide = np.random.default_rng(0).normal(size=(50, 200))
+    wide_pca, scores = model.fit_transform(wide), np.linalg.svd(wide - wide.mean(0))
+    scores = scores[0][:, :2] * scores[1][:2]
+    scores *= np.sign(scores[np.abs(scores).argmax(0), [0, 1]]) * 1e-4 / scores[:, 0].std()
+    np.testing.assert_allclose(wide_pca, scores, rtol=1e-4, atol=1e-9)
+    np.testing.assert_array_equal(model.fit_transform(X[:, 20:21])[:, 1], 0)  # one feature has one component
+    given = np.random.default_rng(0).normal(size=(2, 50, 2)).astype(np.float32)
+    np.testing.assert_array_equal(model.set_params(init=given).fit_transform(X, seeds=2), given)
+    np.testing.assert_array_equal(model.set_params(init=given[0].astype(float)).fit_transform(X, seeds=2)[1], given[0])
+    random = model.set_params(init="random").fit_transform(np.repeat(X, 20, 0))
+    assert random.std() == pytest.approx(1e-4, rel=0.1)
+
+
+def test_scikit_learn_conventions():
+    model = TSNE(perplexity=7, init=np.zeros((40, 2)), seed=2)
+    copy = clone(model)
+    assert copy is not model
+    assert copy.get_params()["perplexity"] == 7
+    assert copy.set_params(n_iter=3, init="random").n_iter == 3
+    assert "perplexity=7" in repr(copy)
+    assert make_pipeline(StandardScaler(), copy).fit_transform(DIGITS[:40]).shape == (40, 2)
+
+
+@pytest.mark.parametrize("init", ["random", "pca"])
+@similarities
+@kinds
+def test_equal_points_give_a_finite_map_and_a_warning(init, similarity, kind):
+    with pytest.warns(UserWarning, match="all points are equal"):
+        Z = TSNE(n_iter=300, perplexity=5, init=init, similarity=similarity, affinities=kind).fit_transform(
+            np.ones((40, 3))
+        )
+    assert np.isfinite(Z).all()
+
+
+@similarities
+def test_small_duplicated_and_scattered_data_stay_finite(similarity):
+    for X in (points(4), points(20).repeat(5, 1), torch.cat([points(50), 1e9 * points(3)])):
+        model = TSNE(perplexity=min(5, (len(X) - 1) / 3), n_iter=300, similarity=similarity)
+        assert model.fit_transform(X).isfinite().all()
+        assert np.isfinite(model.kl_divergence_)
+
+
+def with_value(value, dtype=float):
+    X = np.zeros((2, 10, 3), dtype)
+    X[1, 4, 2] = value
+    return X
+
+
+@pytest.mark.parametrize(
+    ("X", "message"),
+    [
+        (with_value(np.nan)[1], "row 4 is not"),
+        (with_value(-np.inf), "row 4 of set 1"),
+        (np.zeros((10, 3), complex), "real"),
+        (torch.zeros(10, 3, dtype=torch.complex64), "real"),
+        (np.array([[object()] * 3] * 10), "numbers"),
+        (np.array([["a"] * 3] * 10), "numbers"),
+        (np.zeros((10, 3), "datetime64[s]"), "numbers"),
+        (np.zeros((10, 0)), "at least one feature"),
+        (np.zeros((3, 2)), "at least 4 points"),
+        (np.zeros((0, 10, 3)), "at least one set"),
+        (np.zeros(10), r"\[N, d\]"),
+        (np.zeros((1, 1, 10, 3)), r"\[N, d\]"),
+    ],
+)
+def test_bad_points_are_refused(X, message):
+    with pytest.raises(InputError, match=message):
+        TSNE(perplexity=2).fit_transform(X)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"perplexity": 14}, "N = 40"),
+        ({"perplexity": 0.5}, "at least 1"),
+        ({"n_iter": 0}, "n_iter"),
+        ({"n_iter": 10.0}, "n_iter"),
+        ({"exaggeration_iter": -1}, "exaggeration_iter"),
+        ({"early_exaggeration": 0.5}, "early_exaggeration"),
+        ({"early_exaggeration": "much"}, "early_exaggeration"),
+        ({"learning_rate": 0}, "learning_rate"),
+        ({"learning_rate": "fast"}, "learning_rate"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"seed": None}, "seed"),
+        ({"seed": -1}, "seed"),
+        ({"similarity": "cauchy"}, "similarity"),
+        ({"affinities": "all"}, "affinities"),
+        ({"engine": "exat"}, "did you mean exact"),
+        ({"init": "spectral"}, "init"),
+        ({"init": np.zeros((39, 2))}, r"\[40, 2\].*\[39, 2\]"),
+        ({"init": np.full((40, 2), np.nan)}, "finite"),
+        ({"init": np.zeros((40, 2), complex)}, "real"),
+        ({"device": "tpu"}, "device"),
+        ({"learning_rate": 1e30, "n_iter": 50, "similarity": "gaussian"}, "smaller one or auto"),
+    ],
+)
+def test_bad_parameters_are_refused(parameters, message):
+    with pytest.raises(InputError, match=message):
+        TSNE(**{"perplexity": 5, **parameters}).fit_transform(DIGITS[:40])
+
+
+@pytest.mark.parametrize("seeds", [0, -1, 2.0, True])
+def test_bad_seeds_are_refused(seeds):
+    with pytest.raises(InputError, match="seeds"):
+        TSNE(perplexity=5).fit_transform(DIGITS[:40], seeds=seeds)
+
+
+def test_engine_that_is_not_installed_names_the_command(monkeypatch):
+    monkeypatch.setattr(tsne.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingPackageError, match="pip install"):
+        TSNE(perplexity=5, engine="cuml", device="cpu").fit_transform(DIGITS[:40])
+    monkeypatch.setattr(tsne, "EXACT_UP_TO", 39)
+    with pytest.warns(UserWarning, match=r"may take 0 s .*pip install"):
+        assert TSNE(perplexity=5, n_iter=2, device="cpu").fit(DIGITS[:40]).engine_ == "exact"
+
+
+def test_cuml_refuses_what_it_cannot_do(monkeypatch):
+    monkeypatch.setattr(tsne.importlib.util, "find_spec", lambda name: object())
+    with pytest.raises(InputError, match="CUDA device, got cpu"):
+        TSNE(perplexity=5, engine="cuml", device="cpu").fit_transform(DIGITS[:40])
+    for parameters in (
+        {"similarity": "gaussian"},
+        {"affinities": "full"},
+        {"init": np.zeros((40, 2))},
+        {"perplexity": 341},
+    ):
+        assert TSNE(**parameters)._why_not_cuml("cuda") is not None
+    assert TSNE(perplexity=340)._why_not_cuml("cuda") is None
+
+
+def test_interrupt_stops_between_iterations(monkeypatch):
+    monkeypatch.setattr(descent, "PAIRS_AT_ONCE", 1)
+    done = []
+
+    def advance(count):
+        done.append(count)
+        if len(done) == 3:
+            raise KeyboardInterrupt
+
+    threads = numba.get_num_threads()
+    with pytest.raises(KeyboardInterrupt):
+        descend(
+            [affinities(40, "knn")], reference.cloud(40)[None], phases=[Phase(100, 1.0, 0.5)], learning_rate=1.0,
+            gaussian=False, advance=advance,
+        )  # fmt: skip
+    assert len(done) == 3
+    assert numba.get_num_threads() == threads
+
+
+def test_progress_is_silent_for_short_runs(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        TSNE(perplexity=5, n_iter=5).fit(DIGITS[:40])
+    out, err = capsys.readouterr()
+    assert "t-SNE" not in out + err
+
+
+@pytest.mark.gpu
+@similarities
+@kinds
+def test_cuda_repeats_its_bits_and_reaches_the_same_divergence(similarity, kind):
+    X = torch.from_numpy(DIGITS[:1000])
+    model = TSNE(similarity=similarity, affinities=kind, n_iter=500)
+    on_cpu = model.fit(X).kl_divergence_
+    batch = model.fit_transform(X.cuda(), seeds=3)
+    assert batch.is_cuda
+    assert np.abs(model.kl_divergence_ - on_cpu).max() < 0.05 * on_cpu
+    for _ in range(20):
+        assert torch.equal(model.fit_transform(X.cuda(), seeds=3), batch)
+    assert torch.equal(clone(model).set_params(seed=2).fit_transform(X.cuda()), batch[2])
+
+
+@pytest.mark.gpu
+def test_cuml_reaches_nearly_the_same_divergence():
+    pytest.importorskip("cuml")
+    X = torch.from_numpy(DIGITS[:1500]).cuda()
+    exact, approximate = (TSNE(engine=engine) for engine in ("exact", "cuml"))
+    assert approximate.fit_transform(X).shape == (1500, 2)
+    assert approximate.fit(X).kl_divergence_ < 1.15 * exact.fit(X).kl_divergence_
+
+
+def test_bits_do_not_depend_on_who_compiled(tmp_path):
+    """The process that compiles the loops, and the next one, which takes them from numba's cache."""
+    code = (
+        "import numpy as np; from qdv_gpu import TSNE\n"
+        "X = np.random.default_rng(0).normal(size=(150, 5))\n"
+        "model = TSNE(perplexity=8, n_iter=60, device='cpu')\n"
+        "print(model.fit_transform(X).tobytes().hex(), model.kl_divergence_)"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    runs = [
+        subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        for _ in range(2)
+    ]
+    assert runs[0].stdout == runs[1].stdout
