@@ -6,7 +6,7 @@ from pathlib import Path
 import qdv_gpu
 
 ORDER = [
-    "errors", "files", "machine", "arrays", "kernels", "data", "networks", "features", "neighbors", "tsne", "scores",
+    "errors", "progress", "files", "machine", "arrays", "kernels", "data", "networks", "features", "neighbors", "tsne", "scores",
     "deconv", "results", "report", "studies", "doctor", "cli", "__main__",
 ]  # fmt: skip
 ROOT = Path(qdv_gpu.__file__).parent
