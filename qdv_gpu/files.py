@@ -15,6 +15,25 @@ TEMPORARY = ".qdv-gpu-tmp-"  # how the names of unfinished files begin
 
 
 @contextlib.contextmanager
+def explained(path: str | Path) -> Iterator[None]:
+    """Say of an error of the file system, in one line, that `path` could not be written.
+
+    Raises
+    ------
+    InputError
+        In place of any OSError; the results that are complete stay where they are.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC or "No space left" in str(error):
+            raise InputError(
+                f"disk full while writing {path}: free some space and run the same command again"
+            ) from None
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; flush it and rename it over `path` if the block succeeds.
 
@@ -25,29 +44,35 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = None
+    with explained(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=path.suffix, dir=path.parent)
+            os.close(handle)
+            temporary = Path(name)
+            yield temporary
+            flush(temporary)
+            temporary.chmod(0o666 & ~umask())
+            temporary.replace(path)
+        finally:
+            if temporary is not None:
+                temporary.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Have the disk keep a file, or what a folder lists."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
-    except OSError as error:
-        if error.errno == errno.ENOSPC or "No space left" in str(error):
-            raise InputError(
-                f"disk full while writing {path}: free some space and run the same command again"
-            ) from None
-        if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
-            raise InputError(f"cannot write {path}: {error.strerror}") from None
-        raise
+        os.fsync(handle)
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def umask() -> int:
+    """The process's mask of permissions that new files do not get."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import qdv_gpu
 
 ORDER = [
-    "errors", "progress", "files", "machine", "arrays", "kernels", "data", "networks", "features", "neighbors", "tsne", "scores",
-    "deconv", "results", "report", "studies", "doctor", "cli", "__main__",
+    "errors", "progress", "files", "machine", "arrays", "kernels", "data", "networks", "features", "neighbors", "tsne",
+    "scores", "deconv", "results", "report", "studies", "doctor", "cli", "__main__",
 ]  # fmt: skip
 ROOT = Path(qdv_gpu.__file__).parent
 

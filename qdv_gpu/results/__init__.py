@@ -1,0 +1,1 @@
+"""What has been computed: a store of stages, found again by what they depend on."""

@@ -1,0 +1,316 @@
+"""A store of stages, each in a folder of its own that is named by what the stage depends on.
+
+    STORE/components/alexnet-conv3-0f8936b4c5d6e7f8/stage.json      the key, what is said about it, hashes of the files
+                                                    arrays.npz      numbers
+    STORE/runs/<hash>                                               the path of a run folder that refers to stages
+
+A stage is written to a temporary folder, flushed, and renamed; it is never changed. What is read is checked against its
+hashes and its key: a stage that is damaged, or not what its name says, is computed again.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import file_digest, sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qdv_gpu.errors import InputError
+from qdv_gpu.files import TEMPORARY, explained, flush, read_json, umask, write_json
+
+FORMAT = 1  # of a stage's folder
+MANIFEST, ARRAYS = "stage.json", "arrays.npz"
+VARIABLE = "QDV_GPU_STORE"  # names the store where no argument does
+_LABEL = 60  # characters of a folder's name that are for people
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a stage depends on.
+
+    Attributes
+    ----------
+    stage : str
+        What kind of result it is: "components", "map", ...
+    version : int
+        Of the code that makes it: raised when the same key would give other results.
+    parameters : dict
+        JSON-able.
+    parents : tuple of str
+        Digests of the keys of the stages that it is made from.
+    label : str
+        For people; no part of the digest.
+    """
+
+    stage: str
+    version: int
+    parameters: Mapping[str, Any]
+    parents: tuple[str, ...] = ()
+    label: str = field(default="", compare=False)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256, hexadecimal."""
+        return sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What the digest is of, as JSON keeps it."""
+        whole = {"stage": self.stage, "version": self.version, "parents": self.parents, "parameters": self.parameters}
+        content: dict[str, Any] = json.loads(json.dumps(whole))
+        return content
+
+    @property
+    def folder(self) -> str:
+        """Its folder below the store."""
+        label = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in self.label)[:_LABEL]
+        return f"{self.stage}/{f'{label}-' if label else ''}{self.digest[:16]}"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A stage that was read: what was said `about` it (JSON), its `arrays`, and the `folder` of further files."""
+
+    about: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A stage as `Store.entries` lists it: kind, digest (None if it cannot be read), folder and size in bytes."""
+
+    stage: str
+    digest: str | None
+    folder: Path
+    size: int
+
+
+class Store:
+    """Stages below a folder.
+
+    Parameters
+    ----------
+    path : str or Path
+        Made when the first stage is written.
+
+    Examples
+    --------
+    >>> store = Store(tmp_path / "store")
+    >>> key = Key("squares", 1, {"n": 3})
+    >>> store.read(key) is None
+    True
+    >>> store.write(key, arrays={"x": np.arange(3) ** 2}, about={"unit": "m2"})
+    >>> store.read(key).arrays["x"].tolist()
+    [0, 1, 4]
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def beside(cls, out: Path, path: str | Path | None = None) -> "Store":
+        """The store at `path`, or that of $QDV_GPU_STORE, or `.qdv-store` in the folder that holds `out`."""
+        return cls(path or os.environ.get(VARIABLE) or out.absolute().parent / ".qdv-store")
+
+    def read(self, key: Key) -> Record | None:
+        """The stage of a key; None if it is absent, or was damaged and is hence removed, with a warning."""
+        folder = self.path / key.folder
+        if not folder.is_dir():
+            return None
+        try:
+            about = _verified(folder, key)
+            with np.load(folder / ARRAYS, allow_pickle=False) as file:
+                return Record(about, dict(file.items()), folder)
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            logger.warning("%s is damaged (%s) and will be computed again", folder, " ".join(str(error).split()))
+            _remove(folder)
+            return None
+
+    def write(
+        self,
+        key: Key,
+        *,
+        arrays: Mapping[str, np.ndarray] | None = None,
+        about: Mapping[str, Any] | None = None,
+        files: Mapping[str, Path] | None = None,
+    ) -> None:
+        """Keep a stage; nothing happens if it is there already.
+
+        Parameters
+        ----------
+        key : Key
+        arrays : dict of array, optional
+        about : dict, optional
+            JSON-able: scalars, timings, versions.
+        files : dict of str to Path, optional
+            Files to copy, by the name that they get.
+
+        Raises
+        ------
+        InputError
+            If the disk is full or the store cannot be written.
+        """
+        final = self.path / key.folder
+        with explained(final), self._temporary() as folder:
+            with (folder / ARRAYS).open("wb") as file:
+                np.savez(file, **(arrays or {}))  # type: ignore[arg-type]  # the stubs take its options for arrays
+            for name, source in (files or {}).items():
+                shutil.copyfile(source, folder / name)
+            named = [ARRAYS, *(files or {})]
+            for name in named:
+                flush(folder / name)
+            hashes = {name: _file_hash(folder / name) for name in named}
+            sealed = {"format": FORMAT, **key.content, "about": dict(about or {}), "files": hashes}
+            write_json(folder / MANIFEST, {**sealed, "seal": _seal(sealed)})
+            final.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.rename(final)
+            except OSError:
+                if not (final / MANIFEST).is_file():  # else somebody has computed the same meanwhile
+                    raise
+            flush(final.parent)
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """For as long as the block lasts, nobody removes stages (several processes may use a store)."""
+        with self._locked(fcntl.LOCK_SH):
+            yield
+
+    def refer(self, run: Path) -> None:
+        """Remember that the run folder `run` refers to stages here, which its run.json lists under "stages"."""
+        path = str(run.absolute())
+        file = self.path / "runs" / sha256(path.encode()).hexdigest()[:16]
+        if not file.is_file():
+            write_json(file, path)
+
+    def entries(self) -> list[Entry]:
+        """All stages, sorted by folder."""
+        found = []
+        for folder in sorted(self.path.glob(f"*/*/{MANIFEST}")):
+            place = folder.parent
+            try:
+                content = read_json(folder)
+                digest: str | None = Key(**{name: content[name] for name in ("stage", "version", "parameters")},
+                                         parents=tuple(content["parents"])).digest  # fmt: skip
+            except (InputError, KeyError, TypeError):
+                digest = None
+            size = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
+            found.append(Entry(place.parent.name, digest, place, size))
+        return found
+
+    def unreferenced(self) -> list[Entry]:
+        """Stages that no run folder refers to; run folders that are gone refer to nothing."""
+        kept: set[str] = set()
+        for file in (self.path / "runs").glob("*"):
+            with suppress(InputError, OSError, TypeError, AttributeError):
+                kept.update(read_json(Path(read_json(file)) / "run.json").get("stages", ()))
+        return [entry for entry in self.entries() if entry.digest not in kept]
+
+    def remove(self, entries: Iterable[Entry]) -> None:
+        """Delete stages.
+
+        Raises
+        ------
+        InputError
+            If a run is using the store.
+        """
+        with self._locked(fcntl.LOCK_EX):
+            for entry in entries:
+                _remove(entry.folder)
+
+    @contextmanager
+    def _locked(self, kind: int) -> Iterator[None]:
+        with explained(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("w")
+        with lock:
+            try:
+                fcntl.flock(lock, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"the store {self.path} is in use: try again when that is finished") from None
+            with self._making():
+                for folder in self.path.glob(f"{TEMPORARY}*"):
+                    if _is_unlocked(folder):  # its process was killed
+                        shutil.rmtree(folder, ignore_errors=True)
+            yield
+
+    @contextmanager
+    def _making(self) -> Iterator[None]:
+        """One process at a time makes temporary folders, or looks which of them are locked."""
+        with (self.path / ".making").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
+    def _temporary(self) -> Iterator[Path]:
+        """A folder for a stage, locked for as long as its process lives, and gone after the block."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self._making():
+            folder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=self.path))
+            handle = os.open(folder, os.O_RDONLY)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            folder.chmod(0o777 & ~umask())
+            yield folder
+        finally:
+            os.close(handle)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_unlocked(folder: Path) -> bool:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(handle)
+    return True
+
+
+def _verified(folder: Path, key: Key) -> dict[str, Any]:
+    """What is said about the stage in a folder; ValueError if it is not all there, or not of that key."""
+    sealed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    if not isinstance(sealed, dict):
+        raise ValueError(f"{MANIFEST} holds no object")
+    seal = sealed.pop("seal")
+    if sealed["format"] != FORMAT:
+        raise ValueError(f"it has format {sealed['format']}, not {FORMAT}")
+    if seal != _seal(sealed):
+        raise ValueError(f"the hash of {MANIFEST} is another")
+    if {name: sealed[name] for name in key.content} != key.content:
+        raise ValueError("it is of another key")
+    for name, expected in sealed["files"].items():
+        if _file_hash(folder / name) != expected:
+            raise ValueError(f"the hash of {name} is another")
+    about: dict[str, Any] = sealed["about"]
+    return about
+
+
+def _seal(sealed: Mapping[str, Any]) -> str:
+    return sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()
+
+
+def _file_hash(file: Path) -> str:
+    with file.open("rb") as stream:
+        return file_digest(stream, "sha256").hexdigest()
+
+
+def _remove(folder: Path) -> None:
+    """Delete a stage at once, as others see it."""
+    with suppress(OSError):
+        gone = folder.rename(folder.parents[1] / f"{TEMPORARY}{folder.name}-{os.getpid()}")
+        shutil.rmtree(gone, ignore_errors=True)
