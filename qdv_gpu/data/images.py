@@ -1,72 +1,203 @@
-"""Labelled images, kept as uint8 until the moment a batch is fed to a network."""
+"""Images with or without labels, kept as they are until the moment a batch is fed to a network."""
 
-import gzip
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from itertools import repeat
+from operator import index as as_index
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qdv_gpu.errors import InputError, unknown
+from qdv_gpu.arrays import to_tensor
+from qdv_gpu.data.decode import as_pixels
+from qdv_gpu.data.labels import check_labels
+from qdv_gpu.data.readers import FileReader, Reader, pixels_digest, read, workers
+from qdv_gpu.errors import InputError
 from qdv_gpu.machine import free_memory, resolve_device
 
-DATASETS = ("cifar10", "fashion-mnist", "digits")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-_DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
-_FASHION_CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"]
-_FASHION_CLASSES += ["Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+CHUNK = 1 << 24  # bytes that are checked or hashed at a time
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Images:
-    """One split of a labelled image data set.
+    """One split of a data set, made by `load_images`, `as_images` or `Images.from_arrays`.
+
+    `images[3]` is one image [C, H, W]; `images[2:9]`, `images[[4, 1]]` and `images[mask]` are Images again.
 
     Attributes
     ----------
     name : str
-        The data set, as given to `load_images`.
-    labels : Tensor
+        The data set.
+    labels : Tensor or None
         Class of each image, int64 [N], on the CPU.
     classes : tuple of str
     indices : Tensor
         Position of each image in the whole split, int64 [N].
     pixels : Tensor or None
-        uint8 [N, C, H, W], on the host or on the device; None if `files` are decoded batch by batch.
-    files : tuple of Path
-        The image files, if the data set is a folder.
-    side : int or None
-        Side in pixels that decoding resizes to; None keeps the size of the files.
+        [N, C, H, W], uint8 or, as the network takes them, float32; on the host or on a device; None if they are read
+        batch by batch.
+    reader : FileReader, ItemReader or None
+        What reads the images of the whole split.
     skipped : int
         Unreadable files left out.
+
+    Examples
+    --------
+    >>> images = Images.from_arrays(torch.zeros(10, 3, 8, 6, dtype=torch.uint8), labels=range(10))
+    >>> images
+    Images('arrays', 10 of uint8 [3, 8, 6], 10 classes)
+    >>> images[-1].shape, images[2:9].labels.tolist()
+    (torch.Size([3, 8, 6]), [2, 3, 4, 5, 6, 7, 8])
     """
 
     name: str
-    labels: Tensor
+    labels: Tensor | None
     classes: tuple[str, ...]
     indices: Tensor
     pixels: Tensor | None
-    files: tuple[Path, ...] = ()
-    side: int | None = None
+    reader: Reader | None = None
     skipped: int = 0
+    hashes: dict[int, bytes] = field(default_factory=dict)  # of the images read so far, by position in the split
+
+    @classmethod
+    def from_arrays(
+        cls, pixels: Any, labels: Any = None, classes: Sequence[str] | None = None, name: str = "arrays"
+    ) -> "Images":
+        """Images of arrays, which are viewed where possible: do not change them afterwards.
+
+        Parameters
+        ----------
+        pixels : array
+            [N, C, H, W] (numpy, torch or CuPy): uint8, or floating point, already normalised, which is kept as
+            float32 and fed to the network as it is.
+        labels : array or sequence of int, optional
+            Class of each image, [N], from 0 on.
+        classes : sequence of str, optional
+            Names of the classes; default "0", "1", ... to the largest label.
+
+        Raises
+        ------
+        InputError
+            For another shape or dtype, no images, NaN or infinite pixels, or labels that do not fit.
+        """
+        found = as_pixels(pixels)
+        if found.ndim != 4 or not found.numel():
+            raise InputError(f"arrays of images must have shape [N, C, H, W], none of them 0, got {list(found.shape)}")
+        for start, part in _chunks(found) if found.is_floating_point() else ():
+            finite = part.flatten(1).isfinite().all(dim=1)
+            if not finite.all():
+                raise InputError(
+                    f"images must be finite, got NaN or infinity in image {start + int(finite.int().argmin())}"
+                )
+        targets, names = check_labels(labels, len(found), classes)
+        return cls(name, targets, names, torch.arange(len(found)), found)
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.indices)
+
+    def __repr__(self) -> str:
+        what = " read batch by batch"
+        if self.pixels is not None:
+            what = f" of {str(self.pixels.dtype).removeprefix('torch.')} {list(self.pixels.shape[1:])}"
+        known = "no labels" if self.labels is None else f"{len(self.classes)} classes"
+        return f"Images({self.name!r}, {len(self)}{what}, {known})"
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, key: Any) -> Any:
+        """One image [C, H, W] for a position, Images for a slice, positions or a boolean mask; IndexError beyond."""
+        N = len(self)
+        if isinstance(key, slice):
+            return self.take(torch.arange(N)[key] if (key.step or 1) > 0 else torch.tensor(range(N)[key]).long())
+        if not hasattr(key, "__len__") or getattr(key, "ndim", 1) == 0:
+            i = as_index(key)
+            if not -N <= i < N:
+                raise IndexError(f"image {i} of {N}")
+            (image,) = self._read(torch.tensor([i % N]))
+            return image
+        chosen = to_tensor(key).cpu()
+        if chosen.dtype == torch.bool:
+            if chosen.shape != (N,):
+                raise IndexError(f"a mask of {N} images must have shape [{N}], got {list(chosen.shape)}")
+            return self.take(chosen.nonzero()[:, 0])
+        if chosen.ndim != 1 or (chosen.numel() and (chosen.is_floating_point() or chosen.is_complex())):
+            raise IndexError(f"positions must be integers [n], got {chosen.dtype} of shape {list(chosen.shape)}")
+        chosen = chosen.to(torch.int64)
+        wrong = chosen[(chosen < -N) | (chosen >= N)]
+        if len(wrong):
+            raise IndexError(f"image {int(wrong[0])} of {N}")
+        return self.take(chosen.remainder(max(N, 1)))
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The image files; empty if the images are from elsewhere."""
+        reader = self.reader
+        return tuple(reader.files[i] for i in self.indices.tolist()) if isinstance(reader, FileReader) else ()
+
+    @property
+    def names(self) -> list[str]:
+        """For each image its file relative to the data folder, or its position in the whole split."""
+        return [str(i) if self.reader is None else self.reader.name(i) for i in self.indices.tolist()]
+
+    @property
+    def side(self) -> int | None:
+        """Side in pixels that the images were resized to when they were read; None if they kept their size."""
+        return None if self.reader is None else self.reader.side
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the images' contents in order, wherever they are held: pixels, or bytes of files.
+
+        Raises
+        ------
+        InputError
+            For a file that cannot be read.
+        """
+        missing = [i for i, index in enumerate(self.indices.tolist()) if index not in self.hashes]
+        if missing and self.pixels is not None:
+            parts = [part for _, part in _chunks(torch.tensor(missing), CHUNK // max(1, self.pixels[0].nbytes))]
+            with ThreadPoolExecutor(workers()) as pool:
+                found = [digest for digests in pool.map(self._hash, parts) for digest in digests]
+            self.hashes.update(zip(self.indices[missing].tolist(), found, strict=True))
+        elif missing and isinstance(self.reader, FileReader):
+            with ThreadPoolExecutor(workers()) as pool:
+                order = self.indices[missing].tolist()
+                self.hashes.update(zip(order, pool.map(self.reader.digest, order), strict=True))
+        elif missing:
+            for _ in self._items([torch.tensor(missing)]):
+                pass
+        return sha256(b"".join(self.hashes[i] for i in self.indices.tolist())).hexdigest()
+
+    @property
+    def labels_digest(self) -> str:
+        """sha256 of the labels and the names of the classes."""
+        digest = sha256("\0".join(self.classes).encode() + b"\0\0")
+        digest.update(b"unlabelled" if self.labels is None else self.labels.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def require_labels(self, what: str) -> Tensor:
+        """The labels, int64 [N]; InputError, which says that `what` requires them, if there are none.
+
+        >>> Images.from_arrays(torch.zeros(1, 1, 2, 2)).require_labels("the neighborhood hit")
+        Traceback (most recent call last):
+        qdv_gpu.errors.InputError: the neighborhood hit requires labels, and arrays has none: give (images, labels)
+        """
+        if self.labels is None:
+            raise InputError(f"{what} requires labels, and {self.name} has none: give (images, labels)")
+        return self.labels
 
     def take(self, positions: Tensor) -> "Images":
-        """The images at these positions, in this order."""
+        """The images at these positions, int64 [n], in this order."""
         return replace(
             self,
-            labels=self.labels[positions],
+            labels=None if self.labels is None else self.labels[positions],
             indices=self.indices[positions],
             pixels=None if self.pixels is None else self.pixels[positions.to(self.pixels.device)],
-            files=tuple(self.files[i] for i in positions.tolist()) if self.files else (),
         )
 
     def to(self, device: str | torch.device, *, limit: int | None = None) -> "Images":
@@ -78,318 +209,78 @@ class Images:
             return self
         return replace(self, pixels=self.pixels.to(target))
 
-    def batches(self, positions: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
-        """Yield uint8 [b, C, H, W] on `device` for each list of positions."""
+    def batches(self, positions: Iterable[Tensor], device: str | torch.device) -> Iterator[Tensor]:
+        """Yield [b, C, H, W] on `device`, uint8 or float32, for each list of positions.
+
+        Raises
+        ------
+        InputError
+            For a file or item that cannot be read, or is not what it was when it was read before.
+        """
         if self.pixels is not None:
             for batch in positions:
-                yield self.pixels[batch.to(self.pixels.device)].to(device, non_blocking=True)
+                yield self._read(batch).to(device, non_blocking=True)
             return
-        loader = torch.utils.data.DataLoader(
-            _Decoder(self.files, self.side),
-            batch_sampler=[batch.tolist() for batch in positions],
-            num_workers=min(len(os.sched_getaffinity(0)), 8),
-            collate_fn=list,
-        )
-        for decoded in loader:
-            bad = [item for item in decoded if isinstance(item, str)]
-            if bad:
-                raise InputError(f"{bad[0]} (--skip-bad leaves such files out)")
-            yield torch.stack(decoded).to(device, non_blocking=True)
+        for items in self._items(list(positions)):
+            yield torch.stack([item.pixels for item in items]).to(device, non_blocking=True)
 
-    def fingerprint(self) -> str:
-        """Hash of the labels and pixels (of the files' paths, sizes and times where not in memory)."""
-        digest = sha256(self.labels.numpy().tobytes())
-        digest.update("\0".join(self.classes).encode())
+    def _read(self, positions: Tensor) -> Tensor:
         if self.pixels is not None:
-            digest.update(self.pixels.cpu().contiguous().numpy().data)
-        else:
-            for file in self.files:
-                stat = file.stat()
-                digest.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
-        return digest.hexdigest()
+            return self.pixels[positions.to(self.pixels.device)]
+        (items,) = self._items([positions])
+        return torch.stack([item.pixels for item in items])
 
+    def _items(self, positions: Sequence[Tensor]) -> Iterator[list[Any]]:
+        assert self.reader is not None
+        return read(self.reader, [self.indices[batch].tolist() for batch in positions], self.hashes)
 
-class _Decoder(torch.utils.data.Dataset[Tensor | str]):
-    """Decodes image files one at a time; what is wrong with a file stands in its place."""
-
-    def __init__(self, files: Sequence[Path], side: int | None) -> None:
-        self.files, self.side = files, side
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Tensor | str:
-        return _decode(self.files[index], self.side)
-
-
-def load_images(
-    data: str | Path,
-    split: str = "test",
-    *,
-    samples: int | str = "all",
-    image_size: int | None = None,
-    skip_bad: bool = False,
-    root: str | Path | None = None,
-    seed: int = 222,
-) -> Images:
-    """Load one split of a data set as uint8 images.
-
-    Parameters
-    ----------
-    data : str or Path
-        "cifar10", "fashion-mnist", "digits" or a folder `DIR/<split>/<class>/*.{png,jpg,jpeg}`.
-    split : str
-        "train" or "test".
-    samples : int or "all"
-        How many images, the same number of each class (the first classes get the remainder), drawn as in the
-        paper: `numpy.random.seed(222)`, then for each class `numpy.random.choice(..., replace=False)`.
-    image_size : int, optional
-        Needed for folders of images of mixed sizes, which are resized to this side when they are decoded. Images
-        of one size are kept at it.
-    skip_bad : bool
-        Leave out files that cannot be decoded, and count them, instead of refusing the data set.
-    root : str or Path, optional
-        Where downloads are kept; default `~/.cache/qdv_gpu`.
-
-    Returns
-    -------
-    Images
-        In memory if at most half of the free memory is needed, else decoded from the files batch by batch.
-
-    Raises
-    ------
-    InputError
-        For an unknown data set, a download that fails, a damaged file, or a class with too few images.
-    """
-    check_data(data)
-    if split not in ("train", "test"):
-        raise InputError(f"split must be train or test, got {split!r}")
-    if image_size is not None and image_size < 1:
-        raise InputError(f"image size must be at least 1 pixel, got {image_size}")
-    cache = Path(root) if root is not None else Path.home() / ".cache" / "qdv_gpu"
-    if data == "digits":
-        images = _digits(split)
-    elif data == "cifar10":
-        images = _cifar10(split, cache)
-    elif data == "fashion-mnist":
-        images = _fashion_mnist(split, cache)
-    else:
-        return _folder(Path(data), split, samples, image_size, skip_bad=skip_bad, seed=seed)
-    return images.take(stratified(images.labels, images.classes, samples, seed=seed))
-
-
-def load_image(path: str | Path) -> Tensor:
-    """uint8 [3, H, W] of a PNG or JPEG file.
-
-    Raises
-    ------
-    InputError
-        If there is no such file, or it cannot be decoded.
-    """
-    if not Path(path).is_file():
-        raise InputError(f"there is no image file {path}")
-    pixels = _decode(Path(path), None)
-    if isinstance(pixels, str):
-        raise InputError(pixels)
-    return pixels
-
-
-def check_data(data: str | Path) -> None:
-    """Raise InputError unless `data` names a data set or a folder."""
-    if data in DATASETS or Path(data).is_dir():
-        return
-    if os.sep in str(data):
-        raise InputError(f"data folder {data} does not exist")
-    raise unknown("data set", str(data), [*DATASETS, "a folder"])
-
-
-def stratified(labels: Tensor, classes: Sequence[str], samples: int | str, *, seed: int = 222) -> Tensor:
-    """Positions of `samples` images, equally many of each class; "all" keeps every image in its order."""
-    if samples == "all":
-        return torch.arange(len(labels))
-    try:
-        total = int(samples)
-    except ValueError:
-        raise InputError(f"samples must be a number or all, got {samples!r}") from None
-    if total < len(classes):
-        raise InputError(f"samples must be at least one per class ({len(classes)}), got {total}")
-    random = np.random.RandomState(seed)
-    chosen = []
-    for c, name in enumerate(classes):
-        members = np.flatnonzero(labels.numpy() == c)
-        wanted = total // len(classes) + (c < total % len(classes))
-        if len(members) < wanted:
-            raise InputError(f"class {name!r} has {len(members)} images, fewer than the {wanted} asked for")
-        chosen.append(random.choice(members, wanted, replace=False))
-    return torch.from_numpy(np.concatenate(chosen))
+    def _hash(self, positions: Tensor) -> list[bytes]:
+        return [pixels_digest(image) for image in self._read(positions).cpu()]
 
 
 def prepare(
-    batch: Tensor, *, size: int, channels: int, mean: Sequence[float], std: Sequence[float], bgr: bool = False
+    batch: Tensor, *, size: int | None, channels: int, mean: Sequence[float], std: Sequence[float], bgr: bool = False
 ) -> Tensor:
-    """Make network input from uint8 images, on their device.
+    """Make network input from images, on their device.
 
     Parameters
     ----------
     batch : Tensor
-        uint8 [B, C, H, W], C = 1 or 3. Gray images are repeated for a network of three channels.
-    size : int
-        Side of the square that they are resized to (bilinear, antialiased).
+        uint8 [B, C, H, W]; gray images are repeated for a network of three channels. Or floating point, which is
+        taken for normalised and in the network's order of channels, and at most resized.
+    size : int or None
+        Side of the square that they are resized to (bilinear, antialiased); None keeps their size.
 
     Returns
     -------
     Tensor
-        float32 [B, channels, size, size], (x / 255 - mean) / std.
+        float32 [B, channels, size, size], (x / 255 - mean) / std of uint8 images.
+
+    Examples
+    --------
+    >>> white = torch.full((1, 1, 2, 2), 255, dtype=torch.uint8)
+    >>> prepare(white, size=4, channels=3, mean=(0.5, 0.5, 0.0), std=(0.5, 1.0, 1.0))[0, :, 0, 0]
+    tensor([1.0000, 0.5000, 1.0000])
     """
-    x = batch.to(torch.float32) / 255
+    normalised = batch.is_floating_point()
+    x = batch.to(torch.float32) if normalised else batch.to(torch.float32) / 255
     if x.shape[1] != channels:
-        if x.shape[1] != 1:
-            raise InputError(f"the network takes {channels}-channel images, the data has {x.shape[1]} channels")
+        if x.shape[1] != 1 or normalised:
+            kind = "channel" if x.shape[1] == 1 else "channels"
+            hint = ": arrays must be [N, C, H, W]" if x.shape[3] == channels else ""
+            raise InputError(f"the network takes {channels}-channel images, the data has {x.shape[1]} {kind}{hint}")
         x = x.expand(-1, channels, -1, -1)
-    if x.shape[2:] != (size, size):
+    if size is not None and x.shape[2:] != (size, size):
         x = functional.interpolate(x, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    if normalised:
+        return x
     shift = torch.tensor(mean, device=x.device).view(1, -1, 1, 1)
     scale = torch.tensor(std, device=x.device).view(1, -1, 1, 1)
     x = (x - shift) / scale
     return x.flip(1) if bgr else x
 
 
-def _digits(split: str) -> Images:
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    half = slice(0, 898) if split == "train" else slice(898, None)
-    pixels = torch.from_numpy(np.round(bunch.images[half] * (255 / 16)).astype(np.uint8))[:, None]
-    return _in_memory("digits", pixels, bunch.target[half], [str(c) for c in range(10)])
-
-
-def _cifar10(split: str, cache: Path) -> Images:
-    from torchvision.datasets import CIFAR10
-
-    folder = cache / "cifar10"
-    try:
-        dataset = CIFAR10(str(folder), train=split == "train", download=True)
-    except (OSError, RuntimeError) as error:
-        raise InputError(
-            f"CIFAR-10 could not be downloaded ({error}): put cifar-10-python.tar.gz into {folder}, "
-            "or give a folder DIR/train/<class>/*, DIR/test/<class>/*"
-        ) from None
-    pixels = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
-    return _in_memory("cifar10", pixels, np.asarray(dataset.targets), dataset.classes)
-
-
-def _fashion_mnist(split: str, cache: Path) -> Images:
-    prefix = "train" if split == "train" else "t10k"
-    if _DEBIAN_FASHION.is_dir():
-        with gzip.open(_DEBIAN_FASHION / f"{prefix}-images-idx3-ubyte.gz") as file:
-            flat = np.frombuffer(file.read(), np.uint8, offset=16)
-        with gzip.open(_DEBIAN_FASHION / f"{prefix}-labels-idx1-ubyte.gz") as file:
-            labels = np.frombuffer(file.read(), np.uint8, offset=8)
-        pixels = torch.from_numpy(flat.reshape(-1, 1, 28, 28).copy())
-        return _in_memory("fashion-mnist", pixels, labels, _FASHION_CLASSES)
-    from torchvision.datasets import FashionMNIST
-
-    folder = cache / "fashion-mnist"
-    try:
-        dataset = FashionMNIST(str(folder), train=split == "train", download=True)
-    except (OSError, RuntimeError) as error:
-        raise InputError(
-            f"Fashion-MNIST could not be downloaded ({error}): put its four .gz files into "
-            f"{folder / 'FashionMNIST' / 'raw'}, or install Debian's package dataset-fashion-mnist"
-        ) from None
-    return _in_memory("fashion-mnist", dataset.data[:, None], dataset.targets.numpy(), _FASHION_CLASSES)
-
-
-def _in_memory(name: str, pixels: Tensor, labels: np.ndarray, classes: Sequence[str]) -> Images:
-    targets = torch.from_numpy(labels.astype(np.int64))
-    return Images(name, targets, tuple(classes), torch.arange(len(targets)), pixels)
-
-
-def _folder(
-    folder: Path, split: str, samples: int | str, image_size: int | None, *, skip_bad: bool, seed: int
-) -> Images:
-    top = folder / split
-    if not top.is_dir():
-        raise InputError(f"data folder {folder} has no folder {split!r}: DIR/train/<class>/* and DIR/test/<class>/*")
-    classes = sorted(path.name for path in top.iterdir() if path.is_dir())
-    if len(classes) < 2:
-        raise InputError(f"{top} must hold a folder for each of two or more classes, got {len(classes)}")
-    members = [
-        [path for path in sorted((top / name).iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES] for name in classes
-    ]
-    for name, paths in zip(classes, members, strict=True):
-        if not paths:
-            raise InputError(f"class {name!r} in {top} has no images ({', '.join(IMAGE_SUFFIXES)})")
-    files = [path for paths in members for path in paths]
-    labels = torch.tensor([c for c, paths in enumerate(members) for _ in paths])
-
-    def refuse(complaints: Sequence[str]) -> InputError:
-        count = f"{len(complaints)} bad of {len(files)} files"
-        return InputError(f"{complaints[0]}; {count} (--skip-bad leaves them out)")
-
-    with ThreadPoolExecutor() as pool:
-        sizes = list(pool.map(_whole if skip_bad else _header, files))
-        bad = [size for size in sizes if isinstance(size, str)]
-        if bad and (len(bad) == len(files) or not skip_bad):
-            raise refuse(bad)
-        good = torch.tensor([i for i, size in enumerate(sizes) if not isinstance(size, str)])
-        chosen = good[stratified(labels[good], classes, samples, seed=seed)]
-        kept = tuple(files[i] for i in chosen.tolist())
-        shapes = {size for i in chosen.tolist() if not isinstance(size := sizes[i], str)}
-        if len(shapes) > 1 and image_size is None:
-            raise InputError(f"{top} holds images of {len(shapes)} sizes: pass --image-size to resize them")
-        side = image_size if len(shapes) > 1 else None
-        width, height = next(iter(shapes)) if side is None else (side, side)
-        pixels = None
-        if len(kept) * 3 * width * height <= free_memory(torch.device("cpu")) // 2:
-            decoded = list(pool.map(_decode, kept, repeat(side)))
-            bad = [item for item in decoded if isinstance(item, str)]
-            if bad:
-                raise refuse(bad)
-            pixels = torch.stack([item for item in decoded if not isinstance(item, str)])
-    skipped = len(files) - len(good)
-    return Images(str(folder), labels[chosen], tuple(classes), chosen, pixels, kept, side, skipped)
-
-
-def _header(path: Path) -> tuple[int, int] | str:
-    """Width and height of an image from its header, or what is wrong with it."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            rotated = image.getexif().get(ImageOps.ExifTags.Base.Orientation, 1) >= 5
-            return (height, width) if rotated else (width, height)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return _complaint(path, error)
-
-
-def _whole(path: Path) -> tuple[int, int] | str:
-    """As `_header`, after decoding every pixel."""
-    pixels = _decode(path, None)
-    return pixels if isinstance(pixels, str) else (pixels.shape[2], pixels.shape[1])
-
-
-def _decode(path: Path, side: int | None) -> Tensor | str:
-    """uint8 [3, H, W] of a PNG or JPEG file, turned upright, resized to side x side if `side` is given.
-
-    Instead of pixels, what is wrong with the file.
-    """
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I"):  # 16 bits of gray
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            image = image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return _complaint(path, error)
-    if side is not None:
-        image = image.resize((side, side), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-
-
-def _complaint(path: Path, error: Exception) -> str:
-    reason = "it is empty" if path.stat().st_size == 0 else str(error).replace(f" {str(path)!r}", "")
-    return f"image file {path} cannot be read: {reason}"
+def _chunks(rows: Tensor, size: int | None = None) -> Iterator[tuple[int, Tensor]]:
+    """Pieces of the rows with the position of the first, `size` rows each or what CHUNK bytes hold."""
+    step = max(1, CHUNK // max(1, rows[0].nbytes) if size is None else size)
+    return ((start, rows[start : start + step]) for start in range(0, len(rows), step))

@@ -1,192 +1,168 @@
-"""Images: samples, folders, damaged files, streaming, preparation."""
+"""The class Images: choosing, contents, labels, and how batches are prepared."""
 
-import gzip
-from typing import ClassVar
+import doctest
+import importlib
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from qdv_gpu.data import images as data
-from qdv_gpu.data.images import load_images, prepare, stratified
+from qdv_gpu.data.images import Images, prepare
 from qdv_gpu.errors import InputError
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """Two classes, 5 training and 4 test images of 10 x 8 pixels each."""
-    random = np.random.default_rng(0)
-    for split, count in (("train", 5), ("test", 4)):
-        for name in ("cat", "dog"):
-            (tmp_path / split / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = random.integers(0, 256, (8, 10, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(tmp_path / split / name / f"{i}.png")
-    return tmp_path
+def images():
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 3, 8, 6), dtype=np.uint8)
+    return Images.from_arrays(pixels, labels=[0, 1] * 5, classes=["cat", "dog"])
 
 
-def test_sample_is_the_papers():
-    labels = np.random.default_rng(1).integers(0, 10, 4000)
-    np.random.seed(222)  # noqa: NPY002 (the paper's own call)
-    expected = np.concatenate([np.random.choice(np.where(labels == c)[0], 100, replace=False) for c in range(10)])  # noqa: NPY002
-    ours = stratified(torch.from_numpy(labels), [str(c) for c in range(10)], 1000)
-    np.testing.assert_array_equal(ours, expected)
+@pytest.mark.parametrize("module", ["convert", "datasets", "decode", "images", "labels", "readers"])
+def test_examples(module):
+    assert doctest.testmod(importlib.import_module(f"qdv_gpu.data.{module}")).failed == 0
 
 
-def test_samples_that_do_not_divide_evenly():
-    labels = torch.arange(30) % 3
-    chosen = stratified(labels, ["a", "b", "c"], 10)
-    assert labels[chosen].bincount().tolist() == [4, 3, 3]
-    with pytest.raises(InputError, match="at least one per class"):
-        stratified(labels, ["a", "b", "c"], 2)
-    with pytest.raises(InputError, match="class 'a' has 10 images, fewer than the 12 asked for"):
-        stratified(labels, ["a", "b", "c"], 36)
-    with pytest.raises(InputError, match="samples must be a number or all"):
-        stratified(labels, ["a", "b", "c"], "many")
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        (slice(2, 9, 3), [2, 5, 8]),
+        (slice(None, None, -4), [9, 5, 1]),
+        (slice(4, 4), []),
+        ([-1, 0, 0], [9, 0, 0]),
+        ([], []),
+        (np.array([3, 1], np.int32), [3, 1]),
+        (torch.tensor([7]), [7]),
+        (np.arange(10) > 7, [8, 9]),
+        ([False] * 9 + [True], [9]),
+    ],
+)
+def test_choosing(images, key, expected):
+    chosen = images[key]
+    assert chosen.indices.tolist() == expected
+    assert chosen.names == [str(i) for i in expected]
+    assert chosen.labels.tolist() == [i % 2 for i in expected]
+    assert torch.equal(chosen.pixels, images.pixels[expected])
+    assert len(chosen) == len(expected)
 
 
-def test_digits_are_embedded():
-    train, test = load_images("digits", "train"), load_images("digits")
-    assert len(train) + len(test) == 1797
-    assert train.pixels.dtype == torch.uint8
-    assert int(train.pixels.max()) == 255
-    assert test.pixels.shape[1:] == (1, 8, 8)
+def test_single_images(images):
+    for i in (3, -7, np.int64(3), torch.tensor(3)):
+        assert torch.equal(images[i], images.pixels[3])
+    assert torch.equal(torch.stack(list(images)), images.pixels)
+    assert torch.equal(images[2:9][::2][-1], images.pixels[8])
+    for key in (10, -11, [0, 10], [-11], [True] * 9, [0.5]):
+        with pytest.raises(IndexError):
+            images[key]
+    with pytest.raises(TypeError):
+        images[1.0]
 
 
-def write_idx(path, array):
-    """The format of MNIST: a magic number, the sizes, the bytes."""
-    header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
-    with gzip.open(path, "wb") as file:
-        file.write(header + array.tobytes())
+def test_contents(images):
+    same = Images.from_arrays(images.pixels.clone(), [1] * 10, name="other")
+    assert images.digest == same.digest
+    assert len(images.digest) == 64
+    assert images.labels_digest != same.labels_digest
+    assert images[2:5].digest == same[2:5].digest != images[2:6].digest
+    assert images[[0, 1]].digest != images[[1, 0]].digest
+    reshaped = Images.from_arrays(images.pixels.reshape(10, 3, 6, 8))
+    assert images.digest != reshaped.digest
+    one = images.pixels.clone()
+    one[9, 2, 7, 5] ^= 1
+    assert Images.from_arrays(one).digest != images.digest
 
 
-def test_fashion_mnist_of_debian(tmp_path, monkeypatch):
-    pixels = np.random.default_rng(0).integers(0, 256, (20, 28, 28), dtype=np.uint8)
-    write_idx(tmp_path / "t10k-images-idx3-ubyte.gz", pixels)
-    write_idx(tmp_path / "t10k-labels-idx1-ubyte.gz", np.arange(20, dtype=np.uint8) % 10)
-    monkeypatch.setattr(data, "_DEBIAN_FASHION", tmp_path)
-    images = load_images("fashion-mnist")
-    np.testing.assert_array_equal(images.pixels[:, 0], pixels)
-    assert images.labels.tolist() == [*range(10), *range(10)]
-    assert images.classes[9] == "Ankle boot"
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 12])
+@pytest.mark.parametrize("count", [1, 3])
+def test_any_number_of_channels(channels, count):
+    pixels = np.random.default_rng(0).integers(0, 256, (count, channels, 4, 5), dtype=np.uint8)
+    images = Images.from_arrays(pixels)
+    (batch,) = images.batches([torch.arange(count)], "cpu")
+    x = prepare(batch, size=None, channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels)
+    np.testing.assert_allclose(x, pixels / np.float32(255))
 
 
-def test_downloads(tmp_path, monkeypatch):
-    class Downloaded:
-        data = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
-        targets: ClassVar = [i % 10 for i in range(20)]
-        classes: ClassVar = [str(c) for c in range(10)]
-
-        def __init__(self, root, *, train, download):
-            assert (root, train, download) == (str(tmp_path / "cifar10"), False, True)
-
-    monkeypatch.setattr("torchvision.datasets.CIFAR10", Downloaded)
-    images = load_images("cifar10", root=tmp_path)
-    np.testing.assert_array_equal(images.pixels.permute(0, 2, 3, 1), Downloaded.data)
-
-    def refuse(*_args, **_kwargs):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr("torchvision.datasets.CIFAR10", refuse)
-    monkeypatch.setattr("torchvision.datasets.FashionMNIST", refuse)
-    monkeypatch.setattr(data, "_DEBIAN_FASHION", tmp_path / "none")
-    with pytest.raises(InputError, match=r"no route.*: put cifar-10-python.tar.gz into .*cifar10"):
-        load_images("cifar10", root=tmp_path)
-    with pytest.raises(InputError, match=r"no route.*install Debian's package dataset-fashion-mnist"):
-        load_images("fashion-mnist", root=tmp_path)
+def test_arrays_however_they_lie():
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 3, 6, 5), dtype=np.uint8)
+    expected = Images.from_arrays(pixels).digest
+    locked = pixels.copy()
+    locked.flags.writeable = False
+    backwards = pixels[::-1].copy()[::-1]
+    strided = np.zeros((4, 3, 12, 5), np.uint8)
+    strided[:, :, ::2] = pixels
+    last = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    for array in (locked, backwards, strided[:, :, ::2], last, torch.from_numpy(last)):
+        assert Images.from_arrays(array).digest == expected
 
 
-def test_folder(folder):
-    images = load_images(folder)
-    assert images.classes == ("cat", "dog")
-    assert images.pixels.shape == (8, 3, 8, 10)
-    assert images.labels.tolist() == [0] * 4 + [1] * 4
-    some = load_images(folder, samples=4)
-    assert torch.equal(images.pixels[some.indices], some.pixels)
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, ">f4", torch.bfloat16, torch.float32])
+def test_floats_become_float32(dtype):
+    array = torch.randn(3, 1, 4, 4)
+    given = array.to(dtype) if isinstance(dtype, torch.dtype) else array.numpy().astype(dtype)
+    images = Images.from_arrays(given)
+    assert images.pixels.dtype == torch.float32
+    torch.testing.assert_close(images.pixels, array, atol=1e-2, rtol=1e-2)
 
 
-def test_deep_gray_images_keep_their_range(folder):
-    deep = np.linspace(0, 65535, 80).reshape(8, 10).astype(np.uint16)
-    Image.fromarray(deep).save(folder / "test" / "cat" / "deep.png")
-    image = load_images(folder).pixels[4]
-    np.testing.assert_array_equal(image[0], deep >> 8)
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.zeros((0, 3, 4, 4), np.uint8), r"none of them 0, got \[0, 3, 4, 4\]"),
+        (np.zeros((2, 3, 0, 4), np.uint8), r"none of them 0"),
+        (np.zeros((3, 4, 4), np.uint8), r"must have shape \[N, C, H, W\].*got \[3, 4, 4\]"),
+        (np.zeros((2, 1, 4, 4), bool), "uint8 or floating point, got torch.bool"),
+        (np.zeros((2, 1, 4, 4), np.int64), "uint8 or floating point, got torch.int64"),
+        (np.zeros((2, 1, 4, 4), complex), "uint8 or floating point, got torch.complex128"),
+        (np.full((2, 1, 4, 4), None), "uint8 or floating point is required, got object"),
+    ],
+)
+def test_other_arrays_are_refused(pixels, message):
+    with pytest.raises(InputError, match=message):
+        Images.from_arrays(pixels)
 
 
-def test_streamed_folder_gives_the_same_batches(folder, monkeypatch):
-    whole = load_images(folder)
-    monkeypatch.setattr(data, "free_memory", lambda _device: 0)
-    streamed = load_images(folder)
-    assert streamed.pixels is None
-    order = torch.tensor([3, 1, 7, 0, 5]).split(2)
-    for a, b in zip(
-        whole.batches(order, torch.device("cpu")), streamed.batches(order, torch.device("cpu")), strict=True
-    ):
-        assert torch.equal(a, b)
-    (folder / "test" / "dog" / "1.png").write_bytes(b"")
-    with pytest.raises(InputError, match=r"dog/1\.png cannot be read: it is empty \(--skip-bad"):
-        list(streamed.batches(order, torch.device("cpu")))
-    assert streamed.fingerprint() != streamed.take(torch.arange(3)).fingerprint()
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+def test_floats_must_be_finite(value):
+    pixels = np.zeros((70, 3, 256, 256))
+    pixels[68, 2, 1, 3] = value
+    with pytest.raises(InputError, match="NaN or infinity in image 68"):
+        Images.from_arrays(pixels)
 
 
-def test_mixed_sizes_need_an_image_size(folder):
-    Image.new("RGB", (20, 20), (255, 0, 0)).save(folder / "test" / "cat" / "large.jpg")
-    with pytest.raises(InputError, match="images of 2 sizes: pass --image-size"):
-        load_images(folder)
-    images = load_images(folder, image_size=6)
-    assert images.pixels.shape == (9, 3, 6, 6)
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0.0, 1.0], "must be integers, got torch.float64"),
+        ([True, False], "must be integers, got torch.bool"),
+        (["a", "b"], r"must be integers, one for each of 2 images, got \['a', 'b'\]"),
+        ([[0], [1, 2]], "must be integers"),
+        ([0], r"one for each of 2 images, got shape \[1\]"),
+        ([[0], [1]], r"got shape \[2, 1\]"),
+        ([0, -1], "within 0 and 1048575, got -1 for image 1"),
+        ([10**9, 0], "got 1000000000 for image 0"),
+    ],
+)
+def test_bad_labels(labels, message):
+    with pytest.raises(InputError, match=message):
+        Images.from_arrays(np.zeros((2, 1, 4, 4), np.uint8), labels)
 
 
-def test_upright(folder):
-    """EXIF orientation 6: the camera was turned."""
-    pixels = np.zeros((10, 8, 3), np.uint8)
-    pixels[0] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(pixels).save(folder / "test" / "cat" / "turned.png", exif=exif)
-    image = load_images(folder).pixels[4]
-    assert image.shape == (3, 8, 10)
-    assert image[:, :, -1].min() == 255
-
-
-def test_bad_files_are_named_or_skipped(folder):
-    good = load_images(folder)
-    (folder / "test" / "cat" / "a.png").touch()
-    (folder / "test" / "dog" / "b.jpg").write_bytes(b"not an image")
-    cut = (folder / "test" / "dog" / "0.png").read_bytes()
-    (folder / "test" / "dog" / "c.png").write_bytes(cut[: len(cut) // 2])
-    noise = np.random.default_rng(1).integers(0, 256, (8, 10, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(folder / "test" / "dog" / "d.jpg", quality=100)
-    cut = (folder / "test" / "dog" / "d.jpg").read_bytes()
-    (folder / "test" / "dog" / "d.jpg").write_bytes(cut[:-100])
-    with pytest.raises(InputError, match=r"a\.png cannot be read: it is empty; 3 bad of 12 files \(--skip-bad"):
-        load_images(folder)
-    images = load_images(folder, skip_bad=True)
-    assert images.skipped == 4
-    assert torch.equal(images.pixels, good.pixels)
-    (folder / "test" / "cat" / "a.png").unlink()
-    (folder / "test" / "dog" / "b.jpg").unlink()
-    (folder / "test" / "dog" / "c.png").unlink()
-    with pytest.raises(InputError, match=r"d\.jpg cannot be read"):
-        load_images(folder)
-
-
-def test_bad_folders(folder, tmp_path):
-    with pytest.raises(InputError, match="does not exist"):
-        load_images(tmp_path / "none" / "such")
-    with pytest.raises(InputError, match=r"unknown data set 'cifar': did you mean cifar10"):
-        load_images("cifar")
-    (folder / "test" / "bird").mkdir()
-    with pytest.raises(InputError, match=r"class 'bird' .* has no images"):
-        load_images(folder)
-    (folder / "test" / "bird").rmdir()
-    for file in (folder / "test" / "dog").iterdir():
-        file.unlink()
-    (folder / "test" / "dog").rmdir()
-    with pytest.raises(InputError, match="two or more classes, got 1"):
-        load_images(folder)
-    with pytest.raises(InputError, match="split must be train or test"):
-        load_images(folder, "validation")
+def test_labels():
+    pixels = np.zeros((3, 1, 4, 4), np.uint8)
+    for labels in ([2, 0, 1], (2, 0, 1), np.array([2, 0, 1], np.uint8), torch.tensor([2, 0, 1], dtype=torch.int32)):
+        images = Images.from_arrays(pixels, labels)
+        assert images.labels.dtype == torch.int64
+        assert images.require_labels("it").tolist() == [2, 0, 1]
+        assert images.classes == ("0", "1", "2")
+    with pytest.raises(InputError, match="within 0 and 1, got 2 for image 0"):
+        Images.from_arrays(pixels, labels, classes=["a", "b"])
+    with pytest.raises(InputError, match="sequence of names, got 'abc'"):
+        Images.from_arrays(pixels, labels, classes="abc")
+    bare = Images.from_arrays(pixels)
+    assert bare.labels is None
+    assert bare[1:].labels is None
+    with pytest.raises(InputError, match=r"the probe requires labels, and arrays has none"):
+        bare.require_labels("the probe")
 
 
 def test_prepare():
@@ -207,3 +183,14 @@ def test_resizing_is_antialiased():
     ours = prepare(torch.from_numpy(pixels).permute(2, 0, 1)[None], size=13, channels=3, mean=(0, 0, 0), std=(1, 1, 1))
     theirs = np.asarray(Image.fromarray(pixels).resize((13, 13), Image.Resampling.BILINEAR))
     assert np.abs(ours[0].permute(1, 2, 0).numpy() * 255 - theirs).max() < 1.0
+
+
+def test_floats_are_fed_as_they_are():
+    x = torch.randn(2, 3, 6, 5)
+    options = {"channels": 3, "mean": (0.5,) * 3, "std": (0.2,) * 3, "bgr": True}
+    assert torch.equal(prepare(x, size=None, **options), x)
+    assert prepare(x, size=4, **options).shape == (2, 3, 4, 4)
+    with pytest.raises(InputError, match="takes 3-channel images, the data has 1 channel"):
+        prepare(x[:, :1], size=None, **options)
+    with pytest.raises(InputError, match=r"the data has 6 channels: arrays must be \[N, C, H, W\]"):
+        prepare(x.permute(0, 2, 3, 1), size=None, **options)
