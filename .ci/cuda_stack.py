@@ -14,7 +14,7 @@ from qdv_gpu.tsne.estimator import TSNE
 for package in (torch, torchvision, cupy, cuml, faiss):
     print(package.__name__, package.__version__)
 
-model = cuml_model(TSNE(perplexity=40), seed=0, rate=200.0, neighbors=None)
+model = cuml_model(TSNE(perplexity=40).get_params(), seed=0, rate=200.0, neighbors=None)
 assert model.n_neighbors == 121
 assert model.learning_rate == 800.0
 print(model)

@@ -27,7 +27,7 @@ from qdv_gpu.features.pca import reduce
 from qdv_gpu.scores.quality import trustworthiness
 from qdv_gpu.tsne.affinities import SparseAffinities, joint_affinities
 from qdv_gpu.tsne.engines.cuml import cuml_model
-from qdv_gpu.tsne.estimator import kl_divergence
+from qdv_gpu.tsne.objective import kl_divergence
 
 PERPLEXITY, EXAGGERATED = 40, 250
 Method = Callable[[torch.Tensor, int, int], Any]  # points, iterations, seed
@@ -40,7 +40,7 @@ def rate(N: int) -> float:
 
 def ours(X: torch.Tensor, n_iter: int, seed: int, engine: str = "exact") -> torch.Tensor:
     """The engine of this package."""
-    return TSNE(perplexity=PERPLEXITY, n_iter=n_iter, seed=seed, engine=engine).fit_transform(X)
+    return TSNE(perplexity=PERPLEXITY, iterations=n_iter, seed=seed, engine=engine).fit_transform(X)
 
 
 def scikit_learn(X: torch.Tensor, n_iter: int, seed: int) -> np.ndarray:
@@ -72,7 +72,7 @@ def cuml(X: torch.Tensor, n_iter: int, seed: int) -> torch.Tensor:
     """cuML's FFT from points that are on the device, with its own neighbours."""
     import cupy
 
-    settings = TSNE(perplexity=PERPLEXITY, n_iter=n_iter)
+    settings = TSNE(perplexity=PERPLEXITY, iterations=n_iter).get_params()
     columns = X.T.contiguous().T  # column-major, which cuML reads without a copy
     torch.cuda.current_stream().synchronize()
     model = cuml_model(settings, seed, rate(len(X)), None)
@@ -92,7 +92,7 @@ def validate(X: torch.Tensor) -> None:
     """
     import numba
 
-    model = TSNE(perplexity=PERPLEXITY, n_iter=300)
+    model = TSNE(perplexity=PERPLEXITY, iterations=300)
     Z = model.fit_transform(X)
     threads = numba.get_num_threads()
     numba.set_num_threads(1)
@@ -172,7 +172,7 @@ def on_cuda(
     Sizes beyond the data are filled up with copies, moved by a tenth of each column's standard deviation.
     """
     batch = X[: len(X) // few * few].view(-1, few, X.shape[1])  # ten sets, ten seeds each
-    model = TSNE(perplexity=PERPLEXITY, n_iter=n_iter, engine="exact")
+    model = TSNE(perplexity=PERPLEXITY, iterations=n_iter, engine="exact")
     many = [seconds(lambda: model.fit_transform(batch, seeds=100 // len(batch)))[0] for _ in range(repeats + 1)][1:]
     first = ours(X, n_iter, 0)
     same = 1 + sum(torch.equal(first, ours(X, n_iter, 0)) for _ in range(19))

@@ -5,6 +5,7 @@ from numba import njit, prange
 
 TOLERANCE = 1e-7  # on a row's entropy, in nats: the relative error of its perplexity
 MAX_STEPS = 400  # of which bisection halves all of float64's range to its last digit in 200
+PATIENCE = 16  # steps that Newton's method has to itself: ordinary rows arrive in ten
 NEGLIGIBLE = 1e-290  # of the mean distance: so near to the nearest point that no beta of float64 tells them apart
 
 
@@ -12,8 +13,8 @@ NEGLIGIBLE = 1e-290  # of the mean distance: so near to the nearest point that n
 def _search_row(D, perplexity, p):
     """Fill p with exp(-beta D), normalised, of the given perplexity; False if no beta was found.
 
-    Newton's method for log(beta) inside a bracket, in float64; where the bracket has not halved in two steps, bisection
-    of log(beta), since Newton's method can run in a circle. D [k] is overwritten.
+    Newton's method for log(beta) inside a bracket, in float64; later, where the bracket has not halved in two steps,
+    bisection of log(beta), since Newton's method can run in a circle. D [k] is overwritten.
     """
     k = D.size
     target = np.log(perplexity)
@@ -32,7 +33,7 @@ def _search_row(D, perplexity, p):
         return True
     beta, low, high = 1.0, 0.0, np.inf
     width, before = np.inf, np.inf  # of the bracket in log(beta), after the last step and after the one before
-    for _ in range(MAX_STEPS):
+    for turn in range(MAX_STEPS):
         total, first, second = 0.0, 0.0, 0.0
         for j in range(k):
             p[j] = np.exp(-beta * D[j])
@@ -49,7 +50,7 @@ def _search_row(D, perplexity, p):
         else:
             high = beta
         now = np.log(high) - np.log(low) if low > 0 else np.inf
-        slow, before, width = now > before / 2, width, now
+        slow, before, width = turn >= PATIENCE and now > before / 2, width, now
         newton = beta * np.exp(min(max(gap / (beta * beta * (second / total - first * first)), -3.0), 3.0))
         if low < newton < high and not slow:
             beta = newton

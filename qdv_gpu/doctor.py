@@ -16,7 +16,8 @@ from qdv_gpu.machine import resolve_device
 from qdv_gpu.neighbors import knn
 from qdv_gpu.scores import quality
 from qdv_gpu.tsne.affinities import joint_affinities
-from qdv_gpu.tsne.estimator import EXACT_UP_TO, TSNE, kl_divergence
+from qdv_gpu.tsne.estimator import EXACT_UP_TO, TSNE
+from qdv_gpu.tsne.objective import kl_divergence
 
 REQUIRED = ["torch", "torchvision", "numpy", "numba", "scikit-learn", "matplotlib", "typer", "rich", "safetensors"]
 OPTIONAL = {  # import name: (distributions, what it serves, pip command)
@@ -128,7 +129,7 @@ def _tests(device: torch.device) -> Iterator[tuple[str, Callable[[], str]]]:
 
     def tsne(engine: str, where: torch.device) -> str:
         points = X.to(where)
-        model = TSNE(perplexity=20, n_iter=400, engine=engine, device=str(where))
+        model = TSNE(perplexity=20, iterations=400, engine=engine, device=str(where))
         Z = model.fit_transform(points)
         nh = quality.neighborhood_hit(Z, labels)
         divergence = kl_divergence(joint_affinities(points, perplexity=20, kind="knn"), Z)

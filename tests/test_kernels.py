@@ -9,8 +9,10 @@ import torch
 import tsne_reference as reference
 
 from qdv_gpu import kernels
-from qdv_gpu.tsne import descent
 from qdv_gpu.tsne.affinities import joint_affinities
+from qdv_gpu.tsne.engines import cpu as cpu_engine
+from qdv_gpu.tsne.engines import cuda as cuda_engine
+from qdv_gpu.tsne.problem import Phase, stacked
 
 SOURCES = sorted(kernels.FOLDER.glob("*.cu"))
 VARIANTS = [{"GAUSSIAN": gaussian, "DENSE": dense} for gaussian in (0, 1) for dense in (0, 1)]
@@ -234,19 +236,19 @@ def test_host_code_of_the_cuda_descent(variant, monkeypatch):
     monkeypatch.setattr(kernels, "load", lambda name, fast_math, **defines: cuda_shim.load(name, **defines))
     monkeypatch.setattr(kernels, "launch", launch)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", RecordedGraph)
-    monkeypatch.setattr(descent, "GRAPH_ITERATIONS", 3)
+    monkeypatch.setattr(cuda_engine, "GRAPH_ITERATIONS", 3)
     for name in ("Stream", "current_stream", "stream", "device"):
         monkeypatch.setattr(torch.cuda, name, MagicMock())
 
     X = [torch.randn(40, 5, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
     P = [joint_affinities(x, perplexity=5, kind="full" if variant["DENSE"] else "knn") for x in X]
-    rows, start = descent.stacked(P, copies=2), torch.stack([reference.cloud(40, seed=seed) for seed in range(4)])
+    rows, start = stacked(P, copies=2), torch.stack([reference.cloud(40, seed=seed) for seed in range(4)])
     done = []
     gaussian = bool(variant["GAUSSIAN"])
     settings = {"learning_rate": 1.0, "gaussian": gaussian}
-    for phase in (descent.Phase(8, 4.0, 0.5), descent.Phase(1, 4.0, 0.5), descent.Phase(0, 4.0, 0.5)):
-        found = descent._descend_cuda(rows, start, phase, advance=done.append, **settings)
-        expected = descent._descend_cpu(rows, start, phase, advance=lambda count: None, **settings)
+    for phase in (Phase(8, 4.0, 0.5), Phase(1, 4.0, 0.5), Phase(0, 4.0, 0.5)):
+        found = cuda_engine.descend_cuda(rows, start, phase, done=done.append, **settings)
+        expected = cpu_engine.descend_cpu(rows, start, phase, done=lambda count: None, **settings)
         assert (found - expected).norm() <= 1e-4 * expected.norm()
         assert (found - start).norm() > 0.01 * start.norm() or phase.iterations == 0
     assert sum(done) == 9

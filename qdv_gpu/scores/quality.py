@@ -1,6 +1,7 @@
-"""How well a map keeps classes and neighbours together, and how sure we can be of it."""
+"""How well a map keeps classes and neighbours together."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from qdv_gpu.arrays import to_tensor
 from qdv_gpu.errors import InputError
 from qdv_gpu.neighbors import CHUNK, distances_to_all, knn, listed_distances
+from qdv_gpu.scores.statistics import classes_of, hits, influence_values, standard_error
 
 
 def neighborhood_hit(Z: Any, labels: Any, *, k: int = 5) -> float:
@@ -34,72 +36,9 @@ def neighborhood_hit(Z: Any, labels: Any, *, k: int = 5) -> float:
     return float(hits(knn(points, k).indices, labels).mean())
 
 
-def hits(indices: torch.Tensor, labels: Any) -> torch.Tensor:
-    """NH of each point (eq. 2), float64 [N], from its neighbours `indices` int64 [N, k] and the labels [N]."""
-    return _matches(indices, labels).sum(dim=1).to(torch.float64) / indices.shape[1]
-
-
-def influence_values(indices: torch.Tensor, labels: Any) -> torch.Tensor:
-    """What each point contributes to NH, as a neighbour as well as with neighbours.
-
-    With M_ji = [y_i = y_j] and h the `hits`, phi(i) = h(i) + (1/k) sum_{j : i in N_k(j)} (M_ji - h(j)). Neighbouring
-    points share neighbours, so their hits are correlated; the spread of phi accounts for that (`standard_error`).
-
-    Parameters
-    ----------
-    indices : torch.Tensor
-        Neighbours int64 [N, k].
-    labels : array
-        Integers [N].
-
-    Returns
-    -------
-    torch.Tensor
-        float64 [N]; the mean is NH. The sums are of integers, hence the same bits on every run.
-    """
-    k = indices.shape[1]
-    matches = _matches(indices, labels).to(torch.int64)  # [N, k]
-    own = matches.sum(dim=1)  # [N], k h(i)
-    balance = k * matches - own[:, None]  # [N, k], k (M_ji - h(j)) for row j
-    received = torch.zeros_like(own).index_add_(0, indices.reshape(-1), balance.reshape(-1))
-    return (k * own + received).to(torch.float64) / k**2
-
-
-def standard_error(phi: Any, labels: Any, *, seed_values: Any = None) -> float:
-    """Standard error of NH, for the test images drawn class by class and the seeds of the map.
-
-    sqrt(sum_c (n_c / N)^2 s_c^2 / n_c + s_seeds^2 / S), with s_c^2 the variance of phi within class c and s_seeds^2
-    that of NH over the S seeds.
-
-    Parameters
-    ----------
-    phi : array
-        Influence values [N], averaged over the seeds, or [S, N], which are averaged here.
-    labels : array
-        Integers [N], at least two points in each class.
-    seed_values : array, optional
-        NH of each seed, [S]. With fewer than two, the term of the seeds is left out: the error is then that of
-        this one map.
-    """
-    values = to_tensor(phi).to(torch.float64)
-    values = values.mean(dim=0) if values.ndim == 2 else values
-    classes, members, counts = _classes(labels, values)
-    if int(counts.min()) < 2:
-        rare = int(classes[counts.argmin()])
-        raise InputError(f"a standard error needs at least 2 points in every class, class {rare} has 1")
-    means = _sums(values, members, len(counts)) / counts
-    variances = _sums((values - means[members]).square(), members, len(counts)) / (counts - 1)
-    variance = float((counts * variances).sum()) / len(values) ** 2
-    if seed_values is not None:
-        nh = to_tensor(seed_values).to(torch.float64)
-        if nh.numel() > 1:
-            variance += float(nh.var()) / nh.numel()
-    return variance**0.5
-
-
 def chance(labels: Any) -> float:
     """Expected NH of a map that ignores the classes: (n_c - 1) / (N - 1), averaged over the points."""
-    _, members, counts = _classes(labels, None)
+    _, members, counts = classes_of(labels, None)
     N = len(members)
     return float((counts * (counts - 1)).sum()) / (N * (N - 1))
 
@@ -168,18 +107,90 @@ def neighbor_ranks(X: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(out)
 
 
-def score_maps(
-    X: torch.Tensor, Z: torch.Tensor, labels: torch.Tensor, *, k: Sequence[int] = (5,)
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Score the maps Z [S, N, 2] of a layer X [N, d] with class labels int64 [N].
+@dataclass(frozen=True)
+class MapScore:
+    """One map, for k neighbours."""
 
-    Returns
-    -------
-    rows : list of dict
-        One per seed and k: seed, k, nh, nh_feature_space, chance, tied, trustworthiness, continuity.
-    scores : list of dict
-        One per k, averaged over the seeds, with the standard error of NH. `tied` is the share of points whose k
-        neighbours, in the map or in the layer's own space, are an arbitrary choice among equally far ones.
+    seed: int
+    k: int
+    nh: float
+    nh_feature_space: float
+    chance: float
+    tied: float
+    trustworthiness: float
+    continuity: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """A layer, for k neighbours: the means over its maps, and the standard error of NH.
+
+    Attributes
+    ----------
+    k : int
+    nh, standard_error : float
+        In the maps.
+    nh_feature_space : float
+        In the layer's own space.
+    chance : float
+        Of a map that ignores the classes.
+    tied : float
+        Share of points whose k neighbours, in the map or in the layer's own space, are an arbitrary choice among
+        equally far ones.
+    trustworthiness, continuity : float
+    """
+
+    k: int
+    nh: float
+    standard_error: float
+    nh_feature_space: float
+    chance: float
+    tied: float
+    trustworthiness: float
+    continuity: float
+
+
+@dataclass(frozen=True)
+class LayerScores:
+    """All that one k says of a layer.
+
+    Attributes
+    ----------
+    k : int
+    maps : tuple of MapScore
+        One for each seed.
+    mean : Score
+    influence, hits : torch.Tensor
+        float64 [S, N]: what each point contributes to NH in each map, and its hit there.
+    influence_feature_space, hits_feature_space : torch.Tensor
+        float64 [N]: the same in the layer's own space.
+    """
+
+    k: int
+    maps: tuple[MapScore, ...]
+    mean: Score
+    influence: torch.Tensor
+    hits: torch.Tensor
+    influence_feature_space: torch.Tensor
+    hits_feature_space: torch.Tensor
+
+
+def score_maps(
+    X: torch.Tensor,
+    Z: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    k: Sequence[int] = (5,),
+    seeds: Sequence[int] | None = None,
+) -> list[LayerScores]:
+    """Score the maps Z [S, N, 2] of a layer X [N, d] with class labels int64 [N], for each k.
+
+    `seeds` are the seeds of the maps, by default 0, 1, ...
+
+    >>> X = torch.rand(60, 5, generator=torch.Generator().manual_seed(0))
+    >>> (scores,) = score_maps(X, X[None, :, :2], torch.arange(60) % 3, k=[5])
+    >>> scores.influence.shape, abs(float(scores.influence.mean()) - scores.mean.nh) < 1e-12
+    (torch.Size([1, 60]), True)
     """
     labels = labels.to(X.device)
     most = max(k)
@@ -189,31 +200,29 @@ def score_maps(
     ranks_X = neighbor_ranks(X, torch.cat([near.indices for near in near_Z], dim=1)).split(most, dim=1)
     ranks_Z = [neighbor_ranks(z, near_X.indices) for z in Z]
     expected = chance(labels)
-    rows, scores = [], []
+    result = []
     for n in k:
-        own, own_tied = near_X.first(n).indices, near_X.first(n).tied
-        phi, own_rows = [], []
-        for seed in range(len(Z)):
-            near = near_Z[seed].first(n)
-            phi.append(influence_values(near.indices, labels))
-            own_rows.append(
-                {
-                    "seed": seed,
-                    "k": n,
-                    "nh": float(hits(near.indices, labels).mean()),
-                    "nh_feature_space": float(hits(own, labels).mean()),
-                    "chance": expected,
-                    "tied": float((near.tied | own_tied).double().mean()),
-                    "trustworthiness": rank_score(ranks_X[seed][:, :n]),
-                    "continuity": rank_score(ranks_Z[seed][:, :n]),
-                }
+        own, near = near_X.first(n), [one.first(n) for one in near_Z]
+        own_hits, map_hits = hits(own.indices, labels), torch.stack([hits(one.indices, labels) for one in near])
+        phi = torch.stack([influence_values(one.indices, labels) for one in near])
+        maps = tuple(
+            MapScore(
+                seed=number if seeds is None else seeds[number],
+                k=n,
+                nh=float(map_hits[number].mean()),
+                nh_feature_space=float(own_hits.mean()),
+                chance=expected,
+                tied=float((one.tied | own.tied).double().mean()),
+                trustworthiness=rank_score(ranks_X[number][:, :n]),
+                continuity=rank_score(ranks_Z[number][:, :n]),
             )
-        nh = [row["nh"] for row in own_rows]
-        error = standard_error(torch.stack(phi), labels, seed_values=nh)
-        mean = {key: float(np.mean([row[key] for row in own_rows])) for key in own_rows[0] if key not in ("seed", "k")}
-        scores.append({"k": n, "nh": mean.pop("nh"), "standard_error": error, **mean})
-        rows += own_rows
-    return rows, scores
+            for number, one in enumerate(near)
+        )
+        error = standard_error(phi, labels, seed_values=[row.nh for row in maps])
+        means = {f.name: float(np.mean([getattr(row, f.name) for row in maps])) for f in fields(MapScore)[2:]}
+        mean = Score(k=n, standard_error=error, **means)
+        result.append(LayerScores(n, maps, mean, phi, map_hits, influence_values(own.indices, labels), own_hits))
+    return result
 
 
 def _ranks_torch(XT: torch.Tensor, indices: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
@@ -229,32 +238,6 @@ def _ranks_torch(XT: torch.Tensor, indices: torch.Tensor, limits: torch.Tensor) 
             closer = (D < limit) | ((D == limit) & (order < index))
             ranks[rows, c] = closer.sum(dim=1) + 1
     return ranks
-
-
-def _matches(indices: torch.Tensor, labels: Any) -> torch.Tensor:
-    """M_ji = [y_i = y_j], bool [N, k], for i the neighbours of each j."""
-    _, members, _ = _classes(labels, indices)
-    return members[indices] == members[:, None]
-
-
-def _classes(labels: Any, rows: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Class labels [C], the class number of each point [N] and the class sizes [C], on the device of `rows`."""
-    y = to_tensor(labels)
-    if y.ndim != 1 or y.is_floating_point() or y.is_complex():
-        raise InputError(f"labels must be integers of shape [N], got {y.dtype} of shape {list(y.shape)}")
-    if rows is not None:
-        if len(y) != len(rows):
-            raise InputError(f"labels and points must be equally many, got {len(y)} labels and {len(rows)} points")
-        y = y.to(rows.device)
-    classes, members, counts = torch.unique(y, return_inverse=True, return_counts=True)
-    if len(classes) < 2:
-        raise InputError(f"at least two classes are needed, all {len(y)} labels are the same")
-    return classes, members, counts
-
-
-def _sums(values: torch.Tensor, members: torch.Tensor, n_classes: int) -> torch.Tensor:
-    """Sum of `values` in each class, float64 [C], in a fixed order."""
-    return torch.stack([values[members == c].sum() for c in range(n_classes)])
 
 
 def _pair(X: Any, Z: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -125,7 +125,7 @@ def _search(D: torch.Tensor, perplexity: float) -> torch.Tensor:
     beta = torch.ones(len(D), dtype=D.dtype, device=D.device)
     low, high = torch.zeros_like(beta), torch.full_like(beta, torch.inf)
     width, before = high, high  # of the bracket in log(beta), after the last step and after the one before
-    for _ in range(bandwidths.MAX_STEPS):
+    for turn in range(bandwidths.MAX_STEPS):
         E = torch.exp(-beta[:, None] * D)
         total = E.sum(1)
         first = (E * D).sum(1) / total
@@ -136,7 +136,7 @@ def _search(D: torch.Tensor, perplexity: float) -> torch.Tensor:
             break
         low, high = torch.where(gap > 0, beta, low), torch.where(gap < 0, beta, high)
         now = high.log() - low.log()  # infinite while low is 0
-        slow, before, width = now > before / 2, width, now
+        slow, before, width = (now > before / 2) & (turn >= bandwidths.PATIENCE), width, now
         newton = beta * (gap / (beta.square() * variance)).clamp(-3, 3).exp()
         middle = torch.where(high.isinf(), 20 * beta, torch.where(low == 0, beta / 20, low.sqrt() * high.sqrt()))
         inside = (newton > low) & (newton < high) & ~slow

@@ -4,10 +4,8 @@ import importlib.util
 import math
 import numbers
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,20 +15,19 @@ from sklearn.base import BaseEstimator
 from qdv_gpu.arrays import like, to_tensor
 from qdv_gpu.errors import InputError, MissingPackageError, unknown
 from qdv_gpu.machine import resolve_device
-from qdv_gpu.tsne.affinities import KINDS, Affinities, SparseAffinities, check_perplexity, joint_affinities
-from qdv_gpu.tsne.descent import Phase, descend
+from qdv_gpu.tsne.affinities import KINDS, check_perplexity, joint_affinities
 from qdv_gpu.tsne.engines.cuml import MAX_NEIGHBORS, cuml_embeddings
+from qdv_gpu.tsne.objective import SIMILARITIES, kl_divergence
+from qdv_gpu.tsne.problem import phases
+from qdv_gpu.tsne.schedule import descend
 
 ENGINES = ("auto", "exact", "cuml")
-SIMILARITIES = ("student-t", "gaussian")
 # Up to this N, "auto" is exact. Not measured: it is where the exact engine's time by an H200's roof, 2.7 s for 1,000
 # iterations, passes what an approximation of O(N) plausibly takes.
 EXACT_UP_TO = 100_000
 # Seconds per pair and iteration. CPU: measured on two cores with AVX-512. CUDA: the roof of an H200, not measured.
 SECONDS_PER_PAIR = {"cpu": 8e-11, "cuda": 2.7e-13}
 INIT_STD = 1e-4
-MOMENTUM = (0.5, 0.8)  # during early exaggeration, and after it
-KL_CHUNK = 1 << 19  # pairs held at once in float64
 
 
 class TSNE(BaseEstimator):
@@ -44,11 +41,11 @@ class TSNE(BaseEstimator):
     ----------
     perplexity : float
         Effective number of neighbours, at least 1 and at most (N - 1) / 3.
-    n_iter : int
+    iterations : int
         Number of iterations, those with early exaggeration included. All of them are done.
     early_exaggeration : float
-        Factor on P during the first `exaggeration_iter` iterations, at least 1.
-    exaggeration_iter : int
+        Factor on P during the first `exaggeration_iterations` iterations, at least 1.
+    exaggeration_iterations : int
         Iterations with early exaggeration and momentum 0.5; the others have momentum 0.8. A map that early
         exaggeration contracts to a point, which happens to noise, goes on from its start instead.
     learning_rate : float or "auto"
@@ -75,7 +72,7 @@ class TSNE(BaseEstimator):
     embedding_ : array [N, 2], [B, N, 2], [S, N, 2] or [B, S, N, 2], float32
     kl_divergence_ : float, or float64 array of the shape before [N, 2]
         KL(P || Q) over all pairs, in float64.
-    n_iter_ : int
+    iterations_ : int
     engine_ : str
         "exact" or "cuml".
     learning_rate_ : float
@@ -86,9 +83,9 @@ class TSNE(BaseEstimator):
         self,
         *,
         perplexity: float = 30.0,
-        n_iter: int = 1000,
+        iterations: int = 1000,
         early_exaggeration: float = 12.0,
-        exaggeration_iter: int = 250,
+        exaggeration_iterations: int = 250,
         learning_rate: float | str = "auto",
         init: Any = "random",
         similarity: str = "student-t",
@@ -98,9 +95,9 @@ class TSNE(BaseEstimator):
         device: str | torch.device = "auto",
     ) -> None:
         self.perplexity = perplexity
-        self.n_iter = n_iter
+        self.iterations = iterations
         self.early_exaggeration = early_exaggeration
-        self.exaggeration_iter = exaggeration_iter
+        self.exaggeration_iterations = exaggeration_iterations
         self.learning_rate = learning_rate
         self.init = init
         self.similarity = similarity
@@ -114,7 +111,7 @@ class TSNE(BaseEstimator):
         self.fit_transform(X)
         return self
 
-    def fit_transform(self, X: Any, y: Any = None, *, seeds: int | None = None) -> Any:
+    def fit_transform(self, X: Any, y: Any = None, *, seeds: int | Sequence[int] | None = None) -> Any:
         """Embed the points of X.
 
         Parameters
@@ -123,8 +120,8 @@ class TSNE(BaseEstimator):
             numpy, torch or CuPy, any real dtype; N >= 4. A batch is embedded in one go, each with its own P.
         y : ignored
             For scikit-learn's pipelines.
-        seeds : int, optional
-            Embed each X this many times, with the seeds seed, seed + 1, ..., from one P.
+        seeds : int or sequence of int, optional
+            Embed each X this many times, with the seeds seed, seed + 1, ..., or with these seeds, from one P.
 
         Returns
         -------
@@ -142,46 +139,38 @@ class TSNE(BaseEstimator):
         if home.type == "cuda" and self.engine == "auto" and importlib.util.find_spec("cupy") is None:
             warnings.warn('t-SNE runs on the CPU without CuPy: pip install "qdv_gpu[cuda13]"', stacklevel=2)
             points = points.cpu()
-        self._check_parameters(points.shape[1], seeds)
+        self._check_parameters(points.shape[1])
         B, N, d = points.shape
-        S = 1 if seeds is None else int(seeds)
+        chosen = self._seeds(seeds)
+        S = len(chosen)
         shape = (*([B] if np.ndim(X) == 3 else []), *([S] if seeds is not None else []), N, 2)
-        start = self._start(points, S, shape)  # [B * S, N, 2]
-        engine = self._resolved_engine(points)
+        start = self._start(points, chosen, shape)  # [B * S, N, 2]
+        engine = self.engine_for(N, points.device.type)
         rate = self._resolved_rate(N)
         P = [joint_affinities(x, perplexity=self.perplexity, kind=self.affinities) for x in points]
         if engine == "cuml":
-            Z = torch.cat([cuml_embeddings(self, x, S, rate) for x in points])
+            Z = torch.cat([cuml_embeddings(x, self.get_params(), chosen, rate) for x in points])
         else:
-            n_exaggerated = min(self.exaggeration_iter, self.n_iter)
-            phases = [
-                Phase(n_exaggerated, float(self.early_exaggeration), MOMENTUM[0]),
-                Phase(self.n_iter - n_exaggerated, 1.0, MOMENTUM[1]),
-            ]
-            with _progress(self.n_iter) as advance:
-                Z = descend(
-                    P,
-                    start,
-                    phases=phases,
-                    learning_rate=rate,
-                    gaussian=self.similarity == "gaussian",
-                    advance=advance,
-                )
+            Z = descend(
+                P,
+                start,
+                phases=phases(self.iterations, float(self.early_exaggeration), self.exaggeration_iterations),
+                learning_rate=rate,
+                gaussian=self.similarity == "gaussian",
+            )
         if not Z.isfinite().all():
             raise InputError(f"the embedding overflowed with learning_rate {rate:g}: a smaller one or auto is needed")
         kl = np.array([kl_divergence(P[e // S], z, similarity=self.similarity) for e, z in enumerate(Z)])
         self.kl_divergence_ = float(kl[0]) if len(shape) == 2 else kl.reshape(shape[:-2])
-        self.n_iter_, self.engine_, self.learning_rate_, self.n_features_in_ = self.n_iter, engine, rate, d
+        self.iterations_, self.engine_, self.learning_rate_, self.n_features_in_ = self.iterations, engine, rate, d
         self.embedding_ = like(Z.reshape(shape).to(home), X)
         return self.embedding_
 
-    def _check_parameters(self, N: int, seeds: int | None) -> None:
+    def _check_parameters(self, N: int) -> None:
         check_perplexity(self.perplexity, N)
-        _check_integer("n_iter", self.n_iter, 1)
-        _check_integer("exaggeration_iter", self.exaggeration_iter, 0)
+        _check_integer("iterations", self.iterations, 1)
+        _check_integer("exaggeration_iterations", self.exaggeration_iterations, 0)
         _check_integer("seed", self.seed, 0)
-        if seeds is not None:
-            _check_integer("seeds", seeds, 1)
         _check_number("early_exaggeration", self.early_exaggeration, 1)
         if not (isinstance(self.learning_rate, str) and self.learning_rate == "auto"):
             _check_number("learning_rate", self.learning_rate, sys.float_info.min, "auto or a positive number")
@@ -190,6 +179,17 @@ class TSNE(BaseEstimator):
                 raise unknown(name, str(getattr(self, name)), allowed)
         if isinstance(self.init, str) and self.init not in ("random", "pca"):
             raise unknown("init", self.init, ("random", "pca"))
+
+    def _seeds(self, seeds: int | Sequence[int] | None) -> list[int]:
+        """The seeds to embed with."""
+        if not isinstance(seeds, Sequence):
+            _check_integer("seeds", 1 if seeds is None else seeds, 1)
+            return [self.seed + number for number in range(seeds or 1)]
+        for seed in seeds:
+            _check_integer("seeds", seed, 0)
+        if not seeds or len(set(seeds)) < len(seeds):
+            raise InputError(f"seeds must be one or more different integers, got {list(seeds)}")
+        return list(seeds)
 
     def _resolved_rate(self, N: int) -> float:
         if not isinstance(self.learning_rate, str):
@@ -205,15 +205,15 @@ class TSNE(BaseEstimator):
         if hindrance is not None:
             raise hindrance
 
-    def _resolved_engine(self, points: torch.Tensor) -> str:
-        N, device = points.shape[1], points.device.type
+    def engine_for(self, N: int, device: str) -> str:
+        """Which engine embeds N points on "cpu" or "cuda"; errors as `check_engine`."""
         self.check_engine(device)
         if self.engine == "exact" or (self.engine == "auto" and N <= EXACT_UP_TO):
             return "exact"
         hindrance = self._why_not_cuml(device)
         if hindrance is None:
             return "cuml"
-        seconds = SECONDS_PER_PAIR[device] * N**2 * self.n_iter
+        seconds = SECONDS_PER_PAIR[device] * N**2 * self.iterations
         warnings.warn(
             f"{N} points with the exact engine may take {seconds:.0f} s an embedding ({hindrance})", stacklevel=3
         )
@@ -236,9 +236,9 @@ class TSNE(BaseEstimator):
             return InputError(f"engine cuml requires a perplexity of at most {largest}, got {self.perplexity}")
         return None
 
-    def _start(self, points: torch.Tensor, S: int, shape: tuple[int, ...]) -> torch.Tensor:
+    def _start(self, points: torch.Tensor, seeds: list[int], shape: tuple[int, ...]) -> torch.Tensor:
         """Where the embeddings start, float32 [B * S, N, 2] on the points' device."""
-        B, N, _ = points.shape
+        (B, N, _), S = points.shape, len(seeds)
         if not isinstance(self.init, str):
             init = to_tensor(self.init, points.device)
             if tuple(init.shape) not in {(N, 2), shape}:
@@ -248,56 +248,8 @@ class TSNE(BaseEstimator):
             return init.to(torch.float32).expand(shape).reshape(B * S, N, 2)
         if self.init == "pca":
             return torch.stack([_first_components(x) for x in points]).repeat_interleave(S, dim=0)
-        draws = [INIT_STD * _normal(self.seed + s, N) for s in range(S)]
+        draws = [INIT_STD * _normal(seed, N) for seed in seeds]
         return torch.stack(draws).repeat(B, 1, 1).to(points.device)
-
-
-def kl_divergence(P: Affinities, Z: torch.Tensor, *, similarity: str = "student-t") -> float:
-    """KL(P || Q) = sum p_ij log(p_ij / q_ij) over all pairs, in float64 (van der Maaten & Hinton 2008, eq. 2).
-
-    Parameters
-    ----------
-    P : SparseAffinities or torch.Tensor [N, N]
-        Joint affinities, as `joint_affinities` gives them.
-    Z : torch.Tensor
-        Embedding [N, 2] on P's device.
-    similarity : {"student-t", "gaussian"}
-        q_ij proportional to 1 / (1 + d_ij^2) or to exp(-d_ij^2), i != j.
-    """
-    if similarity not in SIMILARITIES:
-        raise unknown("similarity", similarity, SIMILARITIES)
-    gaussian = similarity == "gaussian"
-    x, y = Z.to(torch.float64).T.contiguous()
-    N = len(x)
-    own = torch.arange(N, device=Z.device)
-    step = max(1, KL_CHUNK // max(1, len(P.values) // N if isinstance(P, SparseAffinities) else N))
-    attraction = total = 0.0
-    for rows in own.split(step):
-        if isinstance(P, SparseAffinities):
-            bounds = P.indptr[int(rows[0]) : int(rows[-1]) + 2]
-            entries = slice(int(bounds[0]), int(bounds[-1]))
-            i, j, p = rows.repeat_interleave(bounds.diff()), P.indices[entries].long(), P.values[entries].double()
-        else:
-            i, j, p = rows[:, None], own, P[rows].double()
-        D = (x[i] - x[j]).square_().add_((y[i] - y[j]).square_())
-        attraction += float((torch.xlogy(p, p) + p * (D if gaussian else D.log1p_())).sum())
-        total += float(p.sum())
-    return attraction + total * float(_log_normalisers(x, y, gaussian=gaussian).logsumexp(0))
-
-
-def _log_normalisers(x: torch.Tensor, y: torch.Tensor, *, gaussian: bool) -> torch.Tensor:
-    """log of the sum over j != i of the similarity, float64 [N], for coordinates float64 [N]."""
-    result = torch.empty_like(x)
-    if not x.is_cuda:
-        from qdv_gpu.kernels import cpu
-
-        cpu.log_normalisers(x.numpy(), y.numpy(), gaussian, result.numpy())
-        return result
-    for rows in torch.arange(len(x), device=x.device).split(max(1, KL_CHUNK // len(x))):
-        D = (x[rows, None] - x).square_().add_((y[rows, None] - y).square_())  # [step, N]
-        D[rows - rows[0], rows] = torch.inf
-        result[rows] = torch.logsumexp(-D if gaussian else -D.log1p_(), 1)
-    return result
 
 
 def _validated(X: Any, device: str | torch.device) -> torch.Tensor:
@@ -361,21 +313,3 @@ def _first_components(X: torch.Tensor) -> torch.Tensor:
     largest = Z.gather(0, Z.abs().argmax(dim=0, keepdim=True))
     std = Z[:, 0].std(correction=0)
     return (Z * torch.where(largest < 0, -1, 1) * (INIT_STD / std if std > 0 else 0.0)).to(torch.float32)
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """Yield a function to call with the number of iterations just done.
-
-    On a terminal, a bar on stderr appears when the run has taken two seconds.
-    """
-    if not sys.stderr.isatty():
-        yield lambda done: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    begin = time.monotonic()
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("t-SNE", total=total, visible=False)
-        yield lambda done: bar.update(task, advance=done, visible=time.monotonic() - begin > 2)

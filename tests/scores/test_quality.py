@@ -7,7 +7,7 @@ from sklearn import manifold
 
 from qdv_gpu.errors import InputError
 from qdv_gpu.neighbors import knn
-from qdv_gpu.scores import quality
+from qdv_gpu.scores import quality, statistics
 
 
 def _normal(*shape, seed=0):
@@ -47,9 +47,9 @@ def test_kinds_of_arrays():
 def test_influence_values(Z, k):
     labels = _integers(4, 400, seed=3)
     indices = knn(Z, k).indices
-    phi = quality.influence_values(indices, labels)
+    phi = statistics.influence_values(indices, labels)
     assert abs(float(phi.mean()) - quality.neighborhood_hit(Z, labels, k=k)) < 1e-12
-    h = quality.hits(indices, labels)
+    h = statistics.hits(indices, labels)
     expected = h.clone()
     for j in range(400):
         for i in indices[j].tolist():
@@ -60,9 +60,9 @@ def test_influence_values(Z, k):
 def test_random_map_scores_chance():
     for seed in range(3):
         Z, labels = _normal(3000, 2, seed=seed), _integers(10, 3000, seed=seed + 10)
-        phi = quality.influence_values(knn(Z, 5).indices, labels)
+        phi = statistics.influence_values(knn(Z, 5).indices, labels)
         difference = float(phi.mean()) - quality.chance(labels)
-        assert abs(difference) < 3 * quality.standard_error(phi, labels)
+        assert abs(difference) < 3 * statistics.standard_error(phi, labels)
 
 
 def test_chance():
@@ -77,9 +77,9 @@ def test_standard_error_is_the_spread_over_fresh_samples():
     hits, errors = [], []
     for _ in range(300):
         Z = centres[labels] + torch.randn(2000, 2, generator=generator)
-        phi = quality.influence_values(knn(Z, 5).indices, labels)
+        phi = statistics.influence_values(knn(Z, 5).indices, labels)
         hits.append(float(phi.mean()))
-        errors.append(quality.standard_error(phi, labels))
+        errors.append(statistics.standard_error(phi, labels))
     ratio = np.sqrt(np.mean(np.square(errors))) / np.std(hits, ddof=1)
     assert 0.85 < ratio < 1.15
 
@@ -91,8 +91,8 @@ def test_standard_error_of_seeds():
     classes = sum((n / 80) ** 2 * part.var() / n for n, part in ((30, mean[:30]), (50, mean[30:])))
     seeds = np.array([0.4, 0.5, 0.45])
     expected = float(classes + seeds.var(ddof=1) / 3) ** 0.5
-    assert quality.standard_error(phi, labels, seed_values=seeds) == pytest.approx(expected, rel=1e-12)
-    assert quality.standard_error(mean, labels, seed_values=[0.4]) == pytest.approx(float(classes) ** 0.5, rel=1e-12)
+    assert statistics.standard_error(phi, labels, seed_values=seeds) == pytest.approx(expected, rel=1e-12)
+    assert statistics.standard_error(mean, labels, seed_values=[0.4]) == pytest.approx(float(classes) ** 0.5, rel=1e-12)
 
 
 @pytest.mark.parametrize("k", [1, 5, 20])
@@ -138,7 +138,7 @@ def test_bad_input():
     with pytest.raises(InputError, match="k smaller than N / 2, got k=10, N=20"):
         quality.trustworthiness(Z, Z, k=10)
     with pytest.raises(InputError, match="class 7 has 1"):
-        quality.standard_error(torch.zeros(5), [0, 0, 7, 1, 1])
+        statistics.standard_error(torch.zeros(5), [0, 0, 7, 1, 1])
 
 
 @pytest.mark.gpu
@@ -146,7 +146,7 @@ def test_cuda_equals_cpu():
     X, Z, labels = _normal(500, 10), _integers(9, 500, 2).float(), _integers(4, 500)
     indices = knn(Z, 5).indices
     assert torch.equal(
-        quality.influence_values(indices.cuda(), labels).cpu(), quality.influence_values(indices, labels)
+        statistics.influence_values(indices.cuda(), labels).cpu(), statistics.influence_values(indices, labels)
     )
     assert quality.neighborhood_hit(Z.cuda(), labels) == quality.neighborhood_hit(Z, labels)
     assert quality.trustworthiness(X.cuda(), Z.cuda()) == quality.trustworthiness(X, Z)

@@ -1,31 +1,31 @@
 """t-SNE by cuML's FFT method, for sizes where every pair is too many."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
 from qdv_gpu.neighbors import knn
-
-if TYPE_CHECKING:
-    from qdv_gpu.tsne.estimator import TSNE
+from qdv_gpu.tsne.problem import MOMENTUM
 
 MAX_NEIGHBORS = 1023  # counting the point itself
 
 
-def cuml_embeddings(settings: "TSNE", X: torch.Tensor, S: int, rate: float) -> torch.Tensor:
-    """Embed X [N, d] S times on its CUDA device, float32 [S, N, 2], with the objective of the exact engine.
+def cuml_embeddings(X: torch.Tensor, settings: Mapping[str, Any], seeds: Sequence[int], rate: float) -> torch.Tensor:
+    """Embed X [N, d] with each of S seeds on its CUDA device, float32 [S, N, 2], by the parameters of `TSNE`.
 
-    cuML's perplexity search counts the point itself, so its P is slightly narrower than ours.
+    The objective is that of the exact engine, but cuML's perplexity search counts the point itself, so its P is
+    slightly narrower than ours.
     """
     import cupy
 
-    neighbors = knn(X, int(3 * settings.perplexity))
+    neighbors = knn(X, int(3 * settings["perplexity"]))
     itself = torch.arange(len(X), device=X.device)[:, None]
     indices = torch.cat([itself, neighbors.indices], dim=1)
     distances = torch.cat([torch.zeros_like(itself), neighbors.squared_distances.sqrt()], dim=1).to(torch.float32)
     columns = X.to(torch.float32).T.contiguous().T  # cuML reads column-major arrays without a copy
     maps = []
-    for seed in range(settings.seed, settings.seed + S):
+    for seed in seeds:
         # a copy, because cuML squares the distances in place
         model = cuml_model(settings, seed, rate, (cupy.from_dlpack(indices), cupy.from_dlpack(distances.clone())))
         with torch.cuda.device(X.device):
@@ -34,30 +34,28 @@ def cuml_embeddings(settings: "TSNE", X: torch.Tensor, S: int, rate: float) -> t
     return torch.stack(maps)
 
 
-def cuml_model(settings: "TSNE", seed: int, rate: float, neighbors: tuple[Any, Any] | None) -> Any:
+def cuml_model(settings: Mapping[str, Any], seed: int, rate: float, neighbors: tuple[Any, Any] | None) -> Any:
     """cuML's estimator with our settings; `neighbors` are indices and distances [N, k + 1], each point itself first.
 
     cuML's update lacks the gradient's factor 4, hence 4 * rate; it doubles the rate after early exaggeration.
     """
     from cuml.manifold import TSNE as CumlTSNE
 
-    from qdv_gpu.tsne.estimator import MOMENTUM
-
     return CumlTSNE(
         n_components=2,
-        perplexity=settings.perplexity,
-        early_exaggeration=settings.early_exaggeration,
-        exaggeration_iter=settings.exaggeration_iter,
+        perplexity=settings["perplexity"],
+        early_exaggeration=settings["early_exaggeration"],
+        exaggeration_iter=settings["exaggeration_iterations"],
         learning_rate=4 * rate,
         learning_rate_method="none",  # "adaptive" would overwrite n_neighbors
-        max_iter=settings.n_iter,
-        n_iter_without_progress=settings.n_iter,
+        max_iter=settings["iterations"],
+        n_iter_without_progress=settings["iterations"],
         min_grad_norm=0.0,
         pre_momentum=MOMENTUM[0],
         post_momentum=MOMENTUM[1],
-        n_neighbors=int(3 * settings.perplexity) + 1,
+        n_neighbors=int(3 * settings["perplexity"]) + 1,
         method="fft",
-        init=settings.init,
+        init=settings["init"],
         random_state=seed,
         precomputed_knn=neighbors,
         output_type="cupy",

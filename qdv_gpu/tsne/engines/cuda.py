@@ -1,0 +1,63 @@
+"""The exact method on a GPU: CUDA kernels."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from qdv_gpu.tsne.problem import Phase, Rows
+
+GRAPH_ITERATIONS = 25  # in one CUDA graph
+
+
+def descend_cuda(
+    rows: Rows,
+    start: torch.Tensor,
+    phase: Phase,
+    *,
+    learning_rate: float,
+    gaussian: bool,
+    done: Callable[[int], None],
+) -> torch.Tensor:
+    """As `descend_cpu`, with CUDA kernels; most iterations are replays of a graph of 25."""
+    from qdv_gpu import kernels
+
+    E, N, _ = start.shape
+    Z = start.reshape(E * N, 2).clone(memory_format=torch.contiguous_format)
+    velocity, gains, attraction, repulsion = (
+        torch.zeros_like(Z), torch.ones_like(Z), torch.empty_like(Z), torch.empty_like(Z)
+    )  # fmt: skip
+    weight, bounds = torch.empty_like(Z[:, 0]), torch.arange(E + 1, device=Z.device) * N
+    scalars = np.array([phase.exaggeration, learning_rate, phase.momentum], dtype=np.float32)
+    dense = int(rows.indices.numel() == 0)
+    replays = max(0, phase.iterations - 1) // GRAPH_ITERATIONS
+    single = phase.iterations - replays * GRAPH_ITERATIONS  # what is captured has run before
+
+    def step() -> None:
+        kernels.launch(module, "repel", Z, bounds, repulsion, weight, grid=(-(-N // 16), E), block=128)
+        kernels.launch(module, "attract", Z, bounds, *rows, attraction, grid=(-(-N // 4), E), block=128)
+        kernels.launch(
+            module, "update", Z, velocity, gains, attraction, repulsion, weight, bounds, *scalars,
+            grid=(-(-N // 256), E), block=256,
+        )  # fmt: skip
+
+    with torch.cuda.device(Z.device):
+        module = kernels.load("tsne", fast_math=True, GAUSSIAN=int(gaussian), DENSE=dense)
+        for _ in range(single):
+            step()
+        done(single)
+        if replays:
+            graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                graph.capture_begin(capture_error_mode="thread_local")
+                try:
+                    for _ in range(GRAPH_ITERATIONS):
+                        step()
+                finally:  # or the stream would go on capturing for good
+                    graph.capture_end()
+            for _ in range(replays):
+                graph.replay()
+                torch.cuda.current_stream().synchronize()  # so that progress is real and Ctrl-C acts at once
+                done(GRAPH_ITERATIONS)
+    return Z.view(E, N, 2)
