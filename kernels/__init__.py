@@ -4,7 +4,16 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import numba
+import torch
+
 FOLDER = Path(__file__).parent
+
+# numba gets as many threads as torch has, which OMP_NUM_THREADS sets. To start numba's OpenMP layer, which this does,
+# raises torch's number to that of all cores, so torch is told again.
+_threads = torch.get_num_threads()
+numba.set_num_threads(min(_threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]  # set at run time
+torch.set_num_threads(_threads)
 
 
 @functools.cache
@@ -51,7 +60,6 @@ def launch(module: Any, kernel: str, *args: Any, grid: tuple[int, ...], block: i
     nothing is allocated, so a launch can be captured in a CUDA graph once the kernel has run.
     """
     import cupy
-    import torch
 
     device = args[0].device.index
     pointers = tuple(arg.data_ptr() if isinstance(arg, torch.Tensor) else arg for arg in args)

@@ -1,16 +1,21 @@
-"""Writing results so that a killed or full-disk run never leaves half a file."""
+"""Files: written whole or not at all, locked, safely named; and sizes in bytes as people write them."""
 
 import contextlib
 import errno
+import fcntl
 import json
+import math
 import os
+import re
 import tempfile
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from qdv_gpu.errors import InputError
 
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 TEMPORARY = ".qdv-gpu-tmp-"  # how the names of unfinished files begin
 
 
@@ -59,6 +64,35 @@ def replacing(path: str | Path) -> Iterator[Path]:
                 temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def locked(folder: Path, *, shared: bool = False, wait: bool = False) -> Iterator[bool]:
+    """Hold a lock on a folder, which is made if need be; it dies with the process. Yields whether it was to be had."""
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(handle)
+
+
+def safe_name(text: str) -> str:
+    """A file name for a text, the text itself if it is letters, digits and "@+-_." and not hidden.
+
+    What else there is becomes "_", and then eight digits of the text's hash keep different texts apart.
+
+    >>> safe_name("layer4.1"), safe_name("../up")
+    ('layer4.1', '_._up-8c722b8a')
+    """
+    safe = re.sub(r"^\.|[^A-Za-z0-9@+_.-]", "_", text)[:100]
+    return safe if safe == text else f"{safe}-{sha256(text.encode(errors='surrogateescape')).hexdigest()[:8]}"
+
+
 def flush(path: Path) -> None:
     """Have the disk keep a file, or what a folder lists."""
     handle = os.open(path, os.O_RDONLY)
@@ -105,3 +139,30 @@ def remove_leftovers(folder: str | Path) -> None:
     for path in Path(folder).rglob(f"{TEMPORARY}*"):
         if path.is_file():
             path.unlink(missing_ok=True)
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of "4GB", "512 MiB", "2e9".
+
+    Raises
+    ------
+    InputError
+        If it is not a positive number with or without a unit.
+    """
+    match = re.fullmatch(r"\s*([\d.]+(?:e\d+)?)\s*([kmgt]?i?)b?\s*", text.lower())
+    try:
+        number = float(match[1]) * UNITS[match[2].upper()] if match else 0
+    except (ValueError, KeyError):
+        number = 0
+    if not 1 <= number < math.inf:
+        raise InputError(f"memory must be a size like 4GB or 512MiB, got {text!r}")
+    return int(number)
+
+
+def readable(size: float) -> str:
+    """ "1.3 GB" for 1,284,505,600."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"

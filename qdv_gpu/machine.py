@@ -1,9 +1,12 @@
 """The machine: its devices, their memory, and how exactly they multiply."""
 
+import ctypes
+import logging
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +15,10 @@ import torch
 
 from qdv_gpu.errors import InputError
 
+S = TypeVar("S")
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
+_THREADS = torch.get_num_threads()  # before anything changes it; the kernels tell numba the same
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
@@ -41,17 +47,39 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     return torch.device("cuda", index)
 
 
-class Halving:
-    """Calls a function on a batch, of one tensor or several, in as many pieces as memory needs; remembers how many.
+def threads() -> int:
+    """How many threads the CPU's work is spread over: what torch started with, which OMP_NUM_THREADS sets."""
+    return _THREADS
 
-    Parameters
-    ----------
-    report : callable
-        Told when the pieces get smaller.
+
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """Let each of torch's operators on the CPU use one thread: sums are then in an order that nothing else sets."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def in_parallel(function: Callable[[S], T], items: Iterable[S]) -> list[T]:
+    """Results of a function for each item, in order, on `threads()` threads with torch's operators on one each.
+
+    So a result depends on its item alone, and not on how many threads there are. Inference, gradient and autocast modes
+    belong to a thread: the function enters them.
+
+    >>> in_parallel(lambda n: n * n, range(4))
+    [0, 1, 4, 9]
     """
+    with single_threaded(), ThreadPoolExecutor(threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return list(pool.map(function, items))
 
-    def __init__(self, report: Callable[[str], None]) -> None:
-        self.report = report
+
+class Halving:
+    """Calls a function on a batch, of one tensor or several, in as many tiles as memory needs; remembers how many."""
+
+    def __init__(self) -> None:
         self.pieces = 1
 
     def __call__(self, function: Callable[..., T], *batch: torch.Tensor) -> list[T]:
@@ -75,7 +103,7 @@ class Halving:
             raise InputError("CUDA is out of memory even for one image: lower --image-size")
         self.pieces *= 2
         torch.cuda.empty_cache()
-        self.report(f"CUDA is out of memory: the batch is halved to {-(-size // self.pieces)} images")
+        logger.warning("CUDA is out of memory: the batch is halved to %d images", -(-size // self.pieces))
 
 
 @contextmanager
@@ -114,6 +142,18 @@ def free_memory(device: torch.device) -> int:
     except OSError:  # not Linux
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     return min([available, *_free_in_groups()])
+
+
+def return_freed_memory() -> None:
+    """Have the C library give large blocks back as soon as they are freed, for the rest of the process (glibc).
+
+    Otherwise each thread keeps blocks of up to 32 MB for later, which is faster, and which no budget can count.
+    """
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL("libc.so.6")
+        for option in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+            library.mallopt(option, 1 << 20)
+        library.malloc_trim(0)
 
 
 def _free_in_groups(process: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:

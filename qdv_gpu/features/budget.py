@@ -1,14 +1,12 @@
 """Which layers of a network are held, in which forward pass, and which are recomputed, within a budget of memory."""
 
-import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from qdv_gpu.errors import InputError
 from qdv_gpu.features.pca import Workspace, workspace
+from qdv_gpu.files import readable
 
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 # Bytes of a forward pass for each byte of the largest input and output of one of its modules: these, copies in the
 # layout that a convolution wants, and what waits beside them for a sum or concatenation.
 FORWARD = 3
@@ -42,35 +40,40 @@ class Task:
     images : int
     image_bytes : int
         What the forward pass of one image needs, layers aside.
-    n_components : int
+    pca : int
     embedding : int
         Bytes that t-SNE and the scores of one layer need.
+    tile : int
+        Images that go through the network together at least.
     batch : int
-        Images in a batch, at most.
+        And at most.
     """
 
     network: str
     layers: Sequence[Layer]
     images: int
     image_bytes: int
-    n_components: int
+    pca: int
     embedding: int
+    tile: int
     batch: int
 
     def work(self, layer: Layer, memory: float = 0) -> Workspace:
         """The PCA's workspace of at most `memory` bytes, or the smallest."""
-        return workspace(self.images, max(layer.widths), self.n_components, memory=memory)
+        return workspace(self.images, max(layer.widths), self.pca, memory=memory)
 
     def held(self, layers: Sequence[Layer]) -> int:
         """Least bytes with which these are computed in one pass, and then reduced and embedded one by one."""
         row = sum(layer.row for layer in layers)
-        return row * self.images + max(
-            self.image_bytes + row, *(self.work(layer).bytes for layer in layers), self.embedding
-        )
+        return row * self.images + max(self.forward(row), *(self.work(layer).bytes for layer in layers), self.embedding)
 
     def recomputed(self, layer: Layer) -> int:
-        """Least bytes with which the layer is computed anew, image by image, whenever its rows are read."""
-        return max(self.image_bytes + layer.row + self.work(layer).bytes, self.embedding)
+        """Least bytes with which the layer is computed anew, tile by tile, whenever its rows are read."""
+        return max(self.forward(layer.row) + self.work(layer).bytes, self.embedding)
+
+    def forward(self, row: int) -> int:
+        """Least bytes of a forward pass that gives `row` bytes an image."""
+        return min(self.tile, self.images) * (self.image_bytes + row)
 
     def least(self, layer: Layer) -> int:
         """Least bytes that work for the layer."""
@@ -108,7 +111,7 @@ class Plan:
         for name in self.recomputed:
             yield (
                 f"{network}: {name} ({readable(sizes[name])}) is recomputed {self.batches[name]} images at a time, "
-                f"with {self.workspaces[name].block} columns in its PCA"
+                f"with {self.workspaces[name].columns} columns in its PCA"
             )
 
 
@@ -151,7 +154,7 @@ def _plan(task: Task, room: int) -> Plan:
             recomputed.append(layer)
 
     def batch(row: int, spare: int) -> int:
-        fits = max(1, min(room // BATCH_SHARE, spare) // (task.image_bytes + row))
+        fits = max(task.tile, min(room // BATCH_SHARE, spare) // (task.image_bytes + row))
         return min(task.batch, 1 << fits.bit_length() - 1)
 
     batches, workspaces = {}, {}
@@ -171,30 +174,3 @@ def _plan(task: Task, room: int) -> Plan:
         batches,
         workspaces,
     )
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes of "4GB", "512 MiB", "2e9".
-
-    Raises
-    ------
-    InputError
-        If it is not a positive number with or without a unit.
-    """
-    match = re.fullmatch(r"\s*([\d.]+(?:e\d+)?)\s*([kmgt]?i?)b?\s*", text.lower())
-    try:
-        number = float(match[1]) * UNITS[match[2].upper()] if match else 0
-    except (ValueError, KeyError):
-        number = 0
-    if not 1 <= number < math.inf:
-        raise InputError(f"memory must be a size like 4GB or 512MiB, got {text!r}")
-    return int(number)
-
-
-def readable(size: float) -> str:
-    """ "1.3 GB" for 1,284,505,600."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 999.5:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"

@@ -1,25 +1,32 @@
 """What the layers of a network make of a set of images: many layers from one forward pass."""
 
-from collections import defaultdict
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from qdv_gpu.arrays import like, to_tensor
+from qdv_gpu.arrays import like
+from qdv_gpu.data.convert import as_images
 from qdv_gpu.data.images import Images, prepare
 from qdv_gpu.errors import InputError, unknown
-from qdv_gpu.machine import Halving, product_precision
+from qdv_gpu.machine import Halving, in_parallel, product_precision, threads
+from qdv_gpu.networks.copies import shared_copy
+from qdv_gpu.networks.hooks import hooked
+from qdv_gpu.networks.layers import LayerName, numbered, trace_calls
+from qdv_gpu.networks.load import Source, load_network
 from qdv_gpu.networks.network import Network
+from qdv_gpu.progress import advance
 
 T = TypeVar("T")
-Report = Callable[[str], None]
 Store = Callable[[str, int, int, Tensor], Tensor]  # see ForwardPass.batches
-BATCH = {"cpu": 64, "cuda": 256}
+CPU_TILE, CPU_PIXELS = 32, 1 << 17  # images of a tile on a CPU at most, and pixels
+CUDA_BATCH = 256
+CPU_BATCH = 64  # at least
 PRECISIONS = ("fp32", "tf32", "bf16")
 
 
@@ -27,31 +34,46 @@ class _LastLayerSeenError(Exception):
     """Ends a forward pass that has given all that was asked for."""
 
 
+def tile_images(device: torch.device, size: int) -> int:
+    """Images that go through the network in one call on a CPU, where a layer's bits depend on it: a function of size.
+
+    On a GPU 1: there a batch goes through as a whole.
+    """
+    if device.type != "cpu":
+        return 1
+    return 1 << (max(1, min(CPU_TILE, CPU_PIXELS // size**2)).bit_length() - 1)
+
+
+def default_batch(device: torch.device, size: int) -> int:
+    """Images of a batch: enough for each thread of a CPU to have a tile."""
+    return CUDA_BATCH if device.type != "cpu" else max(CPU_BATCH, threads() * tile_images(device, size))
+
+
 def activations(
-    network: Network,
+    network: Source,
     images: Any,
     *,
     layers: Iterable[str] | None = None,
     image_size: int | None = None,
     batch_size: int | None = None,
     precision: str = "fp32",
-    report: Report = print,
 ) -> dict[str, Any]:
     """Activations of several layers from one forward pass.
 
     Parameters
     ----------
-    network : Network
-        From `load_network`; the pass runs on its device and stops behind the last layer asked for.
-    images : Images or array
-        From `load_images`, or uint8 [N, C, H, W] (numpy, torch or CuPy).
+    network : str, nn.Module or Network
+        As for `load_network`; a module is not changed, and is in evaluation mode for the pass, which runs on its device
+        and stops behind the last layer asked for.
+    images : Images, array, Dataset, DataLoader or list of PIL images
+        As for `as_images`.
     layers : iterable of str, optional
         Layer names or dotted module paths; default the network's `layers`. A module that is called several times
         in a pass gives "name@1", "name@2", ...
     image_size : int, optional
         Side in pixels that the images are resized to; default the network's.
     batch_size : int, optional
-        Default 64 on the CPU, 256 on CUDA; halved, with a word to `report`, when CUDA runs out of memory.
+        Default 256 on CUDA, halved when it runs out of memory; on a CPU it changes no bit of the result.
     precision : {"fp32", "tf32", "bf16"}
         float32; the same with products in TF32 (CUDA); or automatic mixed precision with bfloat16.
 
@@ -66,14 +88,28 @@ def activations(
     InputError
         For an unknown layer, one whose output is not a tensor with a row for each image, one whose size changes from
         batch to batch, or if not even one image fits the device.
+
+    Examples
+    --------
+    >>> network = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2))
+    >>> {name: X.shape for name, X in activations(network, torch.rand(10, 1, 8, 8), layers=["1", "2"]).items()}
+    {'1': torch.Size([10, 144]), '2': torch.Size([10, 36])}
     """
-    dataset = images if isinstance(images, Images) else _as_images(images)
-    check_precision(precision, network.device)
-    pass_ = ForwardPass(
-        network, dataset, network.select(layers), image_size, batch_size, precision=precision, report=report
-    )
-    held = hold(pass_)
-    return held if isinstance(images, Images) else {name: like(X.float(), images) for name, X in held.items()}
+    loaded = load_network(network, device=None if isinstance(network, Network | nn.Module) else "auto")
+    check_precision(precision, loaded.device)
+    asked = None if layers is None else [LayerName.parse(layer) for layer in layers]
+    selected = loaded.select(None if asked is None else [layer.path for layer in asked])
+    held = hold(ForwardPass(loaded, as_images(images), selected, image_size, batch_size, precision))
+    if asked is not None:
+        every = {layer.path for layer in asked if layer.call is None}
+        if absent := next((str(one) for one in asked if one.call and str(one) not in held), None):
+            raise unknown(f"call of a layer of {loaded.name}", absent, held)
+        held = {n: X for n, X in held.items() if LayerName.parse(n).path in every or LayerName.parse(n) in asked}
+    return {name: like(X.float(), images) for name, X in held.items()} if _is_array(images) else held
+
+
+def _is_array(images: Any) -> bool:
+    return hasattr(images, "__array_interface__") or hasattr(images, "__cuda_array_interface__")
 
 
 def check_precision(precision: str, device: torch.device) -> None:
@@ -95,10 +131,13 @@ def computing(precision: str, device: torch.device) -> Iterator[None]:
 
 
 def network_input(network: Network, pixels: Tensor, size: int | None = None) -> Tensor:
-    """Resize uint8 images [B, C, H, W] to `size`, or the network's own, and normalise them to its dtype."""
+    """Images [B, C, H, W] as the network wants them: uint8 resized to `size`, or its own, and normalised; its dtype.
+
+    Floating-point images are normalised already, and resized only to a `size` that is given.
+    """
     inputs = prepare(
         pixels,
-        size=size or network.image_size,
+        size=size or (None if pixels.is_floating_point() else network.image_size),
         channels=network.channels,
         mean=network.mean,
         std=network.std,
@@ -109,33 +148,40 @@ def network_input(network: Network, pixels: Tensor, size: int | None = None) -> 
 
 def hold(pass_: "ForwardPass") -> dict[str, Tensor]:
     """Run the pass and keep every layer whole: float32 (or bfloat16) [N, D] on the network's device."""
-    held: dict[str, list[Tensor]] = defaultdict(list)
+    held: dict[tuple[str, int], Tensor] = {}
+    lock = threading.Lock()
 
     def store(layer: str, call: int, start: int, output: Tensor) -> Tensor:
-        if call == len(held[layer]):
-            size = len(pass_.images), output[0].numel()
-            try:
-                with torch.inference_mode(mode=False):  # or its user could not change it
-                    held[layer].append(torch.empty(size, dtype=_kept(output), device=output.device))
-            except torch.OutOfMemoryError:
-                raise InputError(
-                    f"CUDA is out of memory for {size[0]:,} x {size[1]:,} activations of layer {layer}: "
-                    "choose fewer images or layers, or in an analysis --memory"
-                ) from None
-        rows = held[layer][call][start : start + len(output)]
+        with lock:
+            if (layer, call) not in held:
+                size = len(pass_.images), output[0].numel()
+                try:
+                    with torch.inference_mode(mode=False):  # or its user could not change it
+                        held[layer, call] = torch.empty(size, dtype=_kept(output), device=output.device)
+                except torch.OutOfMemoryError:
+                    raise InputError(
+                        f"CUDA is out of memory for {size[0]:,} x {size[1]:,} activations of layer {layer}: "
+                        "choose fewer images or layers, or in an analysis --memory"
+                    ) from None
+        rows = held[layer, call][start : start + len(output)]
         rows.view_as(output).copy_(output)
         return rows
 
     for _ in pass_.batches(store):
         pass
-    return pass_.labelled(held)
+    return pass_.labelled(
+        {layer: [held[layer, call] for call in range(len(calls))] for layer, calls in pass_.calls.items()}
+    )
 
 
 @dataclass
 class ForwardPass:
     """Iterating runs the images through the network and yields {layer: [b, D]} batch by batch, float32 or bfloat16.
 
-    It can be iterated again, which runs the images again.
+    It can be iterated again, which runs the images again. On a CPU a batch is cut into tiles of a size that depends on
+    that of the images alone, each of which goes through a copy of the network on one thread: the bits of a result
+    depend neither on the number of threads nor on the size of the batch, and a network that keeps something in `self`
+    during its forward pass keeps each tile's apart.
     """
 
     network: Network
@@ -144,17 +190,17 @@ class ForwardPass:
     image_size: int | None = None
     batch_size: int | None = None
     precision: str = "fp32"
-    report: Report = print
-    halving: Halving | None = None  # shared by passes over parts of the layers
+    calls: dict[str, list[int]] = field(default_factory=dict)  # features of each call of each layer, once known
+    halving: Halving = field(default_factory=Halving)  # shared by passes over parts of the layers
 
     def __post_init__(self) -> None:
+        self.size = self.image_size or self.network.image_size
         if self.batch_size is None:
-            self.batch_size = BATCH[self.network.device.type]
-        if self.batch_size < 1:
-            raise InputError(f"batch size must be at least 1, got {self.batch_size}")
-        self.halving = self.halving or Halving(self.report)
-        self.calls: dict[str, list[int]] = {}  # features of each call of each layer, known after the first batch
+            self.batch_size = default_batch(self.network.device, self.size)
+        if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int) or self.batch_size < 1:
+            raise InputError(f"batch size must be an integer of at least 1, got {self.batch_size!r}")
         self.element = 4  # bytes of an activation
+        self.copies: list[nn.Module] = []
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         return self.batches(_copied)
@@ -163,16 +209,27 @@ class ForwardPass:
         """Run the images and yield, batch by batch, what `store` returns.
 
         It is called as soon as a layer is computed, with the layer, the number of the call, the first image and the
-        output [b, ...], and returns a copy [b, D]: the network may overwrite the output.
+        output [b, ...], and returns a copy [b, D]: the network may overwrite the output. On a CPU several threads call
+        it.
         """
-        assert self.halving is not None
-        order = torch.arange(len(self.images)).split(self.batch_size)
+        tile = tile_images(self.network.device, self.size)
+        step = -(-(self.batch_size or 1) // tile) * tile
+        order = torch.arange(len(self.images)).split(step)
         for rows, pixels in zip(order, self.images.batches(order, self.network.device), strict=True):
             # what is yielded has no name here, or it would stay while the next batch is computed
-            yield _together(self.halving(partial(self._forward, store), pixels, rows))
+            with product_precision("tf32" if self.precision == "tf32" else "ieee"):
+                if pixels.is_cuda:
+                    found = self.halving(partial(self._forward, store), pixels, rows)
+                else:
+                    tiles = list(zip(pixels.split(tile), rows.split(tile), strict=True))
+                    found = [] if self.calls else [self._forward(store, *tiles.pop(0))]  # which finds the calls
+                    found += in_parallel(lambda one: self._forward(store, *one), tiles)
+            advance("activations", int(rows[-1]) + 1, len(self.images))
+            yield _together(found)
+            del found
 
     def run(self) -> None:
-        """Run the pass for what it finds out: `calls`, and whether the network takes these images."""
+        """Run the pass for what it finds out: `calls`, and whether the layers are such as can be analysed."""
         for _ in self:
             pass
 
@@ -184,53 +241,51 @@ class ForwardPass:
     def labelled(self, calls: Mapping[str, Sequence[T]]) -> dict[str, T]:
         """Outputs by name: "relu", or "relu@1", "relu@2" if the module is called several times."""
         return {
-            f"{name}@{number}" if len(calls[name]) > 1 else name: value
+            str(label): value
             for name in self.layers
-            for number, value in enumerate(calls[name], start=1)
+            for label, value in zip(numbered(name, len(calls[name])), calls[name], strict=True)
         }
 
-    def source(self, layer: str) -> str:
-        """The name in `layers` that an output belongs to: "relu" for "relu@2"."""
-        return layer if layer in self.layers else layer.rpartition("@")[0]
-
     def tiles(self, layer: str) -> "LayerTiles":
-        """The rows of one layer, batch by batch, recomputed each time they are iterated."""
-        source = self.source(layer)
-        return LayerTiles(replace(self, layers={source: self.layers[source]}), layer)
+        """The rows of one output, batch by batch, recomputed each time they are iterated."""
+        source = layer if layer in self.layers else LayerName.parse(layer).path
+        calls = {source: self.calls[source]} if source in self.calls else {}
+        return LayerTiles(replace(self, layers={source: self.layers[source]}, calls=calls), layer)
 
     def _forward(self, store: Store, pixels: Tensor, rows: Tensor) -> dict[str, Tensor]:
+        """One tile through the network."""
         network = self.network
-        size = self.image_size or network.image_size
         seen: dict[str, list[Tensor]] = {name: [] for name in self.layers}
+        names = {path: [name for name in self.layers if self.layers[name] == path] for path in self.layers.values()}
         expected = sum(map(len, self.calls.values()))
 
-        def keep(name: str) -> Callable[..., None]:
-            def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        def keep(path: str, _module: nn.Module, _inputs: Any, _options: Any, output: Any) -> None:
+            for name in names[path]:
                 self._check(name, len(seen[name]), output, len(pixels))
                 seen[name].append(store(name, len(seen[name]), int(rows[0]), output))
-                if sum(map(len, seen.values())) == expected:
-                    raise _LastLayerSeenError
+            if sum(map(len, seen.values())) == expected:
+                raise _LastLayerSeenError
 
-            return hook
-
-        handles = []
+        module = network.module if pixels.is_cuda else self._borrowed()
         try:
-            for name, path in self.layers.items():
-                handles.append(network.module.get_submodule(path).register_forward_hook(keep(name)))
-            with torch.inference_mode(), computing(self.precision, network.device):
-                inputs = network_input(network, pixels, size)
+            with (
+                torch.inference_mode(),
+                torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.precision == "bf16"),
+                hooked(module, names, after=keep),
+            ):
+                inputs = network_input(network, pixels, self.image_size)
                 if inputs.is_cuda:  # convolutions are fastest on it, and pass it on
                     inputs = inputs.contiguous(memory_format=torch.channels_last)
-                network.module(inputs)
+                module(inputs)
         except _LastLayerSeenError:
             pass
         except (RuntimeError, ValueError, AssertionError) as error:
-            if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError | InputError):
-                raise
-            raise InputError(f"{network.name} cannot take images of {size} x {size} pixels: {error}") from error
+            if not isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError | InputError):
+                trace_calls(network, self.size)  # which says so if it is the size that the network cannot take
+            raise
         finally:
-            for handle in handles:
-                handle.remove()
+            if not pixels.is_cuda:
+                self.copies.append(module)
         for name, outputs in seen.items():
             if len(outputs) < max(1, len(self.calls.get(name, ()))):
                 raise InputError(
@@ -240,9 +295,16 @@ class ForwardPass:
         self.element = max(output.element_size() for outputs in seen.values() for output in outputs)
         return self.labelled(seen)
 
+    def _borrowed(self) -> nn.Module:
+        """A copy of the network that no other thread is using."""
+        try:
+            return self.copies.pop()
+        except IndexError:
+            return shared_copy(self.network.module)
+
     def _check(self, name: str, call: int, output: Any, batch: int) -> None:
         """Raise InputError if the output is not a tensor with a row of always the same size for each image."""
-        where = f"layer {name} of {self.network.name}"
+        where = f"layer {name} of {self.network.name}" if name else f"the output of {self.network.name}"
         if not isinstance(output, Tensor):
             raise InputError(f"{where} gives a {type(output).__name__}, not a tensor: choose a layer inside it")
         if output.ndim < 2 or len(output) != batch:
@@ -279,14 +341,3 @@ def _copied(_layer: str, _call: int, _start: int, output: Tensor) -> Tensor:
 
 def _together(pieces: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return pieces[0] if len(pieces) == 1 else {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
-
-
-def _as_images(array: Any) -> Images:
-    pixels = to_tensor(array)
-    if pixels.ndim != 4 or pixels.dtype != torch.uint8 or pixels.shape[1] not in (1, 3) or not len(pixels):
-        raise InputError(
-            "images must be uint8 of shape [N, C, H, W] with N >= 1 and C of 1 or 3, "
-            f"got {pixels.dtype} of shape {list(pixels.shape)}"
-        )
-    none = torch.zeros(len(pixels), dtype=torch.int64)
-    return Images("array", none, ("",), torch.arange(len(pixels)), pixels)

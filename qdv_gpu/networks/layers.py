@@ -1,17 +1,16 @@
 """The layers that a network is analysed at: by name, or found by following one image through it."""
 
 import itertools
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qdv_gpu.errors import InputError
-
-if TYPE_CHECKING:
-    from qdv_gpu.networks.network import Network
+from qdv_gpu.networks.hooks import hooked
+from qdv_gpu.networks.network import Network
 
 # The paper's layers (Wang & Liu, CIKM 2024, Table 3); a conv layer is taken after its ReLU.
 _NAMED_LAYERS = {
@@ -23,6 +22,39 @@ _KINDS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Dropout)
 
 
 @dataclass(frozen=True)
+class LayerName:
+    """One output of a layer.
+
+    Attributes
+    ----------
+    path : str
+        The layer's name or module path.
+    call : int or None
+        Which of the calls in a forward pass, from 1, where the module is called several times.
+
+    >>> str(LayerName("relu", 2)), LayerName.parse("relu@2")
+    ('relu@2', LayerName(path='relu', call=2))
+    """
+
+    path: str
+    call: int | None = None
+
+    def __str__(self) -> str:
+        return self.path if self.call is None else f"{self.path}@{self.call}"
+
+    @classmethod
+    def parse(cls, text: str) -> "LayerName":
+        """From "relu" or "relu@2"."""
+        path, _, call = text.rpartition("@")
+        return cls(path, int(call)) if path and call.isascii() and call.isdigit() and call[0] != "0" else cls(text)
+
+
+def numbered(path: str, calls: int) -> list[LayerName]:
+    """Names of the outputs of a layer that is called so often."""
+    return [LayerName(path)] if calls == 1 else [LayerName(path, call) for call in range(1, calls + 1)]
+
+
+@dataclass(frozen=True)
 class Call:
     """A call of a submodule in a forward pass: its path, and the shapes of input and output without batch."""
 
@@ -31,7 +63,7 @@ class Call:
     output: tuple[int, ...] | None
 
 
-def trace_calls(network: "Network", image_size: int | None = None) -> list[Call]:
+def trace_calls(network: Network, image_size: int | None = None) -> list[Call]:
     """Run one blank image through the network and list the calls of all submodules, inner ones first.
 
     Raises
@@ -42,37 +74,42 @@ def trace_calls(network: "Network", image_size: int | None = None) -> list[Call]
     size = network.image_size if image_size is None else image_size
     if size < 1:
         raise InputError(f"image size must be at least 1 pixel, got {size}")
-    image = torch.zeros(1, network.channels, size, size, dtype=network.dtype, device=network.device)
     calls: list[Call] = []
 
     def shape(value: Any) -> tuple[int, ...] | None:
         return tuple(value.shape[1:]) if isinstance(value, Tensor) else None
 
-    def record(path: str) -> Callable[..., None]:
-        def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            calls.append(Call(path, shape(inputs[0]) if inputs else None, shape(output)))
+    def record(path: str, _: nn.Module, inputs: tuple[Any, ...], _options: dict[str, Any], output: Any) -> None:
+        calls.append(Call(path, shape(inputs[0]) if inputs else None, shape(output)))
 
-        return hook
+    with hooked(network.module, [path for path, _ in network.module.named_modules() if path], after=record):
+        check_size(network, (network.channels, size, size))
+    return calls
 
-    handles = [m.register_forward_hook(record(path)) for path, m in network.module.named_modules() if path]
+
+def check_size(network: Network, shape: Sequence[int]) -> None:
+    """Run a blank image [C, H, W] through the network; InputError if it cannot take images of that shape.
+
+    What fails with other images only is a mistake of the network's or of ours, and not the images' size.
+    """
+    image = torch.zeros(1, *shape, dtype=network.dtype, device=network.device)
     try:
         with torch.inference_mode():
             network.module(image)
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise InputError(f"{network.name} cannot take images of {size} x {size} pixels: {error}") from None
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls
+        if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError):
+            raise
+        pixels = " x ".join(map(str, shape[1:]))
+        raise InputError(f"{network.name} cannot take images of {pixels} pixels: {error}") from error
 
 
-def describe_layers(network: "Network", image_size: int | None = None) -> list[tuple[str, str, tuple[int, ...]]]:
+def describe_layers(network: Network, image_size: int | None = None) -> list[tuple[str, str, tuple[int, ...]]]:
     """Name, module path and output shape (without batch) of the network's default layers."""
     shapes = {call.path: call.output or () for call in trace_calls(network, image_size)}
     return [(name, path, shapes[path]) for name, path in network.layers.items()]
 
 
-def default_layers(network: "Network") -> dict[str, str]:
+def default_layers(network: Network) -> dict[str, str]:
     own: dict[str, str] = getattr(network.module, "named_layers", {})
     if own:
         network.select(own.values())

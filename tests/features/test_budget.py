@@ -11,15 +11,16 @@ import torch
 
 from qdv_gpu import Settings, analyze
 from qdv_gpu.errors import InputError
-from qdv_gpu.features.budget import Layer, Task, parse_bytes, plan, readable
+from qdv_gpu.features.budget import Layer, Task, plan
 from qdv_gpu.features.pca import principal_components, workspace
+from qdv_gpu.files import parse_bytes, readable
 from qdv_gpu.machine import _free_in_groups
 
 BIG, MIDDLE, SMALL = Layer("big", (800_000,)), Layer("middle", (40_000, 10_000)), Layer("small", (500,))
 
 
 def task(layers=(BIG, MIDDLE, SMALL), network="net"):
-    return Task(network, layers, images=1000, image_bytes=10**6, n_components=50, embedding=10**7, batch=64)
+    return Task(network, layers, images=1000, image_bytes=10**6, pca=50, embedding=10**7, tile=1, batch=64)
 
 
 def planned(budget, layers=(BIG, MIDDLE, SMALL), **options):
@@ -46,7 +47,7 @@ def test_what_fits_is_held_after_one_pass():
     assert chosen.passes == [["big", "middle", "small"]]
     assert chosen.recomputed == []
     assert set(chosen.batches.values()) == {64}
-    assert {work.block for work in chosen.workspaces.values()} == {160}
+    assert {work.columns for work in chosen.workspaces.values()} == {160}
 
 
 def test_what_fits_alone_gets_a_pass_of_its_own():
@@ -60,7 +61,7 @@ def test_what_does_not_fit_is_recomputed():
     chosen = planned(12 * 10**8)
     assert chosen.recomputed == ["big"]
     assert chosen.passes == [["middle", "small"]]
-    assert chosen.workspaces["big"].block < 160
+    assert chosen.workspaces["big"].columns < 160
     assert chosen.batches["big"] * (10**6 + BIG.row) + chosen.workspaces["big"].bytes <= 12 * 10**8
     lines = list(chosen.lines("net", {"big": 3_200_000_000, "middle": 200_000_000, "small": 2_000_000}))
     assert re.match(r"net: one pass, \d+ images at a time, holds middle, small \(202 MB\)", lines[0])
@@ -77,7 +78,7 @@ def test_the_least_that_works_is_named_and_works():
     with pytest.raises(InputError, match="too small for layer big of big net"):
         plan([small, big], budget=int(0.99 * enough), reserved=10**8)
     with pytest.raises(InputError, match="too small for layer small"):
-        planned(10**7, [SMALL])
+        planned(9 * 10**6, [SMALL])
 
 
 @pytest.mark.parametrize("budget", [600_000_000, 900_000_000, 2 * 10**9, 5 * 10**9, 10**10])
@@ -105,40 +106,43 @@ def test_a_smaller_workspace_finds_the_same_components():
         @ torch.randn(40, 2000, generator=generator)
     )
     smallest = workspace(300, 2000, 20, memory=0)
-    assert smallest.block == 30
+    assert smallest.columns == 30
     wide, narrow = principal_components([X], 20), principal_components(X.split(7), 20, workspace=smallest)
     assert narrow.passes >= wide.passes
     assert torch.allclose(narrow.variance, wide.variance, rtol=1e-4)
     assert float(narrow.variance.sum() / wide.variance.sum()) == pytest.approx(1, abs=1e-5)
 
 
-def test_results_do_not_depend_on_the_budget(tmp_path):
+def test_results_do_not_depend_on_the_budget(tmp_path, lines):
     settings = Settings(samples=300, pca=10, perplexity=10, iterations=300, seeds=2)
-    whole = analyze("tiny_networks:cnn", "digits", tmp_path / "a", settings=settings, weights="none", report=str)
-    lines = []
-    tight = Settings(**{**settings.__dict__, "memory": 19_500_000})
-    parts = analyze("tiny_networks:cnn", "digits", tmp_path / "b", settings=tight, weights="none", report=lines.append)
-    assert any("images at a time" in line for line in lines)
-    for one, other in zip(whole.scores, parts.scores, strict=True):
-        assert one["nh_feature_space"] == pytest.approx(other["nh_feature_space"], abs=0.005)
-        assert one["nh"] == pytest.approx(other["nh"], abs=0.05)
+    whole = analyze("tiny_networks:cnn", "digits", tmp_path / "a", settings=settings, weights="none")
+    tight = Settings(**{**settings.__dict__, "memory": 16_000_000})
+    parts = analyze(
+        "tiny_networks:cnn", "digits", tmp_path / "b", settings=tight, weights="none", store=tmp_path / "other"
+    )
+    assert any("images at a time" in line for line in lines())
+    for one, other in zip(whole.layers, parts.layers, strict=True):
+        assert one.of(5).nh_feature_space == pytest.approx(other.of(5).nh_feature_space, abs=0.005)
+        assert one.of(5).nh == pytest.approx(other.of(5).nh, abs=0.05)
     with pytest.raises(InputError, match=r"memory of 1 MB is too small for layer \w+ of cnn: at least"):
         analyze("tiny_networks:cnn", "digits", tmp_path / "c", settings=Settings(**{**tight.__dict__, "memory": 10**6}),
-                weights="none")  # fmt: skip
+                weights="none", store=tmp_path / "third")  # fmt: skip
     assert not (tmp_path / "c").exists()
 
 
 ALONE = """
+import logging
 import sys
 from pathlib import Path
 from qdv_gpu import Settings, analyze, load_network
+logging.basicConfig(level=logging.INFO, stream=sys.stdout)
 
 def status(what):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(what))
 
 fixed = {"iterations": 250, "seeds": 1}
-analyze("tiny_networks:cnn", "digits", sys.argv[1] + "/a", settings=Settings(**fixed), weights="none", report=str)
+analyze("tiny_networks:cnn", "digits", sys.argv[1] + "/a", settings=Settings(**fixed), weights="none")
 load_network("squeezenet1_1", weights="none")
 before = status("VmRSS")  # Python, its libraries, and what they compile
 settings = Settings(samples=430, image_size=160, layers=("layer1",), memory=int(sys.argv[2]), **fixed)

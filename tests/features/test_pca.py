@@ -7,6 +7,7 @@ import torch
 
 from qdv_gpu.errors import InputError
 from qdv_gpu.features import pca
+from qdv_gpu.features.normalise import NORMALISATIONS
 
 
 def _normal(*shape, seed=0):
@@ -51,7 +52,7 @@ def _check(X, how, result, n):
     torch.testing.assert_close(result.scores.double(), Y @ W.T, rtol=0, atol=1e-5 * float(S[0]))
 
 
-@pytest.mark.parametrize("how", pca.NORMALISATIONS)
+@pytest.mark.parametrize("how", NORMALISATIONS)
 def test_equals_singular_value_decomposition(how):
     X = _layer()
     _check(X, how, pca.principal_components([X], 50, normalise=how), 50)
@@ -95,7 +96,7 @@ def test_same_bits_twice_and_signs():
     assert (W.gather(1, W.abs().argmax(dim=1, keepdim=True)) > 0).all()
 
 
-@pytest.mark.parametrize("how", pca.NORMALISATIONS)
+@pytest.mark.parametrize("how", NORMALISATIONS)
 @pytest.mark.parametrize("scale", [1e-25, 1e20])
 def test_very_small_and_large_activations(scale, how):
     X = _layer(200, 300)
@@ -104,7 +105,7 @@ def test_very_small_and_large_activations(scale, how):
     torch.testing.assert_close(result.scores, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("how", pca.NORMALISATIONS)
+@pytest.mark.parametrize("how", NORMALISATIONS)
 def test_no_reduction(how):
     X = _layer(60, 40)
     result = pca.reduce(X.split(7), 0, normalise=how)
@@ -123,7 +124,7 @@ def test_more_components_than_exist(N, D):
     torch.testing.assert_close(torch.cdist(result.double(), result.double()), distances, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("how", pca.NORMALISATIONS)
+@pytest.mark.parametrize("how", NORMALISATIONS)
 @pytest.mark.parametrize("value", [0.0, 3.7])
 def test_constant_layer(value, how):
     assert not pca.reduce([torch.full((30, 20), value)], 5, normalise=how).any()
@@ -169,7 +170,7 @@ def test_bad_input():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("how", pca.NORMALISATIONS)
+@pytest.mark.parametrize("how", NORMALISATIONS)
 def test_components_on_a_gpu(how):
     X = _layer()
     found = pca.principal_components(X.cuda().split(64), 20, normalise=how)

@@ -11,7 +11,7 @@ import torch
 
 from qdv_gpu.errors import InputError
 from qdv_gpu.networks.layers import describe_layers
-from qdv_gpu.networks.network import load_network
+from qdv_gpu.networks.load import load_network
 from qdv_gpu.networks.weights import read_weights, write_weights
 
 
@@ -201,7 +201,7 @@ def test_cached_weights_are_checked_and_never_executed(monkeypatch, tmp_path):
     torch.save({**state, "bomb": _Bomb()}, cached)
     with pytest.raises(InputError, match=r"squeezenet1_1-b8a52dc0\.pth is damaged"):
         load_network("squeezenet1_1")
-    monkeypatch.setattr("qdv_gpu.networks.network._download", lambda *_: None)  # as if the hash were right
+    monkeypatch.setattr("qdv_gpu.networks.zoo._download", lambda *_: None)  # as if the hash were right
     with pytest.raises(InputError, match="could not be downloaded or read"):
         load_network("squeezenet1_1")
     assert not Path("executed").exists()

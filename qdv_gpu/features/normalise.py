@@ -1,0 +1,144 @@
+"""Rows of a layer made comparable, tile by tile: the statistics that this takes, and what they do to a row."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, TypeVar
+
+import torch
+
+from qdv_gpu.errors import InputError, unknown
+from qdv_gpu.machine import in_parallel
+
+T = TypeVar("T")
+
+NORMALISATIONS = ("minmax", "l2", "standard", "none")
+TINY = torch.finfo(torch.float32).tiny  # norms, deviations and extents up to here count as 0
+TILE = 1 << 22  # elements of a tile
+LEAST_ROWS = 32  # of a tile, however wide the layer is
+BLOCKS = 16  # that a product is cut into on a CPU, or more where one would exceed BLOCK
+BLOCK = 1 << 19  # elements
+
+
+class Statistics(NamedTuple):
+    """What the rows of a layer have in common.
+
+    Attributes
+    ----------
+    rows : int
+        N.
+    lowest, highest : float
+    mean, squares : torch.Tensor
+        float64 [D]: mean of the rows (over their norms for l2), and sum of squared deviations from it.
+    """
+
+    rows: int
+    lowest: float
+    highest: float
+    mean: torch.Tensor
+    squares: torch.Tensor
+
+    @classmethod
+    def none(cls, D: int, device: torch.device) -> "Statistics":
+        """Of no rows yet."""
+        zeros = torch.zeros(D, dtype=torch.float64, device=device)
+        return cls(0, torch.inf, -torch.inf, zeros, zeros.clone())
+
+    def merged(self, tile: torch.Tensor, normalise: str) -> tuple["Statistics", torch.Tensor]:
+        """With the rows of another tile, which l2 divides by their norms; also returns the tile's own mean.
+
+        By Chan, Golub & LeVeque 1983.
+        """
+        n = len(tile)
+        least, most = map(float, torch.aminmax(tile))
+        if not (least > -torch.inf and most < torch.inf):  # False for NaN as well
+            row = self.rows + int((~tile.isfinite().all(dim=1)).nonzero()[0])
+            raise InputError(f"activations must be finite, row {row} holds NaN or infinity")
+        scale_rows_(tile, normalise)
+
+        def moments(columns: slice) -> torch.Tensor:
+            values = tile[:, columns].to(torch.float64)
+            mean = values.mean(dim=0)
+            return torch.stack([mean, (values - mean).square_().sum(dim=0)])
+
+        mean, squares = torch.cat(over_blocks(moments, tile.shape[1], n, tile.device), dim=1)
+        shift, total = mean - self.mean, self.rows + n
+        merged = Statistics(
+            total,
+            min(self.lowest, least),
+            max(self.highest, most),
+            self.mean + shift * (n / total),
+            self.squares + squares + shift.square() * (self.rows * n / total),
+        )
+        return merged, mean
+
+    def affine(self, normalise: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Shift and scale, float32 [D], such that (row - shift) * scale is a normalised row less the mean one.
+
+        For "none" the scale is that of "minmax", which keeps products within float32; the caller takes it back.
+        """
+        if normalise == "l2":
+            scale = torch.ones_like(self.mean)
+        elif normalise == "standard":
+            deviation = (self.squares / self.rows).sqrt()
+            scale = torch.where(deviation > TINY, 1 / deviation, 0.0)
+        else:
+            extent = self.highest - self.lowest
+            scale = torch.full_like(self.mean, 1 / extent if extent > TINY else 0.0)
+        return self.mean.to(torch.float32), scale.to(torch.float32)
+
+
+def check_normalisation(normalise: str) -> None:
+    """Raise InputError unless it is one of NORMALISATIONS."""
+    if normalise not in NORMALISATIONS:
+        raise unknown("normalisation", normalise, NORMALISATIONS)
+
+
+def scale_rows_(tile: torch.Tensor, normalise: str) -> None:
+    """Divide the rows by their norms for l2."""
+    if normalise == "l2":
+        for order in (math.inf, 2):  # the first, so that no square overflows
+            tile /= torch.linalg.vector_norm(tile, order, dim=1, keepdim=True).clamp_(min=TINY)
+
+
+def tile_rows(features: int) -> int:
+    """Rows of the tiles that `retiled` gives."""
+    return max(LEAST_ROWS, TILE // max(1, features))
+
+
+def retiled(tiles: Iterable[torch.Tensor], name: str) -> Iterator[tuple[slice, torch.Tensor]]:
+    """The rows of tiles of any size, float32, in tiles of a size that depends on their width alone, and their places.
+
+    The reader may overwrite a tile; the next one does. None of the tiles given is kept while the next is computed.
+    """
+    buffer = torch.empty(0)
+    filled = first = 0
+    for tile in tiles:
+        D = tile.shape[1]
+        if buffer.ndim == 1:
+            buffer = torch.empty(tile_rows(D), D, device=tile.device)
+        if buffer.shape[1] != D:
+            raise InputError(f"{name or 'layer'}: features per row changed from {buffer.shape[1]} to {D}")
+        start = 0
+        while start < len(tile):
+            n = min(len(buffer) - filled, len(tile) - start)
+            buffer[filled : filled + n] = tile[start : start + n]
+            start, filled = start + n, filled + n
+            if filled == len(buffer):
+                yield slice(first, first + filled), buffer
+                first, filled = first + filled, 0
+        del tile
+    if filled:
+        yield slice(first, first + filled), buffer[:filled]
+
+
+def over_blocks(function: Callable[[slice], T], length: int, width: int, device: torch.device) -> list[T]:
+    """Results of a function for blocks of 0 .. `length` - 1, whose elements hold `width` numbers each.
+
+    On a CPU the blocks depend on these two numbers alone and each is one thread's, so that sums of their results, added
+    in their order, do not depend on the number of threads. On a GPU all is one block.
+    """
+    if device.type != "cpu":
+        return [function(slice(0, length))]
+    count = max(BLOCKS, -(-length * width // BLOCK))
+    step = max(1, -(-length // count))
+    return in_parallel(function, [slice(start, min(start + step, length)) for start in range(0, length, step)])
