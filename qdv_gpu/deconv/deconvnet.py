@@ -2,19 +2,25 @@
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qdv_gpu.arrays import to_tensor
+from qdv_gpu.data.convert import as_images
 from qdv_gpu.data.images import Images
-from qdv_gpu.deconv.backward import Signal, Window, all_of, back_to_image
-from qdv_gpu.deconv.record import Record, record_forward, shape
+from qdv_gpu.deconv.backward import back_to_image
+from qdv_gpu.deconv.nodes import shape
+from qdv_gpu.deconv.record import Record, record_forward
+from qdv_gpu.deconv.windows import Signal, Window, all_of
 from qdv_gpu.errors import InputError, unknown
 from qdv_gpu.features.forward import ForwardPass, network_input
 from qdv_gpu.machine import exact_convolutions, free_memory
+from qdv_gpu.networks.layers import LayerName
+from qdv_gpu.networks.load import Source, load_network
 from qdv_gpu.networks.network import Network
 
 MODES = ("deconvnet", "deconvnet-map", "guided", "gradient")
@@ -83,18 +89,18 @@ class Deconvnet:
 
     Parameters
     ----------
-    network : Network
-        From `load_network`, in evaluation mode. Any graph of convolutions, ReLUs, max- and average-pooling, batch and
+    network : str, nn.Module or Network
+        As for `load_network`. Any graph of convolutions, ReLUs, max- and average-pooling, batch and
         local response normalisation, sums and concatenations, however it is written; other non-linear functions have no
         rule in a Deconvnet. Nothing of it is changed.
     """
 
-    def __init__(self, network: Network) -> None:
-        self.network = network
+    def __init__(self, network: Source) -> None:
+        self.network = load_network(network, device=None if isinstance(network, Network | nn.Module) else "auto")
 
     @exact_convolutions()
     def reconstruct(
-        self, image: Tensor, layer: str, *, maps: Sequence[int] | None = None, mode: str = "deconvnet"
+        self, image: Tensor, layer: str, *, maps: int | Iterable[int] | None = None, mode: str = "deconvnet"
     ) -> Tensor:
         """Project maps of a layer back to the pixels, all in one batch after one forward pass.
 
@@ -104,7 +110,7 @@ class Deconvnet:
             uint8 [C, H, W], resized and normalised as the network wants it, or float [C, H, W] that already is.
         layer : str
             A layer name or module path; "name@2" for the second call of a module that is used several times.
-        maps : sequence of int, optional
+        maps : int, slice or sequence of int, optional
             Default all.
         mode : {"deconvnet", "deconvnet-map", "guided", "gradient"}
             "deconvnet": from the strongest unit of each map, rectified at each ReLU (Zeiler & Fergus 2014);
@@ -121,7 +127,7 @@ class Deconvnet:
         ------
         InputError
             If the layer is unknown or has no maps, a map is out of range, the image has the wrong channels, NaN or
-            infinity, the network is in training mode, or it has an activation without a rule; the message names its
+            infinity, or it has an activation without a rule; the message names its
             module. Masks made by comparing (`x * (x > 0)`) cannot be told from constants and are not found.
         """
         if mode not in MODES:
@@ -146,23 +152,23 @@ class Deconvnet:
     @exact_convolutions()
     def top_activations(
         self,
-        images: Images,
+        images: Any,
         layer: str,
         *,
         k: int = 9,
-        maps: Sequence[int] | None = None,
+        maps: int | Iterable[int] | None = None,
         image_size: int | None = None,
     ) -> TopActivations:
         """The k images that activate each map most, with patch and reconstruction (Zeiler & Fergus 2014, figure 2).
 
         Parameters
         ----------
-        images : Images
-            From `load_images`; one pass over all of them.
+        images : Images, or anything that `as_images` takes
+            One pass over all of them.
         layer : str
         k : int
             Images for each map, each counted once.
-        maps : sequence of int, optional
+        maps : int, slice or sequence of int, optional
             Maps to make patches and reconstructions of; default all.
         image_size : int, optional
             Side in pixels that the images are resized to; default the network's.
@@ -177,6 +183,7 @@ class Deconvnet:
         InputError
             As `reconstruct`, or if k is not within 1 and the number of images.
         """
+        images = as_images(images)
         if not 1 <= k <= len(images):
             raise InputError(f"k must be within 1 and the number of images, {len(images)}, got {k}")
         first = record_forward(self.network, self._load(images, torch.tensor([0]), image_size), layer, "deconvnet")
@@ -219,7 +226,7 @@ class Deconvnet:
 
     @exact_convolutions()
     def sanity_check(
-        self, image: Tensor, layer: str, *, maps: Sequence[int] | None = None, seed: int = 0
+        self, image: Tensor, layer: str, *, maps: int | Iterable[int] | None = None, seed: int = 0
     ) -> SanityCheck:
         """Shuffle the weights below a layer, module by module from the layer down, and reconstruct again.
 
@@ -269,7 +276,7 @@ class Deconvnet:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Values [C, k], images [C, k] and places [C, k, 2] of the strongest units of maps of `shape` (C, h, w)."""
         C, h, w = shape
-        layers = self.network.select([self.network.without_call(layer)])
+        layers = self.network.select([LayerName.parse(layer).path])
         tiles = ForwardPass(self.network, images, layers, image_size).tiles(layer)
         kept: tuple[Tensor, ...] = ()  # values, images and places so far, each [at most k, C]
         seen = 0
@@ -311,13 +318,25 @@ class Deconvnet:
         pixels = inputs.flip(1) if self.network.bgr else inputs
         return ((pixels * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
-    def _maps(self, maps: Sequence[int] | None, count: int) -> Tensor:
+    def _maps(self, maps: int | Iterable[int] | None, count: int) -> Tensor:
         """The maps asked for, int64 [M] on the network's device."""
-        chosen = range(count) if maps is None else [int(number) for number in maps]
-        wrong = next((number for number in chosen if not 0 <= number < count), None)
-        if wrong is not None or not chosen:
-            raise InputError(f"maps must be some of 0 to {count - 1}, got {'none' if wrong is None else wrong}")
-        return torch.tensor(list(chosen), device=self.network.device)
+        if maps is None:
+            chosen: Any = range(count)
+        elif isinstance(maps, slice):
+            chosen = range(count)[maps]
+        else:
+            chosen = maps.tolist() if hasattr(maps, "tolist") else maps
+            chosen = [chosen] if isinstance(chosen, int) else chosen
+        allowed = f"maps must be some of 0 to {count - 1}"
+        if isinstance(chosen, str) or not isinstance(chosen, Iterable):
+            raise InputError(f"{allowed}, got {maps!r}")
+        numbers = list(chosen)
+        for number in numbers:
+            if isinstance(number, bool) or not hasattr(number, "__index__") or not 0 <= number < count:
+                raise InputError(f"{allowed}, got {number!r}")
+        if not numbers:
+            raise InputError(f"{allowed}, got none")
+        return torch.tensor([int(number) for number in numbers], device=self.network.device)
 
     def _chunks(
         self, record: Record, which: Tensor, maps: Tensor, start: Tensor | None, seeds: Tensor, *, mode: str

@@ -2,17 +2,20 @@
 
 import itertools
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
 from qdv_gpu import Deconvnet, load_images, load_network
-from qdv_gpu.deconv import backward, deconvnet
+from qdv_gpu.data.convert import as_images
+from qdv_gpu.deconv import deconvnet, record, rules, windows
 from qdv_gpu.deconv.unpool import max_pool, unpool
 from qdv_gpu.errors import InputError
-from qdv_gpu.features.forward import _as_images, network_input
+from qdv_gpu.features.forward import network_input
 from qdv_gpu.machine import product_precision
 from qdv_gpu.report import figures
 
@@ -167,7 +170,7 @@ def test_windows_change_nothing_but_the_time(spec, monkeypatch):
     net, image = network(spec, classes=10), normal(3, 96, 96)
     layers = net.layers if ":" not in spec else ["a", "c", "d"]
     windowed = [Deconvnet(net).reconstruct(image, layer) for layer in layers]
-    monkeypatch.setattr(backward, "_smaller", lambda window, size: False)
+    monkeypatch.setattr(windows.Window, "smaller", lambda window, size: False)
     for layer, found in zip(layers, windowed, strict=True):
         assert close(found, Deconvnet(net).reconstruct(image, layer)), layer
 
@@ -260,7 +263,7 @@ def test_nothing_of_the_network_is_changed(fails, monkeypatch):
     net = network("resnet18")
     before = {name: tensor.clone() for name, tensor in net.module.state_dict().items()}
     if fails:
-        monkeypatch.setattr("qdv_gpu.deconv.backward._unpool", lambda *_args, **_options: 1 / 0)
+        monkeypatch.setitem(rules.RULES, rules.POOL, lambda _step: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             Deconvnet(net).reconstruct(normal(3, 64, 64), "layer1")
         with pytest.raises(InputError, match="cannot take images"):
@@ -312,13 +315,40 @@ def test_bad_input_is_refused(call, message):
         call(Deconvnet(network("alexnet")), normal(3, 96, 96))
 
 
-def test_training_mode_and_layers_off_the_image_are_refused():
+def test_layers_off_the_image_are_refused():
     net = load_network("tiny_networks:written_with_functions", weights="none", device="cpu")
     with pytest.raises(InputError, match="does not depend on the image"):
         Deconvnet(net).reconstruct(normal(3, 33, 33), "side")
-    net.module.norm.train()
-    with pytest.raises(InputError, match=r"training mode \(norm\): call .eval\(\)"):
-        Deconvnet(net).reconstruct(normal(3, 33, 33), "a")
+
+
+def test_networks_in_training_mode_are_left_in_it():
+    net = load_network("tiny_networks:written_with_functions", weights="none", device="cpu")
+    expected = Deconvnet(net).reconstruct(normal(3, 33, 33), "a")
+    net.module.train()
+    before = {name: tensor.clone() for name, tensor in net.module.state_dict().items()}
+    for given in (net, net.module):
+        assert torch.equal(Deconvnet(given).reconstruct(normal(3, 33, 33), "a"), expected)
+    assert all(module.training for module in net.module.modules())
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.module.state_dict().items())
+
+
+def test_maps_as_people_name_them():
+    net = Deconvnet(network("tiny_networks:cnn"))
+    every = net.reconstruct(normal(1, 8, 8), "conv2")
+    names = {3: [3], np.int64(4): [4], torch.tensor([1, 4]): [1, 4], range(2, 4): [2, 3]}
+    for maps, expected in [*names.items(), (slice(0, 8, 3), [0, 3, 6])]:
+        found = net.reconstruct(normal(1, 8, 8), "conv2", maps=maps)
+        torch.testing.assert_close(found, every[expected], rtol=1e-5, atol=1e-6)
+    for wrong in (8, -1, 1.0, True, "3", [1.5], [], [0, 9]):
+        with pytest.raises(InputError, match="maps must be some of 0 to 7, got"):
+            net.reconstruct(normal(1, 8, 8), "conv2", maps=wrong)
+
+
+def test_a_fault_of_ours_is_no_matter_of_size(monkeypatch):
+    net = network("tiny_networks:cnn")
+    monkeypatch.setattr(record, "_pooled", lambda *_args, **_options: torch.zeros(3) @ torch.zeros(2))
+    with pytest.raises(RuntimeError, match="size"):
+        Deconvnet(net).reconstruct(normal(1, 8, 8), "conv2")
 
 
 def test_top_activations_are_those_of_every_image():
@@ -353,8 +383,8 @@ def test_receptive_fields_hold_all_that_a_unit_sees(spec):
     net = network(spec)
     layer = list(net.layers)[1]
     images = torch.randint(0, 256, (3, 3, 96, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    net.image_size = 96
-    top = Deconvnet(net).top_activations(_as_images(images), layer, k=1)
+    net = replace(net, image_size=96)
+    top = Deconvnet(net).top_activations(as_images(images), layer, k=1)
     alive = (top.values[:, 0] > 0).nonzero()[:3, 0].tolist()
     for number in alive:
         x = network_input(net, images[top.images[number, 0]][None]).requires_grad_()
@@ -424,7 +454,7 @@ def test_what_is_folded_into_the_batch_comes_back(mode, monkeypatch):
         found = Deconvnet(net).reconstruct(image, "conv", maps=[0, 1, 2, 3, 4, 4], mode=mode)
         assert close(found, by_autograd(monkeypatch, net, image, "conv", mode=mode, maps=[0, 1, 2, 3, 4, 4]))
     images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    top = Deconvnet(net).top_activations(_as_images(images), "conv", k=2)
+    top = Deconvnet(net).top_activations(as_images(images), "conv", k=2)
     own = Deconvnet(net).reconstruct(images[top.images[3, 1]], "conv", maps=[3])[0]
     assert close(top.reconstructions[3, 1], own)
 
@@ -481,9 +511,9 @@ def test_a_sum_in_place_behind_a_relu(mode):
 def test_double_precision_and_colour_order():
     net = load_network("caffe_alexnet", weights="none", num_classes=10, device="cpu")
     net.module.double()
-    net.image_size = 67
+    net = replace(net, image_size=67)
     pixels = torch.randint(0, 256, (2, 3, 67, 67), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    top = Deconvnet(net).top_activations(_as_images(pixels), "maxpool1", k=1, maps=[0])
+    top = Deconvnet(net).top_activations(as_images(pixels), "maxpool1", k=1, maps=[0])
     t, left, b, r = top.fields[0, 0].tolist()
     assert torch.equal(top.patches[0, 0], pixels[top.images[0, 0], :, t:b, left:r])
     assert Deconvnet(net).reconstruct(pixels[0].numpy(), "maxpool1", maps=[0]).dtype == torch.float64

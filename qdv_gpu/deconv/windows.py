@@ -1,0 +1,113 @@
+"""Rectangles of maps, and the signals that come back to them.
+
+A unit sees only its receptive field, so a signal is a rectangle of the maps for as long as that is smaller than they
+are; what would be multiplications by zeros is never done.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qdv_gpu.deconv.unpool import Pool
+
+
+@dataclass(frozen=True)
+class Window:
+    """A rectangle of the maps for each signal: `start` int64 [M, 2] (row, column), may be negative; `size` (h, w)."""
+
+    start: Tensor
+    size: tuple[int, int]
+
+    def before(self, pool: Pool) -> "Window":
+        """The rectangle of inputs that these outputs of a convolution or pooling see."""
+        stride, padding = (self.start.new_tensor(pair) for pair in (pool.stride, pool.padding))
+        return Window(self.start * stride - padding, pool.span(self.size))
+
+    def union(self, other: "Window") -> "Window":
+        """The smallest rectangle that holds both."""
+        if self is other:
+            return self
+        start = torch.minimum(self.start, other.start)
+        ends = torch.maximum(
+            self.start + self.start.new_tensor(self.size), other.start + self.start.new_tensor(other.size)
+        )
+        rows, columns = (ends - start).amax(dim=0).tolist()
+        return Window(start, (rows, columns))
+
+    def smaller(self, size: Sequence[int]) -> bool:
+        """Whether it has fewer pixels than maps of that size."""
+        return math.prod(self.size) < math.prod(size[-2:])
+
+    def inside(self, size: Sequence[int]) -> Tensor:
+        """Which pixels are on a map of that size, bool [M, 1, h, w]."""
+        rows, columns = self._places()
+        return ((rows >= 0) & (rows < size[0]))[:, None, :, None] & ((columns >= 0) & (columns < size[1]))[
+            :, None, None
+        ]
+
+    def crop(self, maps: Tensor, which: Tensor) -> Tensor:
+        """The rectangles of maps [K, C, H, W], signal m from map which[m]: [M, C, h, w], 0 beyond the edges."""
+        rows, columns = self._places()
+        H, W = maps.shape[2:]
+        cropped = maps[
+            which[:, None, None, None],
+            torch.arange(maps.shape[1], device=maps.device)[:, None, None],
+            rows.clamp(0, H - 1)[:, None, :, None],
+            columns.clamp(0, W - 1)[:, None, None],
+        ]
+        return cropped * self.inside((H, W))
+
+    def _places(self) -> list[Tensor]:
+        """Rows [M, h] and columns [M, w]."""
+        return [
+            self.start[:, axis, None] + torch.arange(n, device=self.start.device) for axis, n in enumerate(self.size)
+        ]
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What has come back to a tensor of the network, one signal for each map.
+
+    Attributes
+    ----------
+    data : Tensor
+        [M, C, h, w], or of the tensor's shape with M in front if it is not a batch of maps.
+    window : Window or None
+        The rectangle that `data` is; None if it is the whole tensor.
+    field : Window or None
+        The rectangle that the signal can differ from 0 in; None if unknown.
+    rectified : bool
+        Whether nothing of it is negative.
+    """
+
+    data: Tensor
+    window: Window | None
+    field: Window | None
+    rectified: bool = False
+
+    def __add__(self, other: "Signal") -> "Signal":
+        field = self.field.union(other.field) if self.field and other.field else None
+        if self.window is None or other.window is None:
+            size = (self if self.window is None else other).data.shape[2:]
+            return Signal(self.whole(size) + other.whole(size), None, field)
+        window = self.window.union(other.window)
+        return Signal(self.within(window) + other.within(window), window, field)
+
+    def within(self, window: Window) -> Tensor:
+        """The data of another rectangle, 0 where this one has none."""
+        if window is self.window:
+            return self.data
+        start = window.start if self.window is None else window.start - self.window.start
+        return Window(start, window.size).crop(self.data, torch.arange(len(self.data), device=start.device))
+
+    def whole(self, size: Sequence[int]) -> Tensor:
+        """The data [M, C, *size] of the whole maps."""
+        return self.data if self.window is None else self.within(all_of(size, self.window.start))
+
+
+def all_of(size: Sequence[int], like: Tensor) -> Window:
+    """The whole maps, for as many signals as `like` [M, 2] has."""
+    return Window(torch.zeros_like(like), (size[0], size[1]))
