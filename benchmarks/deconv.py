@@ -166,7 +166,7 @@ def run_deconv(options: argparse.Namespace) -> dict[str, Any]:
 
     def draw(_: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            picture([net], folder, data="digits", image_size=side, device=device, report=str)
+            picture([net], folder, data="digits", image_size=side, device=device)
 
     times, _ = interleaved({"ours": draw}, repeats)
     timings.append(timing("the same of alexnet with figures and arrays", times))

@@ -74,7 +74,7 @@ def run_forward(options: argparse.Namespace) -> dict[str, Any]:
     layers = list(network.layers)
 
     def held(chosen: list[str] | None) -> dict[str, Tensor]:
-        return activations(network, images, layers=chosen, image_size=side, batch_size=batch, report=str)
+        return activations(network, images, layers=chosen, image_size=side, batch_size=batch)
 
     def stop(*_: Any) -> None:
         raise StopIteration
@@ -134,7 +134,7 @@ def run_layers(options: argparse.Namespace) -> dict[str, Any]:
     timings, bars, profiles = [], [], {}
     for network in networks(options):
         for precision in ("fp32", "bf16") if cuda else ("fp32",):
-            (found,) = profile(network, batch_sizes=[batch], precision=precision, image_size=side, report=print)
+            (found,) = profile(network, batch_sizes=[batch], precision=precision, image_size=side)
             assert_operations(network, found, side)
             title = f"forward pass of {network.name}, {batch} images at {side} px, {precision}"
             profiles[title] = asdict(found)
@@ -152,7 +152,7 @@ def run_layers(options: argparse.Namespace) -> dict[str, Any]:
 def run_pca(options: argparse.Namespace) -> dict[str, Any]:
     """The 50 components of the widest layer, beside scikit-learn's randomised solver."""
     (network, *_), images, side = inputs(options)
-    held = activations(network, images.to(options.device), image_size=side, report=str)
+    held = activations(network, images.to(options.device), image_size=side)
     layer, X = max(held.items(), key=lambda item: item[1].shape[1])
     wide = X.double()
     wide = (wide - wide.min()) / (wide.max() - wide.min())

@@ -9,25 +9,52 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from qdv_gpu.data.images import load_images
+    from qdv_gpu.data.convert import as_images
+    from qdv_gpu.data.datasets import load_images
+    from qdv_gpu.data.images import Images
     from qdv_gpu.deconv.deconvnet import Deconvnet
     from qdv_gpu.features.forward import activations
-    from qdv_gpu.networks.network import load_network
+    from qdv_gpu.networks.load import load_network
     from qdv_gpu.scores.quality import neighborhood_hit
-    from qdv_gpu.studies.analyze import Settings, analyze
+    from qdv_gpu.studies.analyze import analyze
+    from qdv_gpu.studies.deconv import picture
+    from qdv_gpu.studies.finetune import finetune
+    from qdv_gpu.studies.profile import profile
+    from qdv_gpu.studies.settings import Settings, Training
     from qdv_gpu.tsne.estimator import TSNE
 
 _HOME = {
-    "load_network": "networks.network",
-    "load_images": "data.images",
-    "activations": "features.forward",
-    "TSNE": "tsne.estimator",
-    "neighborhood_hit": "scores.quality",
     "Deconvnet": "deconv.deconvnet",
+    "Images": "data.images",
+    "Settings": "studies.settings",
+    "TSNE": "tsne.estimator",
+    "Training": "studies.settings",
+    "activations": "features.forward",
     "analyze": "studies.analyze",
-    "Settings": "studies.analyze",
+    "as_images": "data.convert",
+    "finetune": "studies.finetune",
+    "load_images": "data.datasets",
+    "load_network": "networks.load",
+    "neighborhood_hit": "scores.quality",
+    "picture": "studies.deconv",
+    "profile": "studies.profile",
 }
-__all__ = ["TSNE", "Deconvnet", "Settings", "activations", "analyze", "load_images", "load_network", "neighborhood_hit"]
+__all__ = [
+    "TSNE",
+    "Deconvnet",
+    "Images",
+    "Settings",
+    "Training",
+    "activations",
+    "analyze",
+    "as_images",
+    "finetune",
+    "load_images",
+    "load_network",
+    "neighborhood_hit",
+    "picture",
+    "profile",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,17 +1,21 @@
 """The command `qdv-gpu`: each command parses its options and calls one function."""
 
+import dataclasses
+import inspect
+import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qdv_gpu.studies.settings import Settings, Training
+
 if TYPE_CHECKING:
-    from qdv_gpu.studies import finetune as training
-    from qdv_gpu.studies.analyze import Analysis
+    from qdv_gpu.results.records import Analysis
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,97 +35,131 @@ Out = Annotated[Path, typer.Option(help="Folder for the results; a run that was 
 Weights = Annotated[str, typer.Option(help="imagenet, none or a .safetensors, .pt or .npy file.")]
 ImageSize = Annotated[int | None, typer.Option(help="Side in pixels that images are resized to.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+StorePath = Annotated[
+    Path | None,
+    typer.Option(help="Where stages are kept; default $QDV_GPU_STORE, or .qdv-store in the folder that holds --out."),
+]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out image files that cannot be read, and count them.")]
 
 
+def with_settings(table: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command an option for each setting of a table, in place of its `**settings`.
+
+    The command gets, by name, the settings that were given on the command line.
+    """
+    fields = dataclasses.fields(table)
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        def run(**given: Any) -> None:
+            for field in fields:
+                value, read = given.pop(field.name), field.metadata["read"]
+                if value is not None and value != []:
+                    text = ",".join(value) if isinstance(value, list) else value
+                    given[field.name] = read(text) if read else value
+            command(**given)
+
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        options = [inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_option(f))
+                   for f in fields]  # fmt: skip
+        setattr(run, "__signature__", inspect.Signature([*own, *options]))  # noqa: B010 - functions have none to mypy
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *options)}
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        return run
+
+    return decorate
+
+
+def _option(field: Any) -> Any:
+    """The option of a setting; several values may be given one by one, or separated by commas."""
+    several = "Sequence" in str(field.type)
+    kind: Any = str if field.metadata["read"] else next(k for k in (float, int, str) if k.__name__ in str(field.type))
+    default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+    shown = field.metadata["help"]
+    return Annotated[
+        list[kind] | None if several else kind | None,
+        typer.Option(help=shown, show_default=False if default is None else str(default)),
+    ]
+
+
 @app.command()
+@with_settings(Settings)
 def analyze(
     networks: Networks,
     *,
     data: Data,
     out: Out,
     weights: Weights = "imagenet",
-    samples: Annotated[str | None, typer.Option(help="Test images, as many of each class, or all.")] = None,
-    image_size: ImageSize = None,
-    layers: Annotated[str | None, typer.Option(help="Names or module paths, separated by commas.")] = None,
-    normalise: Annotated[str | None, typer.Option(help="minmax, l2, standard or none.")] = None,
-    pca: Annotated[int | None, typer.Option(help="Components before t-SNE; 0 for none.")] = None,
-    perplexity: Annotated[float | None, typer.Option(help="Of t-SNE.")] = None,
-    iterations: Annotated[int | None, typer.Option(help="Of t-SNE.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="t-SNE maps of each layer.")] = None,
-    k: Annotated[list[int] | None, typer.Option(help="Neighbours of the neighborhood hit; repeatable.")] = None,
-    engine: Annotated[str | None, typer.Option(help="Of t-SNE: auto, exact or cuml.")] = None,
-    precision: Annotated[str | None, typer.Option(help="Of the forward pass: fp32, tf32 or bf16.")] = None,
-    memory: Annotated[str | None, typer.Option(help="To stay within, e.g. 4GB; default most of what is free.")] = None,
     device: Device = "auto",
     preset: Annotated[str, typer.Option(help="default, or paper for the values of the CIKM 2024 paper.")] = "default",
+    store: StorePath = None,
     skip_bad: SkipBad = False,
+    **settings: Any,
 ) -> None:
     """Score every layer of one or more networks: activations, PCA, t-SNE, neighborhood hit."""
-    from dataclasses import replace
+    from qdv_gpu.studies.analyze import analyze as run
 
-    from qdv_gpu.features.budget import parse_bytes
-    from qdv_gpu.studies import analyze as analysis
-
-    given: dict[str, Any] = {
-        "samples": int(samples) if samples and samples.isdigit() else samples,
-        "image_size": image_size,
-        "layers": tuple(layer.strip() for layer in layers.split(",")) if layers else None,
-        "normalise": normalise,
-        "pca": pca,
-        "perplexity": perplexity,
-        "iterations": iterations,
-        "seeds": seeds,
-        "k": tuple(k) if k else None,
-        "engine": engine,
-        "precision": precision,
-        "memory": parse_bytes(memory) if memory else None,
-    }
-    settings = replace(analysis.preset(preset), **{name: value for name, value in given.items() if value is not None})
-    result = analysis.analyze(
-        networks, data, out, settings=settings, weights=weights, device=device, skip_bad=skip_bad, report=say
-    )
+    with progress_bar():
+        result = run(
+            networks, data, out, settings=preset, weights=weights, device=device, store=store, skip_bad=skip_bad,
+            **settings,
+        )  # fmt: skip
     show(result)
 
 
 @app.command()
+@with_settings(Training)
 def finetune(
     network: NetworkName,
     *,
     data: Data,
     out: Out,
     weights: Weights = "imagenet",
-    image_size: ImageSize = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 10,
-    batch_size: Annotated[int, typer.Option(help="Images in a step.")] = 16,
-    lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 1e-5,
-    limit: Annotated[str, typer.Option(help="Training images, as many of each class, or all.")] = "all",
-    seed: Annotated[int, typer.Option(help="Of the head's weights, the order and dropout.")] = 0,
     device: Device = "auto",
+    store: StorePath = None,
     skip_bad: SkipBad = False,
+    **settings: Any,
 ) -> None:
     """Fine-tune every weight of a network on a data set; the defaults are the paper's."""
     from qdv_gpu.studies.finetune import finetune as train
 
-    with training_bar() as progress:
+    with progress_bar():
         result = train(
-            network,
-            data,
-            out,
-            weights=weights,
-            image_size=image_size,
-            epochs=epochs,
-            batch_size=batch_size,
-            lr=lr,
-            limit=int(limit) if limit.isdigit() else limit,
-            seed=seed,
-            device=device,
-            skip_bad=skip_bad,
-            report=say,
-            progress=progress,
-        )
+            network, data, out, weights=weights, device=device, store=store, skip_bad=skip_bad, **settings
+        )  # fmt: skip
     print(f"test accuracy {result['test_accuracy']:.2%} on {result['test_images']} images")
     print(f"weights: {out / 'weights.safetensors'}\ncurve: {out / 'training.png'}")
+
+
+@app.command()
+def store(
+    *,
+    path: Annotated[Path | None, typer.Option("--store", help="Default: $QDV_GPU_STORE, or .qdv-store here.")] = None,
+    remove_unused: Annotated[
+        bool, typer.Option("--remove-unused", help="Delete what no run folder refers to.")
+    ] = False,
+) -> None:
+    """List what is kept of earlier runs, with sizes, and which of it no run folder refers to."""
+    from rich.table import Table
+
+    from qdv_gpu.errors import InputError
+    from qdv_gpu.files import readable
+    from qdv_gpu.results.store import Store
+
+    kept = Store.beside(Path("run"), path)
+    if not kept.path.is_dir():
+        raise InputError(f"there is no store {kept.path}: pass --store DIR")
+    entries, unused = kept.entries(), kept.unreferenced()
+    table = Table("stage", "number", "size", "unused", title=str(kept.path))
+    for stage in sorted({entry.stage for entry in entries}):
+        own, idle = ([e for e in some if e.stage == stage] for some in (entries, unused))
+        table.add_row(stage, str(len(own)), readable(sum(e.size for e in own)), readable(sum(e.size for e in idle)))
+    console().print(table)
+    size = readable(sum(entry.size for entry in unused))
+    if remove_unused:
+        kept.remove(unused)
+        print(f"removed {len(unused)} of {len(entries)} stages, {size}")
+    elif unused:
+        print(f"{len(unused)} of {len(entries)} stages, {size}, are in no run folder: --remove-unused deletes them")
 
 
 @app.command()
@@ -161,7 +199,6 @@ def deconv(
         image_size=image_size,
         skip_bad=skip_bad,
         device=device,
-        report=say,
     )
     print("\n".join(map(str, paths)))
 
@@ -174,7 +211,7 @@ def layers(network: NetworkName, *, weights: Weights = "none", image_size: Image
     from rich.table import Table
 
     from qdv_gpu.networks.layers import describe_layers
-    from qdv_gpu.networks.network import load_network
+    from qdv_gpu.networks.load import load_network
 
     loaded = load_network(network, weights=weights, device="cpu")
     table = Table("layer", "module", "shape", "features")
@@ -214,7 +251,6 @@ def profile(
         weights=weights,
         image_size=image_size,
         device=device,
-        report=say,
     )
     for found in profiles:
         rate = found.batch_size / found.seconds
@@ -245,7 +281,7 @@ def demo(*, out: Out = Path("qdv-demo"), device: Device = "auto") -> None:
     """Train two small networks on digits and compare their layers: a minute, no network needed."""
     from qdv_gpu.studies.demo import demo as run
 
-    show(run(out, device=device, report=say))
+    show(run(out, device=device))
 
 
 @app.command()
@@ -274,8 +310,10 @@ def show(result: "Analysis") -> None:
     """Print the table for each k, and where the files are."""
     from rich.table import Table
 
-    for k in dict.fromkeys(score["k"] for score in result.scores):
-        header, *rows = result.table(k)
+    from qdv_gpu.report.tables import nh_table
+
+    for k in result.k:
+        header, *rows = nh_table(result.layers, k)
         table = Table(*header, title=f"neighborhood hit (k = {k}) ± standard error")
         for row in rows:
             table.add_row(*row)
@@ -285,30 +323,40 @@ def show(result: "Analysis") -> None:
 
 
 @contextmanager
-def training_bar() -> Iterator[Any]:
-    """Yield a callback that draws a progress bar on a terminal, or None elsewhere."""
+def progress_bar() -> Iterator[None]:
+    """On a terminal, draw a bar on stderr for the stage that is running."""
     if not sys.stderr.isatty():
-        yield None
+        yield
         return
-    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.progress import Progress
 
-    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}")]
-    with Progress(*columns, console=console(stderr=True)) as bar:
-        task = bar.add_task("training", rate="")
+    from qdv_gpu.progress import watched
 
-        def update(at: "training.Progress") -> None:
-            minutes, seconds = divmod(int(at.seconds_left), 60)
-            rate = f"{at.images_per_second:.0f} images/s, {minutes}:{seconds:02d} left"
-            bar.update(
-                task, description=f"epoch {at.epoch}/{at.epochs}", completed=at.images, total=at.total, rate=rate
-            )
+    with Progress(console=console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
 
-        yield update
+        def update(stage: str, done: int, total: int) -> None:
+            if bar.tasks[0].description != stage:
+                bar.reset(task, description=stage)
+            bar.update(task, completed=done, total=total)
+
+        with watched(update):
+            yield
+
+
+class _Said(logging.Handler):
+    """Says what the library logs, on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"{'warning: ' if record.levelno >= logging.WARNING else ''}{record.getMessage()}")
 
 
 def main() -> None:
     """Run the command line: 0 for success, 2 and one line on stderr for a mistake in the input."""
     warnings.showwarning = lambda message, *_args, **_kwargs: say(f"warning: {message}")
+    logger, handler = logging.getLogger("qdv_gpu"), _Said()
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
     try:
         status = app(standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
@@ -331,4 +379,6 @@ def main() -> None:
             raise
         say("qdv-gpu: " + " ".join(message.split()))
         status = 2
+    finally:
+        logger.removeHandler(handler)
     sys.exit(status)

@@ -49,7 +49,7 @@ def test_analyze(qdv, tmp_path):
 def test_finetune_then_analyze_the_checkpoint(qdv, tmp_path):
     code, out, err = qdv(
         "finetune", "tiny_networks:cnn", "--data", "digits", "--out", tmp_path / "net", "--epochs", 1, "--lr", 0.01,
-        "--limit", 200, "--device", "cpu",
+        "--samples", 200, "--device", "cpu",
     )  # fmt: skip
     assert code == 0, err
     assert "test accuracy" in out
@@ -99,7 +99,7 @@ ANALYZE = ["analyze", "tiny_networks:cnn", "--data", "digits"]
         ([*ANALYZE, "--samples", "few"], "samples must be a number or all, got 'few'"),
         ([*ANALYZE, "--perplexity", "400"], "3 * perplexity below N - 1 = 898, got 400"),
         ([*ANALYZE, "--k", "899"], "k must be smaller than half the number of images (899), got 899"),
-        ([*ANALYZE, "--pca", "-1"], "pca must be at least 0, got -1"),
+        ([*ANALYZE, "--pca", "-1"], "pca must be an integer of at least 0, got -1"),
         ([*ANALYZE, "--seeds", "five"], "--seeds"),
         ([*ANALYZE, "--preset", "papr"], "unknown preset 'papr': did you mean paper"),
         ([*ANALYZE, "--engine", "cuml"], "cuml"),
@@ -110,7 +110,10 @@ ANALYZE = ["analyze", "tiny_networks:cnn", "--data", "digits"]
         ([*ANALYZE, "--precision", "tf32", "--device", "cpu"], "precision tf32 requires a CUDA device"),
         (["profile", "tiny_networks:cnn", "--batch-sizes", "4,0"], "batch sizes must be at least 1, got 4, 0"),
         (["analyze", "tiny_networks:pair", "--data", "digits", "--layers", "pair"], "gives a tuple, not a tensor"),
-        (["finetune", "tiny_networks:cnn", "--data", "digits", "--batch-size", "0"], "batch size must be at least 1"),
+        (
+            ["finetune", "tiny_networks:cnn", "--data", "digits", "--batch-size", "0"],
+            "batch size must be an integer of at least 1",
+        ),
     ],
 )
 def test_bad_input(qdv, tmp_path, arguments, message):

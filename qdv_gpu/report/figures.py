@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from torch.nn import functional
 
+from qdv_gpu.results.records import AnalysedLayer
+
 CONTRASTS = ("map", "layer")
 TILE, PATCH = 96, 40  # sides in pixels of a reconstruction and of a patch in a figure
 
@@ -20,22 +21,18 @@ TILE, PATCH = 96, 40  # sides in pixels of a reconstruction and of a patch in a 
 COLOURS = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#000000", "#ee7733", "#999933"]
 
 
-def plot_maps(
-    scores: Sequence[dict[str, Any]], maps: Sequence[np.ndarray], labels: np.ndarray, classes: Sequence[str]
-) -> Figure:
-    """One panel per network (down) and layer (across): the map, coloured by class.
+def plot_maps(layers: Sequence[AnalysedLayer], labels: np.ndarray, classes: Sequence[str]) -> Figure:
+    """One panel per network (down) and layer (across): the map of the first seed, coloured by class.
 
     Parameters
     ----------
-    scores : sequence of dict
-        network, layer, position and nh of each map.
-    maps : sequence of array
-        Z [N, 2] each.
+    layers : sequence of AnalysedLayer
     labels : array
         int64 [N].
+    classes : sequence of str
     """
-    networks = list(dict.fromkeys(score["network"] for score in scores))
-    depth = max(score["position"] for score in scores)
+    networks = list(dict.fromkeys(layer.network for layer in layers))
+    depth = max(layer.position for layer in layers)
     figure = Figure(figsize=(2.6 * depth, 2.9 * len(networks) + 0.5), layout="constrained")
     axes = figure.subplots(len(networks), depth, squeeze=False)
     for ax in axes.flat:
@@ -44,14 +41,14 @@ def plot_maps(
     colours = palette[labels]
     order = np.random.default_rng(0).permutation(len(labels))  # no class on top of the others
     size = float(np.clip(4000 / len(labels), 0.4, 12))
-    for score, Z in zip(scores, maps, strict=True):
-        ax = axes[networks.index(score["network"]), score["position"] - 1]
+    for layer in layers:
+        ax, Z = axes[networks.index(layer.network), layer.position - 1], layer.Z[0]
         ax.set_axis_on()
         ax.scatter(Z[order, 0], Z[order, 1], s=size, c=colours[order], linewidths=0)
         middle, half = (Z.max(0) + Z.min(0)) / 2, max(np.ptp(Z, axis=0).max() * 0.52, 1e-6)
         ax.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] - half, middle[1] + half))
         ax.set(xticks=[], yticks=[], box_aspect=1)
-        ax.set_title(f"{score['network']} {score['layer']}\nNH {score['nh']:.3f}", fontsize=9)
+        ax.set_title(f"{layer.network} {layer.layer}\nNH {layer.scores[0].mean.nh:.3f}", fontsize=9)
     handles = [Line2D([], [], linestyle="", marker="o", color=palette[c], label=name) for c, name in enumerate(classes)]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(classes), max(5, 2 * depth)), fontsize=8)
     return figure
@@ -62,26 +59,27 @@ def hues(count: int) -> list[str]:
     return [to_hex(colour) for colour in colormaps["turbo"](np.linspace(0, 1, count))]
 
 
-def plot_nh(scores: Sequence[dict[str, Any]]) -> Figure:
+def plot_nh(layers: Sequence[AnalysedLayer], k: int) -> Figure:
     """Neighborhood hit by layer, one line per network, with 95 % intervals and the level of chance."""
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     ax = figure.subplots()
-    for number, network in enumerate(dict.fromkeys(score["network"] for score in scores)):
-        own = [score for score in scores if score["network"] == network]
+    for number, network in enumerate(dict.fromkeys(layer.network for layer in layers)):
+        own = [layer for layer in layers if layer.network == network]
         colour = COLOURS[number % len(COLOURS)]
-        x = [score["position"] for score in own]
-        nh = np.array([score["nh"] for score in own])
-        error = 1.96 * np.array([score["standard_error"] for score in own])
-        ax.errorbar(x, nh, error, color=colour, marker="o", markersize=4, capsize=3, label=f"{network}, t-SNE map")
-        ax.plot(x, [s["nh_feature_space"] for s in own], color=colour, linestyle=":", label=f"{network}, layer's space")
-    ax.axhline(scores[0]["chance"], color="gray", linewidth=0.8, linestyle="--", label="chance")
-    deepest = max(scores, key=lambda score: score["position"])["network"]
-    ticks = [score for score in scores if score["network"] == deepest]
-    shared = all(score["layer"] == ticks[score["position"] - 1]["layer"] for score in scores)
-    ax.set_xticks([score["position"] for score in ticks])
-    if shared:
-        ax.set_xticklabels([score["layer"] for score in ticks], rotation=20 if len(ticks) > 6 else 0)
-    ax.set(xlabel="layer", ylabel=f"neighborhood hit (k = {scores[0]['k']})", ylim=(0, None))
+        x, scores = [layer.position for layer in own], [layer.of(k) for layer in own]
+        nh, error = (np.array([getattr(score, name) for score in scores]) for name in ("nh", "standard_error"))
+        ax.errorbar(
+            x, nh, 1.96 * error, color=colour, marker="o", markersize=4, capsize=3, label=f"{network}, t-SNE map"
+        )
+        space = [score.nh_feature_space for score in scores]
+        ax.plot(x, space, color=colour, linestyle=":", label=f"{network}, layer's space")
+    ax.axhline(layers[0].of(k).chance, color="gray", linewidth=0.8, linestyle="--", label="chance")
+    deepest = max(layers, key=lambda layer: layer.position).network
+    ticks = [layer for layer in layers if layer.network == deepest]
+    ax.set_xticks([layer.position for layer in ticks])
+    if all(layer.layer == ticks[layer.position - 1].layer for layer in layers):
+        ax.set_xticklabels([layer.layer for layer in ticks], rotation=20 if len(ticks) > 6 else 0)
+    ax.set(xlabel="layer", ylabel=f"neighborhood hit (k = {k})", ylim=(0, None))
     ax.legend(fontsize=8)
     return figure
 

@@ -3,12 +3,12 @@
     STORE/components/alexnet-conv3-0f8936b4c5d6e7f8/stage.json      the key, what is said about it, hashes of the files
                                                     arrays.npz      numbers
     STORE/runs/<hash>                                               the path of a run folder that refers to stages
+    STORE/tmp/                                                      what is being written
 
 A stage is written to a temporary folder, flushed, and renamed; it is never changed. What is read is checked against its
 hashes and its key: a stage that is damaged, or not what its name says, is computed again.
 """
 
-import fcntl
 import json
 import logging
 import os
@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import file_digest, sha256
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from qdv_gpu.errors import InputError
-from qdv_gpu.files import TEMPORARY, explained, flush, read_json, umask, write_json
+from qdv_gpu.files import explained, flush, locked, read_json, umask, write_json
 
 FORMAT = 1  # of a stage's folder
 MANIFEST, ARRAYS = "stage.json", "arrays.npz"
@@ -51,7 +51,7 @@ class Key:
     parents : tuple of str
         Digests of the keys of the stages that it is made from.
     label : str
-        For people; no part of the digest.
+        For people: the same whenever the rest is the same.
     """
 
     stage: str
@@ -156,7 +156,7 @@ class Store:
         about : dict, optional
             JSON-able: scalars, timings, versions.
         files : dict of str to Path, optional
-            Files to copy, by the name that they get.
+            Files to link or copy, by the name that they get; they are not to be changed afterwards.
 
         Raises
         ------
@@ -168,7 +168,10 @@ class Store:
             with (folder / ARRAYS).open("wb") as file:
                 np.savez(file, **(arrays or {}))  # type: ignore[arg-type]  # the stubs take its options for arrays
             for name, source in (files or {}).items():
-                shutil.copyfile(source, folder / name)
+                try:
+                    os.link(source, folder / name)
+                except OSError:  # on another disk
+                    shutil.copyfile(source, folder / name)
             named = [ARRAYS, *(files or {})]
             for name in named:
                 flush(folder / name)
@@ -186,7 +189,9 @@ class Store:
     @contextmanager
     def used(self) -> Iterator[None]:
         """For as long as the block lasts, nobody removes stages (several processes may use a store)."""
-        with self._locked(fcntl.LOCK_SH):
+        with locked(self.path, shared=True) as free:
+            self._require(free)
+            self._remove_stale()
             yield
 
     def refer(self, run: Path) -> None:
@@ -199,10 +204,12 @@ class Store:
     def entries(self) -> list[Entry]:
         """All stages, sorted by folder."""
         found = []
-        for folder in sorted(self.path.glob(f"*/*/{MANIFEST}")):
-            place = folder.parent
+        for manifest in sorted(self.path.glob(f"*/*/{MANIFEST}")):
+            place = manifest.parent
+            if place.parent == self._unfinished:
+                continue
             try:
-                content = read_json(folder)
+                content = read_json(manifest)
                 digest: str | None = Key(**{name: content[name] for name in ("stage", "version", "parameters")},
                                          parents=tuple(content["parents"])).digest  # fmt: skip
             except (InputError, KeyError, TypeError):
@@ -227,58 +234,39 @@ class Store:
         InputError
             If a run is using the store.
         """
-        with self._locked(fcntl.LOCK_EX):
+        with locked(self.path) as free:
+            self._require(free)
             for entry in entries:
                 _remove(entry.folder)
+            self._remove_stale()
 
-    @contextmanager
-    def _locked(self, kind: int) -> Iterator[None]:
-        with explained(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("w")
-        with lock:
-            try:
-                fcntl.flock(lock, kind | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(f"the store {self.path} is in use: try again when that is finished") from None
-            with self._making():
-                for folder in self.path.glob(f"{TEMPORARY}*"):
-                    if _is_unlocked(folder):  # its process was killed
-                        shutil.rmtree(folder, ignore_errors=True)
-            yield
+    def _require(self, free: bool) -> None:  # noqa: FBT001 - says what it is
+        if not free:
+            raise InputError(f"the store {self.path} is in use: try again when that is finished")
 
-    @contextmanager
-    def _making(self) -> Iterator[None]:
-        """One process at a time makes temporary folders, or looks which of them are locked."""
-        with (self.path / ".making").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+    @property
+    def _unfinished(self) -> Path:
+        """Holds temporary folders; it is locked while one is made, or looked at whether its process lives."""
+        return self.path / "tmp"
 
     @contextmanager
     def _temporary(self) -> Iterator[Path]:
         """A folder for a stage, locked for as long as its process lives, and gone after the block."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with self._making():
-            folder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=self.path))
-            handle = os.open(folder, os.O_RDONLY)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        try:
+        with ExitStack() as stack:
+            with locked(self._unfinished, wait=True):
+                folder = Path(tempfile.mkdtemp(dir=self._unfinished))
+                stack.callback(shutil.rmtree, folder, ignore_errors=True)
+                stack.enter_context(locked(folder))
             folder.chmod(0o777 & ~umask())
             yield folder
-        finally:
-            os.close(handle)
-            shutil.rmtree(folder, ignore_errors=True)
 
-
-def _is_unlocked(folder: Path) -> bool:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(handle)
-    return True
+    def _remove_stale(self) -> None:
+        """Delete what killed processes left."""
+        with locked(self._unfinished, wait=True):
+            for folder in self._unfinished.iterdir():
+                with locked(folder) as free:
+                    if free:
+                        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _verified(folder: Path, key: Key) -> dict[str, Any]:
@@ -312,5 +300,7 @@ def _file_hash(file: Path) -> str:
 def _remove(folder: Path) -> None:
     """Delete a stage at once, as others see it."""
     with suppress(OSError):
-        gone = folder.rename(folder.parents[1] / f"{TEMPORARY}{folder.name}-{os.getpid()}")
+        unfinished = folder.parents[1] / "tmp"
+        unfinished.mkdir(exist_ok=True)
+        gone = folder.rename(unfinished / f"{folder.name}-{os.getpid()}")
         shutil.rmtree(gone, ignore_errors=True)

@@ -1,5 +1,6 @@
 """Deconvnet pictures of networks' layers, written to a folder."""
 
+import logging
 import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,16 +14,20 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import qdv_gpu
-from qdv_gpu.data.images import Images, check_data, load_image, load_images
+from qdv_gpu.data.convert import as_images
+from qdv_gpu.data.datasets import check_data, load_images
+from qdv_gpu.data.decode import load_image
+from qdv_gpu.data.images import Images
 from qdv_gpu.deconv.deconvnet import MODES, Deconvnet, TopActivations
 from qdv_gpu.errors import InputError, unknown
-from qdv_gpu.features.forward import Report
-from qdv_gpu.files import replacing
+from qdv_gpu.files import replacing, safe_name
 from qdv_gpu.machine import resolve_device
-from qdv_gpu.networks.layers import trace_calls
-from qdv_gpu.networks.network import Network, load_networks, select_layers
+from qdv_gpu.networks.layers import LayerName, numbered, trace_calls
+from qdv_gpu.networks.load import Source, load_networks, select_layers
+from qdv_gpu.networks.network import Network
 from qdv_gpu.report import figures
 
+logger = logging.getLogger(__name__)
 SHOWN = 24  # maps in a figure of strongest patches
 
 
@@ -36,10 +41,10 @@ class _Source:
 
 
 def picture(
-    networks: Sequence[str | Network],
+    networks: Source | Sequence[Source],
     out: str | Path,
     *,
-    data: str | Path | None = None,
+    data: Any = None,
     index: int | None = None,
     image: str | Path | None = None,
     layers: Sequence[str] | None = None,
@@ -50,20 +55,19 @@ def picture(
     image_size: int | None = None,
     skip_bad: bool = False,
     device: str | torch.device = "auto",
-    report: Report = print,
 ) -> list[Path]:
     """Reconstruct every map of every layer from one image, and write the pictures below `out`/deconv.
 
     Parameters
     ----------
-    networks : sequence of str or Network
+    networks : str, nn.Module or Network, or sequence of them
         As for `load_network`; those after the first are set beside it, layer by layer in order.
     out : str or Path
         Gets deconv/<network>/<layer>.png, a labelled grid of all maps, and .npz, the raw arrays; with several
         networks deconv/<number>-<layer>.png with all of them side by side; with `top`
         deconv/<network>/<layer>-top.png and -top.npz.
-    data : str or Path, optional
-        As for `load_images`; its test split.
+    data : str, Path or anything that `as_images` takes, optional
+        A data set's name or folder, whose test split is used, or the images themselves.
     index : int, optional
         Of the image in the test split; default 0.
     image : str or Path, optional
@@ -101,18 +105,11 @@ def picture(
         raise InputError("an image file and an index were given: one of them is required")
     if data is None and (image is None or top):
         raise InputError("data is required, for the image by its index and for the strongest patches")
-    if data is not None:
+    if isinstance(data, str | Path):
         check_data(data)
     loaded = load_networks(networks, weights=weights, device=resolve_device(device))
-    plain = (
-        None
-        if layers is None
-        else [
-            layer if any(network.has(layer) for network in loaded) else loaded[0].without_call(layer)
-            for layer in layers
-        ]
-    )
-    selected = select_layers(loaded, plain)
+    asked = [LayerName.parse(layer) for layer in layers or []]
+    selected = select_layers(loaded, [layer.path for layer in asked] or None)
     source = _source(data, index, image, image_size, skip_bad=skip_bad)
     folder = Path(out) / "deconv"
     written: list[Path] = []
@@ -120,30 +117,35 @@ def picture(
     for network, names in zip(loaded, selected, strict=True):
         sized = network if image_size is None else replace(network, image_size=image_size)
         rows.append([])
-        asked = [layer for layer, name in zip(layers or [], plain or [], strict=True) if name in names]
+        own = [str(layer) for layer in asked if layer.path in names]
         pixels = _gray(source.image) if network.channels == 1 else source.image
-        for layer in asked or _each_call(sized, names):
+        for layer in own or _each_call(sized, names):
             found = Deconvnet(sized).reconstruct(pixels, layer, mode=mode).cpu()
             title = f"{network.name} {layer}: {len(found)} maps from {source.name}, {mode}, contrast per {contrast}"
             rows[-1].append((found if len(loaded) > 1 else None, layer, title))
             about = {"network": network.name, "weights": network.source, "layer": layer, "mode": mode}
             _save(
-                folder / network.name / f"{layer}.npz", about, reconstructions=found.numpy(), image=source.image.numpy()
+                folder / safe_name(network.name) / f"{safe_name(layer)}.npz",
+                about,
+                reconstructions=found.numpy(),
+                image=source.image.numpy(),
             )
-            written.append(folder / network.name / f"{layer}.png")
+            written.append(folder / safe_name(network.name) / f"{safe_name(layer)}.png")
             _draw(written[-1], figures.plot_reconstructions([_rgb(found, network)], [title], contrast=contrast))
-            report(f"{written[-1]}: {len(found)} maps")
+            logger.info("%s: %d maps", written[-1], len(found))
             if top and source.images is not None:
-                written.append(folder / network.name / f"{layer}-top.png")
+                written.append(folder / safe_name(network.name) / f"{safe_name(layer)}-top.png")
                 count = len(found)
                 maps = np.unique(np.linspace(0, count - 1, min(SHOWN, count)).round().astype(int)).tolist()
                 best = Deconvnet(sized).top_activations(source.images, layer, k=top, maps=maps)
                 _top(written[-1], best, sized, layer, about | {"mode": "deconvnet"})
-                report(f"{written[-1]}: {len(maps)} of {count} maps, {top} images of {len(source.images):,} each")
+                logger.info(
+                    "%s: %d of %d maps, %d images of %d each", written[-1], len(maps), count, top, len(source.images)
+                )
     if len(loaded) > 1:
         for number, row in enumerate(zip(*rows, strict=False), start=1):
             name = "-".join(dict.fromkeys(layer for _, layer, _ in row))
-            written.append(folder / f"{number}-{name}.png")
+            written.append(folder / f"{number}-{safe_name(name)}.png")
             grids = [_rgb(found, network) for (found, _, _), network in zip(row, loaded, strict=False)]
             _draw(written[-1], figures.plot_reconstructions(grids, [title for *_, title in row], contrast=contrast))
     return written
@@ -152,11 +154,7 @@ def picture(
 def _each_call(network: Network, layers: Mapping[str, str]) -> list[str]:
     """The layers, one that is called several times as "name@1", "name@2", ..."""
     calls = Counter(call.path for call in trace_calls(network))
-    return [
-        f"{layer}@{number}" if calls[path] > 1 else layer
-        for layer, path in layers.items()
-        for number in range(1, calls[path] + 1)
-    ]
+    return [str(name) for layer, path in layers.items() for name in numbered(layer, calls[path])]
 
 
 def _gray(image: Tensor) -> Tensor:
@@ -166,18 +164,20 @@ def _gray(image: Tensor) -> Tensor:
     return (image * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0, keepdim=True).round().to(torch.uint8)
 
 
-def _source(
-    data: str | Path | None, index: int | None, image: str | Path | None, size: int | None, *, skip_bad: bool
-) -> _Source:
-    images = None if data is None else load_images(data, "test", image_size=size, skip_bad=skip_bad)
+def _source(data: Any, index: int | None, image: str | Path | None, size: int | None, *, skip_bad: bool) -> _Source:
+    images = None
+    if isinstance(data, str | Path):
+        images = load_images(data, "test", image_size=size, skip_bad=skip_bad)
+    elif data is not None:
+        images = as_images(data, image_size=size)
     if image is not None:
         return _Source(load_image(image), Path(image).name, images)
     assert images is not None
     index = index or 0
     if not 0 <= index < len(images):
         raise InputError(f"index must be within 0 and {len(images) - 1}, the test images of {images.name}, got {index}")
-    (pixels,) = images.batches([torch.tensor([index])], torch.device("cpu"))
-    return _Source(pixels[0], f"test image {index} ({images.classes[images.labels[index]]})", images)
+    label = "" if images.labels is None else f" ({images.classes[images.labels[index]]})"
+    return _Source(images[index].cpu(), f"test image {index}{label}", images)
 
 
 def _rgb(pictures: Tensor, network: Network) -> np.ndarray:

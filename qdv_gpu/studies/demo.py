@@ -1,12 +1,16 @@
 """The whole method in a minute, on images that come with scikit-learn."""
 
-from collections.abc import Callable
+import logging
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from qdv_gpu.studies.analyze import Analysis, Settings, analyze
+from qdv_gpu.results.records import Analysis
+from qdv_gpu.studies.analyze import analyze
 from qdv_gpu.studies.finetune import finetune
+
+logger = logging.getLogger(__name__)
+STORE = ".qdv-store"
 
 
 class SmallCNN(nn.Module):
@@ -40,15 +44,15 @@ def deeper() -> SmallCNN:
     return SmallCNN(3)
 
 
-def demo(out: str | Path = "qdv-demo", *, device: str = "auto", report: Callable[[str], None] = print) -> Analysis:
+def demo(out: str | Path = "qdv-demo", *, device: str = "auto") -> Analysis:
     """Train a shallow and a deeper small network on `digits`, and analyse both; see `analyze`."""
-    out = Path(out)
-    networks = []
+    out, networks = Path(out), []
     for name in ("shallow", "deeper"):
         spec = f"qdv_gpu.studies.demo:{name}"
-        report(f"training {name}")
+        logger.info("training %s", name)
         folder = out / "networks" / name
-        finetune(spec, "digits", folder, epochs=4, batch_size=32, lr=1e-3, device=device, report=report)
+        finetune(spec, "digits", folder, epochs=4, batch_size=32, lr=1e-3, device=device, store=out / STORE)
         networks.append(f"{spec}={folder}")
-    settings = Settings(perplexity=30, iterations=750)
-    return analyze(networks, "digits", out / "analysis", settings=settings, device=device, report=report)
+    return analyze(
+        networks, "digits", out / "analysis", perplexity=30, iterations=750, device=device, store=out / STORE
+    )

@@ -1,10 +1,14 @@
 """Transfer learning: fine-tune every weight of a network on a data set."""
 
+import copy
+import json
+import logging
 import os
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,63 +17,64 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from qdv_gpu.data.images import Images, load_images, prepare, stratified
+from qdv_gpu.data.convert import as_images
+from qdv_gpu.data.datasets import load_images, stratified
+from qdv_gpu.data.images import Images
 from qdv_gpu.errors import InputError
-from qdv_gpu.files import remove_leftovers, replacing, write_json
+from qdv_gpu.features.forward import network_input
+from qdv_gpu.files import TEMPORARY, locked, remove_leftovers, replacing, write_json
 from qdv_gpu.machine import Halving
-from qdv_gpu.networks.network import Network, load_network
+from qdv_gpu.networks.load import Source, load_network
+from qdv_gpu.networks.network import Network
 from qdv_gpu.networks.weights import read_weights, write_weights
+from qdv_gpu.progress import advance
 from qdv_gpu.report.figures import plot_training
+from qdv_gpu.report.folder import RUN
+from qdv_gpu.results.stages import weights_key
+from qdv_gpu.results.store import Store
+from qdv_gpu.studies.settings import Training, changed, of_stage
 
-Report = Callable[[str], None]
-CHECKPOINT = "checkpoint.safetensors"
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where the training is, for a display."""
-
-    epoch: int
-    epochs: int
-    images: int
-    total: int
-    images_per_second: float
-    seconds_left: float
+logger = logging.getLogger(__name__)
+CHECKPOINT, WEIGHTS = "checkpoint.safetensors", "weights.safetensors"
 
 
 def finetune(
-    spec: str,
-    data: str | Path,
+    network: Source,
+    data: Any,
     out: str | Path,
     *,
+    settings: Training | None = None,
     weights: str | Path = "imagenet",
-    image_size: int | None = None,
-    epochs: int = 10,
-    batch_size: int = 16,
-    lr: float = 1e-5,
-    limit: int | str = "all",
+    device: str | torch.device = "auto",
+    store: str | Path | None = None,
     skip_bad: bool = False,
-    seed: int = 0,
-    device: str = "auto",
-    report: Report = print,
-    progress: Callable[[Progress], None] | None = None,
+    **changes: Any,
 ) -> dict[str, Any]:
     """Fine-tune a network with Adam, as the paper does, and write it to `out`.
 
     The defaults are those of Wang & Liu (CIKM 2024). On CUDA the forward pass runs in bfloat16. After each
     epoch `out/checkpoint.safetensors` is replaced; the same call after a kill goes on from it and ends, on the
     same device, with the same weights as a run that was not interrupted (on CUDA as far as torch has deterministic
-    operators; it warns of others). When CUDA runs out of memory each batch
-    is computed in halves, which leaves the gradient as it was (batch norm then sees the halves).
+    operators, on a CPU with the same number of threads). When CUDA runs out of memory each batch is computed in halves,
+    which leaves the gradient as it was (batch norm then sees the halves).
 
     Parameters
     ----------
-    limit : int or "all"
-        Number of training images, the same number of each class.
-    report : callable
-        Called with one line of text for each thing that a user should know.
-    progress : callable, optional
-        Called after each batch.
+    network : str, nn.Module or Network
+        As for `load_network`; a module is not changed.
+    data : str, Path or dict
+        As for `load_images`, or {"train": ..., "test": ...} of what `as_images` takes, with labels.
+    out : str or Path
+        Gets weights.safetensors, finetune.json and training.png.
+    settings : Training, optional
+    weights, device
+        As for `load_network`.
+    store : str or Path, optional
+        Where the weights are kept; see `Store.beside`. What is there already is not trained again.
+    skip_bad : bool
+        As for `load_images`.
+    **changes
+        Settings by name, e.g. `epochs=3`.
 
     Returns
     -------
@@ -82,83 +87,117 @@ def finetune(
     InputError
         For bad settings, or if `out` holds a run with others.
     """
-    if epochs < 1 or batch_size < 1 or not lr > 0:
-        raise InputError(
-            "epochs and batch size must be at least 1 and lr above 0, "
-            f"got epochs={epochs}, batch size={batch_size}, lr={lr}"
-        )
+    settings = changed(settings or Training(), changes)
     out = Path(out)
-    if out.is_dir() and any(out.iterdir()) and not (out / CHECKPOINT).is_file():
+    if out.is_dir() and _holds_others(out):
         raise InputError(f"{out} is not empty and holds no {CHECKPOINT}: choose another --out")
-    train = load_images(data, "train", samples=limit, image_size=image_size, skip_bad=skip_bad)
-    test = load_images(data, "test", image_size=image_size, skip_bad=skip_bad)
-    if train.classes != test.classes:
-        raise InputError(f"{data}: the classes of train and test differ")
-    for images in (train, test):
-        if images.skipped:
-            report(f"skipped {images.skipped} unreadable files")
-    network = load_network(spec, weights=weights, num_classes=len(train.classes), seed=seed, device=device)
-    network.image_size = image_size or network.image_size
-    settings = {
-        "network": network.spec,
-        "weights": str(weights),
-        "data": str(data),
-        "fingerprint": train.fingerprint(),
-        "image_size": network.image_size,
-        "batch_size": batch_size,
-        "lr": lr,
-        "limit": limit,
-        "seed": seed,
+    train, test = _images(data, settings, skip_bad=skip_bad)
+    loaded = load_network(network, weights=weights, num_classes=len(train.classes), seed=settings.seed, device=device)
+    if not isinstance(network, str):  # its weights are somebody else's
+        loaded = replace(loaded, module=copy.deepcopy(loaded.module))
+    loaded = replace(loaded, image_size=settings.image_size or loaded.image_size)
+    about = {
+        "network": loaded.spec,
+        "weights": loaded.source,
+        "data": train.name,
+        **{key: value for key, value in asdict(settings).items() if key != "epochs"},
+        "image_size": loaded.image_size,
     }
+    images = {"train": [train.digest, train.labels_digest], "test": [test.digest, test.labels_digest]}
+    stage = {**of_stage(settings, "weights"), "image_size": loaded.image_size}
+    key = weights_key(loaded, train, test, stage)
+    kept = Store.beside(out, store)
+    with locked(out) as free, kept.used():
+        if not free:
+            raise InputError(f"another run is writing to {out}: choose another --out, or wait")
+        run = _Run(loaded, {**about, "images": images}, out, settings)
+        record = kept.read(key)
+        if record is None:
+            result = _trained(run, train, test, settings)
+            result["settings"] = {**about, "epochs": run.epoch}
+            metadata = {name: about[name] for name in ("network", "image_size", "data")}
+            write_weights(out / WEIGHTS, loaded.module.state_dict(), metadata)
+            kept.write(key, about=result, files={WEIGHTS: out / WEIGHTS})
+        else:
+            logger.info("%s was trained before: its weights are in %s", loaded.name, record.folder)
+            result = record.about
+            with replacing(out / WEIGHTS) as temporary:
+                shutil.copyfile(record.folder / WEIGHTS, temporary)
+        write_json(out / "finetune.json", result)
+        write_json(out / RUN, {"stages": [key.digest]})
+        kept.refer(out)
+        with replacing(out / "training.png") as temporary:
+            plot_training(result["history"], f"{loaded.name} on {train.name}").savefig(temporary, dpi=130)
+    return result
 
-    run = _Run(network, settings, out, lr)
+
+def _holds_others(out: Path) -> bool:
+    """Whether a folder holds something, and nothing that says that it is of a fine-tuning."""
+    names = {path.name for path in out.iterdir() if not path.name.startswith(TEMPORARY)}
+    return bool(names) and not names & {CHECKPOINT, WEIGHTS}
+
+
+def _images(data: Any, settings: Training, *, skip_bad: bool) -> tuple[Images, Images]:
+    """The training images and the test images."""
+    side = settings.image_size
+    if isinstance(data, dict):
+        if set(data) != {"train", "test"}:
+            raise InputError(
+                f'data must be a name, a folder or {{"train": ..., "test": ...}}, got the keys {list(data)}'
+            )
+        train, test = (as_images(data[split], image_size=side) for split in ("train", "test"))
+        labels, classes = train.require_labels("fine-tuning"), train.classes
+        train = train.take(stratified(labels, classes, settings.samples))
+    else:
+        train = load_images(data, "train", samples=settings.samples, image_size=side, skip_bad=skip_bad)
+        test = load_images(data, "test", image_size=side, skip_bad=skip_bad)
+    test.require_labels("fine-tuning")
+    if train.classes != test.classes:
+        raise InputError(f"{train.name}: the classes of train and test differ")
+    return train, test
+
+
+def _trained(run: "_Run", train: Images, test: Images, settings: Training) -> dict[str, Any]:
+    """Train to the last epoch, and what came of it."""
+    network, batch_size = run.network, settings.batch_size
     if run.epoch:
-        report(f"going on from {run.checkpoint} after epoch {run.epoch}")
+        logger.info("going on from %s after epoch %d", run.checkpoint, run.epoch)
     train, test = train.to(network.device), test.to(network.device)
-    quick = test.take(stratified(test.labels, test.classes, min(1000, len(test)))) if len(test) > 1000 else test
+    labels = test.require_labels("fine-tuning")
+    quick = test.take(stratified(labels, test.classes, min(1000, len(test)))) if len(test) > 1000 else test
     with deterministic(network.device):
-        while run.epoch < epochs:
+        while run.epoch < settings.epochs:
             started = time.perf_counter()
-            loss, accuracy = run.train(train, batch_size, epochs, report, progress)
+            loss, accuracy = run.train(train)
             seconds = time.perf_counter() - started
-            entry = {
-                "loss": loss,
-                "accuracy": accuracy,
-                "test_accuracy": accuracy_of(network, quick, batch_size, report),
-            }
+            entry = {"loss": loss, "accuracy": accuracy, "test_accuracy": accuracy_of(network, quick, batch_size)}
             run.history.append(entry)
             run.save()
-            report(
-                f"epoch {run.epoch}/{epochs}: loss {loss:.3f}, training accuracy {accuracy:.1%}, "
-                f"accuracy on {len(quick)} test images {entry['test_accuracy']:.1%}; "
-                f"{len(train) / seconds:.0f} images/s, {(epochs - run.epoch) * seconds:.0f} s left"
-            )
-    result = {
-        "settings": {**settings, "epochs": run.epoch},
+            logger.info(
+                "epoch %d/%d: loss %.3f, training accuracy %.1f%%, accuracy on %d test images %.1f%%; %.0f images/s, "
+                "%.0f s left",
+                run.epoch, settings.epochs, loss, 100 * accuracy, len(quick), 100 * entry["test_accuracy"],
+                len(train) / seconds, (settings.epochs - run.epoch) * seconds,
+            )  # fmt: skip
+    return {
         "classes": list(train.classes),
         "history": run.history,
-        "test_accuracy": accuracy_of(network, test, batch_size, report),
+        "test_accuracy": accuracy_of(network, test, batch_size),
         "test_images": len(test),
         "training_images": len(train),
         "device": str(network.device),
         "torch": torch.__version__,
     }
-    metadata = {key: settings[key] for key in ("network", "image_size", "data")}
-    write_weights(out / "weights.safetensors", network.module.state_dict(), metadata)
-    write_json(out / "finetune.json", result)
-    with replacing(out / "training.png") as temporary:
-        plot_training(run.history, f"{network.name} on {data}").savefig(temporary, dpi=130)
-    return result
 
 
 class _Run:
     """A network, its optimizer and how far they have come; `checkpoint.safetensors` holds all of it."""
 
-    def __init__(self, network: Network, settings: dict[str, Any], out: Path, lr: float) -> None:
-        self.network, self.settings = network, settings
+    def __init__(self, network: Network, about: dict[str, Any], out: Path, settings: Training) -> None:
+        self.network, self.about, self.settings = network, json.loads(json.dumps(about)), settings
         self.checkpoint = out / CHECKPOINT
         self.parameters = dict(network.module.named_parameters())
-        self.optimizer = torch.optim.Adam(self.parameters.values(), lr=lr)
+        self.optimizer = torch.optim.Adam(self.parameters.values(), lr=settings.lr)
         self.history: list[dict[str, float]] = []
         self.pieces = 1
         self.normalises = any(isinstance(module, _BatchNorm) for module in network.module.modules())
@@ -173,13 +212,12 @@ class _Run:
     def _resume(self) -> None:
         tensors, metadata = read_weights(self.checkpoint)
         before = metadata.get("settings", {})
-        changed = [key for key, value in self.settings.items() if before.get(key) != value]
-        if changed:
-            key = changed[0]
-            raise InputError(
-                f"{self.checkpoint.parent} holds a run with {key}={before.get(key)!r}, not {self.settings[key]!r}: "
-                "choose another --out or delete it"
-            )
+        for name, value in self.about.items():
+            if before.get(name) != value:
+                raise InputError(
+                    f"{self.checkpoint.parent} holds a run with {name}={before.get(name)!r}, not {value!r}: "
+                    "choose another --out or delete it"
+                )
         names = list(self.parameters)
         state: dict[int, dict[str, Tensor]] = {index: {} for index in range(len(names))}
         for name in [name for name in tensors if name.startswith("adam/")]:
@@ -196,40 +234,33 @@ class _Run:
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam/{key}/{names[index]}": value for key, value in state.items()}
         write_weights(
-            self.checkpoint, tensors, {"settings": self.settings, "history": self.history, "pieces": self.pieces}
+            self.checkpoint, tensors, {"settings": self.about, "history": self.history, "pieces": self.pieces}
         )
 
-    def train(
-        self,
-        images: Images,
-        batch_size: int,
-        epochs: int,
-        report: Report,
-        progress: Callable[[Progress], None] | None,
-    ) -> tuple[float, float]:
+    def train(self, images: Images) -> tuple[float, float]:
         """Train one epoch, its order and dropout set by seed and epoch alone; return mean loss and accuracy."""
         network, module = self.network, self.network.module
-        generator = torch.Generator().manual_seed(self.settings["seed"] * 10_007 + self.epoch)
+        generator = torch.Generator().manual_seed(self.settings.seed * 10_007 + self.epoch)
         torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
-        order = torch.randperm(len(images), generator=generator).split(batch_size)
+        order = torch.randperm(len(images), generator=generator).split(self.settings.batch_size)
         loss_sum = torch.zeros((), device=network.device)
         hits = torch.zeros((), dtype=torch.int64, device=network.device)
-        started, done = time.perf_counter(), 0
+        done, labels, stage = (
+            0,
+            images.require_labels("fine-tuning"),
+            f"epoch {self.epoch + 1} of {self.settings.epochs}",
+        )
         module.train()
         try:
             for batch, pixels in zip(order, images.batches(order, network.device), strict=True):
-                if len(batch) == 1 < batch_size and self.normalises:
-                    report("the one image left over in this epoch is not trained on: batch norm needs two")
+                if len(batch) == 1 < self.settings.batch_size and self.normalises:
+                    logger.info("the one image left over in this epoch is not trained on: batch norm needs two")
                     continue
-                labels = images.labels[batch].to(network.device)
-                loss, correct = self._step(pixels, labels, report)
+                loss, correct = self._step(pixels, labels[batch].to(network.device))
                 loss_sum += loss * len(batch)
                 hits += correct
                 done += len(batch)
-                if progress is not None:
-                    rate = done / (time.perf_counter() - started)
-                    left = (len(images) * (epochs - self.epoch) - done) / rate
-                    progress(Progress(self.epoch + 1, epochs, done, len(images), rate, left))
+                advance(stage, done, len(images))
         finally:
             module.eval()
         mean_loss = loss_sum.item() / done
@@ -237,7 +268,7 @@ class _Run:
             raise InputError(f"the loss is not a number after epoch {self.epoch + 1}: lower --lr")
         return mean_loss, hits.item() / done
 
-    def _step(self, pixels: Tensor, labels: Tensor, report: Report) -> tuple[Tensor, Tensor]:
+    def _step(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One Adam step on a batch, in `self.pieces` pieces; returns its loss and number of hits."""
         while True:
             try:
@@ -263,7 +294,7 @@ class _Run:
                 if self.pieces >= len(labels):
                     raise InputError("CUDA is out of memory even for one image: lower --image-size") from None
                 self.pieces *= 2
-                report(f"CUDA is out of memory: each batch now runs in {self.pieces} pieces")
+                logger.warning("CUDA is out of memory: each batch now runs in %d pieces", self.pieces)
             torch.cuda.empty_cache()
 
 
@@ -283,29 +314,22 @@ def deterministic(device: torch.device) -> Iterator[None]:
 
 
 def logits_of(network: Network, pixels: Tensor) -> Tensor:
-    """Logits [B, classes] of uint8 images [B, C, H, W] on the network's device."""
-    x = prepare(
-        pixels,
-        size=network.image_size,
-        channels=network.channels,
-        mean=network.mean,
-        std=network.std,
-        bgr=network.bgr,
-    )
-    output = network.module(x)
+    """Logits [B, classes] of images [B, C, H, W] on the network's device."""
+    output = network.module(network_input(network, pixels))
     logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     if logits is None:
         raise InputError(f"{network.name} must return a tensor of logits, got {type(output).__name__}")
     return logits
 
 
-def accuracy_of(network: Network, images: Images, batch_size: int, report: Report = print) -> float:
+def accuracy_of(network: Network, images: Images, batch_size: int) -> float:
     """Share of the images whose largest logit is that of their class."""
+    labels = images.require_labels("an accuracy")
     order = torch.arange(len(images)).split(max(batch_size, 64))
     hits = 0
-    predict = Halving(report)
+    predict = Halving()
     with torch.inference_mode():
         for batch, pixels in zip(order, images.batches(order, network.device), strict=True):
             logits = torch.cat(predict(lambda part: logits_of(network, part), pixels))
-            hits += int((logits.argmax(1).cpu() == images.labels[batch]).sum())
+            hits += int((logits.argmax(1).cpu() == labels[batch]).sum())
     return hits / len(images)

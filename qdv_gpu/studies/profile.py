@@ -1,5 +1,6 @@
 """How fast each layer of a network is, and how near to what the device can do."""
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,12 +17,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import qdv_gpu
 from qdv_gpu.errors import InputError
-from qdv_gpu.features.forward import Report, check_precision, computing
+from qdv_gpu.features.forward import check_precision, computing
 from qdv_gpu.files import replacing, write_json
-from qdv_gpu.machine import free_memory, resolve_device
-from qdv_gpu.networks.network import Network, load_network
+from qdv_gpu.machine import free_memory
+from qdv_gpu.networks.hooks import hooked
+from qdv_gpu.networks.layers import LayerName, trace_calls
+from qdv_gpu.networks.load import Source, load_network
+from qdv_gpu.networks.network import Network
 from qdv_gpu.report import figures
 
+logger = logging.getLogger(__name__)
 ELSEWHERE = "(between layers)"
 SECONDS = 1.0  # of repeats for each batch size, at least three of them
 BATCH_SIZES = {"cpu": (1, 16, 64), "cuda": (1, 16, 64, 256)}
@@ -128,7 +133,7 @@ def copy_bandwidth(device: torch.device) -> float:
 
 
 def profile(
-    network: str | Network,
+    network: Source,
     out: str | Path | None = None,
     *,
     batch_sizes: Sequence[int] | None = None,
@@ -136,21 +141,20 @@ def profile(
     weights: str | Path = "none",
     image_size: int | None = None,
     device: str | torch.device = "auto",
-    report: Report = print,
 ) -> list[Profile]:
     """Time every layer of a forward pass on random images.
 
     Parameters
     ----------
-    network : str or Network
-        As for `load_network`.
+    network : str, nn.Module or Network
+        As for `load_network`; it is not changed.
     out : str or Path, optional
         Folder that gets profile.json and profile.png.
     batch_sizes : sequence of int, optional
         Default 1, 16, 64 and, on CUDA, 256.
     precision : {"fp32", "tf32", "bf16"}
     weights, image_size, device
-        As for `load_network` and `activations`; a Network is where it is.
+        As for `load_network` and `activations`; a module is where it is.
 
     Returns
     -------
@@ -163,20 +167,26 @@ def profile(
         For a batch size below 1, a precision that the device does not have, or an image size that the network cannot
         take.
     """
-    target = resolve_device(device) if isinstance(network, str) else network.device
+    loaded = load_network(network, weights=weights, device=device if isinstance(network, str) else None)
+    target = loaded.device
     batch_sizes = BATCH_SIZES[target.type] if batch_sizes is None else batch_sizes
     if not batch_sizes or min(batch_sizes) < 1:
         raise InputError(f"batch sizes must be at least 1, got {', '.join(map(str, batch_sizes)) or 'none'}")
     check_precision(precision, target)
-    loaded = load_network(network, weights=weights, device=target) if isinstance(network, str) else network
     size = loaded.image_size if image_size is None else image_size
     if size < 1:
         raise InputError(f"image size must be at least 1 pixel, got {size}")
     if loaded.device.type == "cuda":
         torch.cuda.set_device(loaded.device)  # whose events and streams these are
+    trace_calls(loaded, size)  # or it cannot take images of that size
     operations, bandwidth = measured_peaks(loaded.device, precision, loaded.dtype)
     numbers = str(loaded.dtype).removeprefix("torch.") if precision == "fp32" else precision
-    report(f"measured peaks: {operations / 1e9:,.0f} GFLOP/s ({numbers} product), {bandwidth / 1e9:,.1f} GB/s (copy)")
+    logger.info(
+        "measured peaks: %s GFLOP/s (%s product), %s GB/s (copy)",
+        f"{operations / 1e9:,.0f}",
+        numbers,
+        f"{bandwidth / 1e9:,.1f}",
+    )
     profiles = []
     for batch in batch_sizes:
         images = torch.randn(batch, loaded.channels, size, size, device=loaded.device).to(loaded.dtype)
@@ -186,11 +196,7 @@ def profile(
             profiles.append(_profile(loaded, images, precision, operations, bandwidth))
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
-            report(f"batch size {batch} does not fit the device's memory: left out")
-        except (RuntimeError, ValueError) as error:
-            if isinstance(error, torch.AcceleratorError):
-                raise
-            raise InputError(f"{loaded.name} cannot take images of {size} x {size} pixels: {error}") from error
+            logger.warning("batch size %d does not fit the device's memory: left out", batch)
     if not profiles:
         raise InputError("no batch size fits the device's memory: choose smaller --batch-sizes")
     if out is not None:
@@ -246,7 +252,7 @@ def _profile(network: Network, images: Tensor, precision: str, operations: float
         several = names.count(call.path) > 1
         layers.append(
             LayerTime(
-                layer=f"{call.path}@{names[: number + 1].count(call.path)}" if several else call.path,
+                layer=str(LayerName(call.path, names[: number + 1].count(call.path) if several else None)),
                 kind=call.kind,
                 seconds=seconds,
                 images_per_second=len(images) / max(seconds, 1e-9),
@@ -287,36 +293,24 @@ class _Watch:
 
 @contextmanager
 def _watching(module: nn.Module, paths: Iterable[str], clock: Callable[[], Any]) -> Iterator[_Watch]:
-    handles = []
     watch = _Watch(clock)
-    try:
-        for path in paths:
-            child = module.get_submodule(path)
-            handles.append(child.register_forward_pre_hook(watch.mark))
-            handles.append(child.register_forward_hook(watch.mark))
+    with hooked(module, paths, before=watch.mark, after=watch.mark):
         watch.marks = [clock()]
         yield watch
         watch.mark()
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _innermost_calls(module: nn.Module, images: Tensor) -> list[_Call]:
     """The calls of a forward pass of modules that call no other, in order."""
-    handles = []
     calls: list[_Call] = []
     outer: set[str] = set()
     running: list[str] = []
 
-    def begin(path: str) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
-            outer.update(running[-1:])
-            running.append(path)
+    def begin(path: str, *_: Any) -> None:
+        outer.update(running[-1:])
+        running.append(path)
 
-        return hook
-
-    def end(called: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
+    def end(path: str, called: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
         given = {id(value): value for value in (*inputs, *options.values()) if isinstance(value, Tensor)}.values()
         made = [value for value in (output if isinstance(output, tuple) else (output,)) if isinstance(value, Tensor)]
         places = {value.untyped_storage().data_ptr() for value in given}
@@ -325,15 +319,8 @@ def _innermost_calls(module: nn.Module, images: Tensor) -> list[_Call]:
         size = moved + sum(weights.nbytes for weights in called.parameters())
         calls.append(_Call(running.pop(), type(called).__name__, size))
 
-    try:
-        for path, child in module.named_modules():
-            if path:
-                handles.append(child.register_forward_pre_hook(begin(path)))
-                handles.append(child.register_forward_hook(end, with_kwargs=True))
+    with hooked(module, [path for path, _ in module.named_modules() if path], before=begin, after=end):
         module(images)
-    finally:
-        for handle in handles:
-            handle.remove()
     return [call for call in calls if call.path not in outer]
 
 

@@ -57,7 +57,7 @@ def test_files_are_kept_too(store, tmp_path):
 def test_the_second_to_write_leaves_the_first(store):
     store.write(KEY, arrays={"Z": ARRAY + 1})
     np.testing.assert_array_equal(store.read(KEY).arrays["Z"], ARRAY)
-    assert not list(store.path.glob(".qdv-gpu-tmp*"))
+    assert not list(store.path.glob("tmp/*"))
 
 
 def rewrite(folder, **changes):
@@ -132,7 +132,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(store, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(InputError, match="disk full while writing"):
         store.write(Key("other", 1, {}))
-    assert not list(store.path.glob(".qdv-gpu-tmp*"))
+    assert not list(store.path.glob("tmp/*"))
     assert not (store.path / "other").exists()
 
 
@@ -164,7 +164,7 @@ def test_killed_writers_leave_whole_stages_and_no_litter(tmp_path):
             writer.wait()
             writer.stdout.close()
     with store.used():
-        assert not list(store.path.glob(".qdv-gpu-tmp*"))
+        assert not list(store.path.glob("tmp/*"))
     entries = store.entries()
     assert entries
     for number in range(200):

@@ -1,8 +1,9 @@
-"""The pipeline and its run folder."""
+"""The pipeline: what it computes, what it finds in the store, and the run folder."""
 
 import csv
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -12,56 +13,71 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_networks
 import torch
 
-import qdv_gpu
-from qdv_gpu import analyze
+from qdv_gpu import Settings, analyze, load_network
 from qdv_gpu.errors import InputError
-from qdv_gpu.studies import analyze as analysis
-from qdv_gpu.studies.analyze import Settings
-from qdv_gpu.studies.records import Analysis
+from qdv_gpu.features import forward
+from qdv_gpu.report.tables import nh_table
+from qdv_gpu.results.store import Store
+from qdv_gpu.studies import analyze as study
 
 TINY = Settings(layers=("relu", "pool"), samples=100, pca=10, perplexity=8, iterations=60, seeds=2, k=(5, 3))
 SPECS = ["tiny_networks:cnn", "tiny_networks:other"]
-
-
-def quiet(_line):
-    pass
+LAYERS = ["relu@1", "relu@2", "pool@1", "pool@2"]
 
 
 def run(out, settings=TINY, specs=SPECS, **options):
-    return analyze(specs, "digits", out, settings=settings, report=quiet, **{"device": "cpu"} | options)
+    return analyze(specs, "digits", out, settings=settings, **{"device": "cpu"} | options)
 
 
 def outcome(out):
     """Everything that must not depend on how often the run was killed."""
     with (out / "layers.csv").open() as file:
         rows = [{**row, "seconds": ""} for row in csv.DictReader(file)]
-    return rows, {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*.npz"))}
+    arrays = {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*.npz"))}
+    return rows, arrays, (out / "predictions.csv").read_bytes()
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    out = tmp_path_factory.mktemp("analysis") / "run"
-    return run(out)
+    return run(tmp_path_factory.mktemp("analysis") / "run")
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Counts forward passes over the images, blank ones aside, and maps."""
+    counts = {"passes": 0, "maps": 0}
+    batches, fit = forward.ForwardPass.batches, study.tsne_of
+
+    def passes(self, store):
+        counts["passes"] += 1
+        return batches(self, store)
+
+    def maps(settings, device):
+        model = fit(settings, device)
+        transform = model.fit_transform
+
+        def fit_transform(X, *, seeds):
+            counts["maps"] += len(seeds)
+            return transform(X, seeds=seeds)
+
+        model.fit_transform = fit_transform
+        return model
+
+    monkeypatch.setattr(forward.ForwardPass, "batches", passes)
+    monkeypatch.setattr(study, "tsne_of", maps)
+    return counts
 
 
 def test_run_folder(finished):
     out = finished.out
     files = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
-    layers = [f"embeddings/{n}/{layer}.{e}" for n in ("cnn", "other") for layer in LAYERS for e in ("json", "npz")]
-    assert files == sorted(
-        [
-            "run.json",
-            "layers.csv",
-            "table3.md",
-            "table3.csv",
-            "timings.json",
-            "figures/maps.png",
-            "figures/nh.png",
-            *layers,
-        ]
-    )
+    tables = ["layers.csv", "table3.md", "table3.csv", "predictions.csv", "timings.json"]
+    maps = [f"embeddings/{network}/{layer}.npz" for network in ("cnn", "other") for layer in LAYERS]
+    made = [*tables, "figures/maps.png", "figures/nh.png", *maps]
+    assert files == sorted([*made, "run.json"])
     with (out / "layers.csv").open() as file:
         reader = csv.DictReader(file)
         rows = list(reader)
@@ -71,24 +87,43 @@ def test_run_folder(finished):
     arrays = np.load(out / "embeddings" / "cnn" / "pool@1.npz")
     assert arrays["Z"].shape == (2, 100, 2)
     assert arrays["Z"].dtype == np.float32
-    settings = json.loads((out / "run.json").read_text())
-    assert settings["inputs"]["perplexity"] == 8
-    assert settings["versions"]["torch"] == torch.__version__
-
-
-LAYERS = ["relu@1", "relu@2", "pool@1", "pool@2"]
+    about = json.loads((out / "run.json").read_text())
+    assert about["settings"]["perplexity"] == 8
+    assert about["versions"]["torch"] == torch.__version__
+    assert about["files"] == sorted(made)
+    store = Store(out.parent / ".qdv-store")
+    assert set(about["stages"]) == {entry.digest for entry in store.entries()}
+    assert not store.unreferenced()
 
 
 def test_table(finished):
-    header, *rows = finished.table(5)
+    header, *rows = nh_table(finished.layers, 5)
     assert header == ["layer", "cnn", "other", "chance"]
     assert [row[0] for row in rows] == LAYERS
     text = (finished.out / "table3.md").read_text()
     assert text.startswith("| layer | cnn | other | chance |\n| --- |")
     assert "k = 3" in text
-    score = next(s for s in finished.scores if s["network"] == "cnn" and s["k"] == 5)
-    assert rows[0][1] == f"{score['nh']:.3f} ± {score['standard_error']:.3f}"
-    assert 0.09 < score["chance"] < 0.1
+    score = finished.layer("cnn", "relu@1").of(5)
+    assert rows[0][1] == f"{score.nh:.3f} ± {score.standard_error:.3f}"
+    assert 0.09 < score.chance < 0.1
+
+
+def test_predictions_are_those_of_the_network(finished):
+    from qdv_gpu import load_images
+    from qdv_gpu.features.forward import network_input
+
+    images = load_images("digits", samples=100)
+    network = load_network(SPECS[0], device="cpu")
+    with torch.inference_mode():
+        logits = network.module(network_input(network, images.pixels))
+    with (finished.out / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["cnn prediction"]) for row in rows] == logits.argmax(1).tolist()
+    found = torch.tensor([float(row["cnn probability"]) for row in rows])
+    torch.testing.assert_close(found, logits.softmax(1).amax(1), rtol=1e-4, atol=1e-4)
+    assert [int(row["label"]) for row in rows] == images.labels.tolist()
+    hits = np.mean([float(row["other pool@2"]) for row in rows])
+    assert hits == pytest.approx(finished.layer("other", "pool@2").of(5).nh, abs=1e-5)
 
 
 def test_scores_agree_with_scikit_learn(finished):
@@ -103,12 +138,76 @@ def test_scores_agree_with_scikit_learn(finished):
         assert float(row["nh"]) == pytest.approx(nh, abs=1e-12)
 
 
-def test_a_finished_run_is_not_computed_again(finished, monkeypatch):
+def test_a_finished_run_is_not_computed_again(finished, counted):
     before = outcome(finished.out)
-    monkeypatch.setattr(analysis, "hold", None)
     again = run(finished.out)
-    assert again.scores == finished.scores
+    assert counted == {"passes": 0, "maps": 0}
+    assert again.layers[0].of(5) == finished.layers[0].of(5)
     assert outcome(finished.out) == before
+
+
+def test_only_what_is_new_is_computed(finished, counted, tmp_path, lines):
+    store = finished.out.parent / ".qdv-store"
+    run(tmp_path / "k", replace(TINY, k=(7, 5)), store=store)
+    assert counted == {"passes": 0, "maps": 0}
+    run(tmp_path / "seed", replace(TINY, seeds=3), store=store)
+    assert counted == {"passes": 0, "maps": 2 * len(LAYERS)}  # one for each layer
+    run(tmp_path / "network", specs=[*SPECS, "tiny_networks:normalised"], store=store)
+    assert counted == {"passes": 2, "maps": 2 * len(LAYERS) + 2 * len(LAYERS)}  # two images, then all
+    assert "cnn: 4 of 4 layers and 8 of 8 maps are in the store" in lines()
+    run(tmp_path / "perplexity", replace(TINY, perplexity=9), store=store)
+    assert counted["passes"] == 2
+    run(tmp_path / "layer", replace(TINY, layers=("conv2",)), SPECS[:1], store=store)
+    assert counted["passes"] == 4
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "seed" / "embeddings" / "cnn" / "pool@1.npz")["Z"][:2],
+        np.load(finished.out / "embeddings" / "cnn" / "pool@1.npz")["Z"],
+    )
+
+
+def test_an_edited_network_is_computed_anew(counted, tmp_path, monkeypatch):
+    run(tmp_path / "a", specs=SPECS[:1], store=tmp_path / "store")
+    made = dict(counted)
+
+    class Edited(tiny_networks.Tiny):
+        def __init__(self):
+            super().__init__()
+            self.pool = torch.nn.AvgPool2d(2)
+
+    monkeypatch.setattr(tiny_networks, "Tiny", Edited)  # the same weights, by another factory of the same name
+    run(tmp_path / "a", specs=SPECS[:1], store=tmp_path / "store")
+    assert counted == {name: 2 * count for name, count in made.items()}
+
+
+def test_other_images_are_computed_anew_and_other_places_are_not(counted, tmp_path):
+    pixels = (torch.arange(60 * 64).reshape(60, 1, 8, 8) * 7919 % 251).to(torch.uint8)
+    labels, small = torch.arange(60) % 3, {"samples": "all", "perplexity": 5, "iterations": 20, "seeds": 1, "k": 3}
+    changed = pixels.clone()
+    changed[30, 0, 2, 2] ^= 1
+
+    def go(images, name):
+        analyze(
+            SPECS[0], images, tmp_path / name, layers="pool", pca=5, device="cpu", store=tmp_path / "store", **small
+        )
+        return dict(counted)
+
+    first = go((pixels, labels), "a")
+    assert go((pixels.numpy(), labels.numpy()), "b") == first
+    assert go((pixels, (labels + 1) % 3), "c") == first  # other labels, another score of the same maps
+    assert go((changed, labels), "d") != first
+
+
+def test_a_folder_shows_the_latest_run_and_keeps_what_is_not_its_own(tmp_path):
+    out = tmp_path / "run"
+    run(out)
+    (out / "notes.txt").write_text("mine")
+    run(out, replace(TINY, layers=("conv2",), k=3), SPECS[:1])
+    found = {str(path.relative_to(out)) for path in out.rglob("*.npz")}
+    assert found == {"embeddings/cnn/conv2.npz"}
+    assert not (out / "embeddings" / "other").exists()
+    assert (out / "notes.txt").read_text() == "mine"
+    with (out / "layers.csv").open() as file:
+        assert {row["k"] for row in csv.DictReader(file)} == {"3"}
 
 
 def test_layers_that_do_not_fit_are_recomputed_to_the_same_bits(finished, tmp_path, monkeypatch):
@@ -118,17 +217,18 @@ def test_layers_that_do_not_fit_are_recomputed_to_the_same_bits(finished, tmp_pa
             for chosen in plan(tasks, **options)
         ]
 
-    plan = analysis.plan
-    monkeypatch.setattr(analysis, "plan", recompute)
-    monkeypatch.setattr(analysis, "hold", None)
-    run(tmp_path)
-    assert outcome(tmp_path) == outcome(finished.out)
+    plan = study.plan
+    monkeypatch.setattr(study, "plan", recompute)
+    monkeypatch.setattr(study, "hold", None)
+    run(tmp_path / "run")
+    assert outcome(tmp_path / "run") == outcome(finished.out)
 
 
 def test_networks_of_one_name_are_numbered(tmp_path):
-    result = run(tmp_path, specs=["tiny_networks:cnn", "tiny_networks:cnn"])
-    assert {score["network"] for score in result.scores} == {"cnn-1", "cnn-2"}
-    assert outcome(tmp_path)[1]["embeddings/cnn-1/pool@1.npz"] == outcome(tmp_path)[1]["embeddings/cnn-2/pool@1.npz"]
+    result = run(tmp_path / "run", specs=["tiny_networks:cnn", "tiny_networks:cnn"])
+    assert {layer.network for layer in result.layers} == {"cnn-1", "cnn-2"}
+    arrays = outcome(tmp_path / "run")[1]
+    assert arrays["embeddings/cnn-1/pool@1.npz"] == arrays["embeddings/cnn-2/pool@1.npz"]
 
 
 def test_layers_of_some_networks_only(tmp_path):
@@ -137,7 +237,7 @@ def test_layers_of_some_networks_only(tmp_path):
         run(tmp_path, replace(settings, layers=("pool", "poor")), ["tiny_networks:cnn", "tiny_networks:pair"])
     settings = replace(settings, layers=("pool", "conv2"))
     result = run(tmp_path, settings, ["tiny_networks:pair", "tiny_networks:cnn"])
-    assert [(s["network"], s["layer"]) for s in result.scores] == [
+    assert [(s.network, s.layer) for s in result.layers] == [
         ("pair", "conv2"),
         ("cnn", "pool@1"),
         ("cnn", "pool@2"),
@@ -145,25 +245,20 @@ def test_layers_of_some_networks_only(tmp_path):
     ]
 
 
-def test_loaded_networks_and_single_ones(tmp_path):
-    network = qdv_gpu.load_network("tiny_networks:cnn")
-    settings = Settings(samples=60, pca=5, perplexity=5, iterations=20, seeds=1, k=3)
-    result = analyze(network, "digits", tmp_path, settings=settings, report=quiet, device="cpu")
-    assert {score["k"] for score in result.scores} == {3}
-
-
-def test_layers_that_differ_in_name_are_paired_by_position():
-    score = {"k": 5, "standard_error": 0.01, "chance": 0.1}
-    scores = [
-        {**score, "position": 1, "network": "a", "layer": "conv3", "nh": 0.3},
-        {**score, "position": 1, "network": "b", "layer": "maxpool3", "nh": 0.4},
-        {**score, "position": 2, "network": "b", "layer": "maxpool4", "nh": 0.5},
-    ]
-    assert Analysis(Path(), scores).table(5) == [
-        ["layer", "a", "b", "chance"],
-        ["1", "conv3 0.300 ± 0.010", "maxpool3 0.400 ± 0.010", "0.100"],
-        ["2", "", "maxpool4 0.500 ± 0.010", "0.100"],
-    ]
+def test_modules_and_networks_are_not_changed(tmp_path):
+    module = tiny_networks.normalised().train()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    small = {"samples": 60, "pca": 5, "perplexity": 5, "iterations": 20, "seeds": 1, "k": 3, "layers": ["pool"]}
+    first = analyze(module, "digits", tmp_path / "a", **small)
+    network = load_network(module)
+    network.module.train()
+    second = analyze(network, "digits", tmp_path / "b", device="cpu", **small)
+    assert [layer.of(3) for layer in first.layers] == [layer.of(3) for layer in second.layers]
+    assert all(child.training for child in module.modules())
+    assert network.module.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+    assert not any(child._forward_hooks for child in module.modules())
+    assert json.loads((tmp_path / "a" / "run.json").read_text())["networks"]["Tiny"]["weights"] == "given"
 
 
 def test_without_pca_and_other_normalisations(tmp_path):
@@ -172,7 +267,7 @@ def test_without_pca_and_other_normalisations(tmp_path):
             layers=("relu", "pool"), samples=60, pca=0, normalise=normalise, perplexity=8, iterations=20, seeds=1
         )
         result = run(tmp_path / normalise, settings, ["tiny_networks:cnn"])
-        assert len(result.scores) == len(LAYERS)
+        assert len(result.layers) == len(LAYERS)
 
 
 def test_bad_settings_write_nothing(tmp_path):
@@ -183,9 +278,9 @@ def test_bad_settings_write_nothing(tmp_path):
         ({"k": (5, 5)}, "different positive numbers"),
         ({"samples": 10}, "at least 2 are required|perplexity"),
         ({"samples": 2000}, "fewer than the"),
-        ({"normalise": "max"}, "unknown normalisation 'max': did you mean minmax"),
-        ({"engine": "exat"}, "unknown t-SNE engine 'exat': did you mean exact"),
-        ({"seeds": 0}, "seeds must be at least 1, got 0"),
+        ({"normalise": "max"}, "unknown value of normalise 'max': did you mean minmax"),
+        ({"engine": "exat"}, "unknown value of engine 'exat': did you mean exact"),
+        ({"seeds": 0}, "seeds must be an integer of at least 1, got 0"),
         ({"layers": ("pol",)}, "unknown layer of cnn 'pol': did you mean pool"),
     ]:
         with pytest.raises(InputError, match=message):
@@ -193,9 +288,12 @@ def test_bad_settings_write_nothing(tmp_path):
         assert not (tmp_path / "out").exists()
 
 
-def test_folders_that_hold_something_else(finished, tmp_path):
-    with pytest.raises(InputError, match=r"holds a run with another perplexity \(8, not 9\): choose another --out"):
-        run(finished.out, replace(TINY, perplexity=9))
+def test_unknown_settings_are_refused(tmp_path):
+    with pytest.raises(InputError, match="unknown setting 'perplexty': did you mean perplexity"):
+        run(tmp_path / "out", perplexty=3)
+
+
+def test_folders_that_hold_something_else(tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(InputError, match=r"is not empty and holds no run.json"):
         run(tmp_path)
@@ -220,31 +318,85 @@ def test_full_disk(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match=r"disk full while writing .*run\.json"):
-        run(tmp_path)
-    assert not list(tmp_path.iterdir())
+        run(tmp_path / "run")
+    assert not list((tmp_path / "run").iterdir())
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
-def test_killed_runs_end_as_if_they_had_not_been(finished, tmp_path, kills):
-    """SIGKILL after ever later progress; the last run is left alone."""
-    code = (
-        "from test_analyze import SPECS, TINY, analyze\n"
-        f"analyze(SPECS, 'digits', {str(tmp_path / 'run')!r}, settings=TINY, device='cpu')"
-    )
-    command = [sys.executable, "-u", "-c", code]
+def test_damaged_stages_are_computed_again(tmp_path, caplog):
+    run(tmp_path / "run")
+    before = outcome(tmp_path / "run")
+    stages = sorted((tmp_path / ".qdv-store").glob("*/*/arrays.npz"))
+    for number, file in enumerate(random.Random(0).sample(stages, 12)):
+        data = bytearray(file.read_bytes())
+        if number % 3 == 0:
+            data[len(data) // 2] ^= 4
+        file.write_bytes(data[: len(data) // 2] if number % 3 == 1 else b"" if number % 3 == 2 else data)
+    run(tmp_path / "run")
+    assert sum("will be computed again" in message for message in caplog.messages) == 12
+    assert outcome(tmp_path / "run") == before
+    assert not Store(tmp_path / ".qdv-store").unreferenced()
+
+
+CODE = "from test_analyze import SPECS, TINY, analyze; analyze(SPECS, 'digits', {!r}, settings=TINY, device='cpu')"
+
+
+def start(out, threads=None, code=CODE):
+    """A process of its own, on that many threads."""
     here = Path(__file__).parent
-    path = {**os.environ, "PYTHONPATH": str(here.parent)}
+    environment = {**os.environ, "PYTHONPATH": f"{here}:{here.parent}"}
+    environment.pop("OMP_NUM_THREADS", None)
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    return subprocess.Popen(
+        [sys.executable, "-u", "-c", code.format(str(out))],
+        cwd=here,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.slow)])
+def test_killed_runs_end_as_if_they_had_not_been(finished, tmp_path, kills):
+    """SIGKILL at random moments, under one thread or as many as there are, and on under another number."""
+    moments = random.Random(kills)
+    started = time.monotonic()
+    assert start(tmp_path / "whole").wait() == 0
+    whole = time.monotonic() - started
     for number in range(kills):
-        process = subprocess.Popen(command, cwd=here, env=path, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        process.stdout.readline()  # it has begun to say something: a layer is done, or was done before
-        time.sleep(0.07 * number)
+        out = tmp_path / f"run-{number}" / "run"
+        process = start(out, 1 if number % 2 else None)
+        time.sleep(moments.uniform(0.3, 1.05) * whole)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        process.stdout.close()
-    subprocess.run(command, cwd=here, env=path, check=True, stdout=subprocess.DEVNULL)
-    assert outcome(tmp_path / "run") == outcome(finished.out)
-    assert not list((tmp_path / "run").rglob(".*"))
+        process.stderr.close()
+        resumed = start(out, None if number % 2 else 1)
+        _, complaint = resumed.communicate()
+        assert resumed.returncode == 0, complaint
+        assert outcome(out) == outcome(finished.out), number
+        assert not list(out.rglob(".*"))
+        assert not list((out.parent / ".qdv-store" / "tmp").iterdir())
+
+
+def test_two_processes_at_once(finished, tmp_path):
+    """On one folder one is refused, whatever its settings; on one store both are right."""
+    other = CODE.replace("settings=TINY", "settings=TINY, perplexity=9")
+    runs = [
+        start(tmp_path / "one"),
+        start(tmp_path / "one"),
+        start(tmp_path / "two"),
+        start(tmp_path / "one", code=other),
+    ]
+    complaints = [process.communicate()[1] for process in runs]
+    codes = [process.returncode for process in runs]
+    assert codes[2] == 0, complaints[2]
+    refused = [complaint for code, complaint in zip(codes, complaints, strict=True) if code]
+    assert all("another run is writing to" in complaint.splitlines()[-1] for complaint in refused)
+    assert outcome(tmp_path / "two") == outcome(finished.out)
+    settings = json.loads((tmp_path / "one" / "run.json").read_text())["settings"]
+    expected = replace(TINY, perplexity=settings["perplexity"])
+    run(tmp_path / "three", expected, store=tmp_path / "fresh")
+    assert outcome(tmp_path / "one") == outcome(tmp_path / "three")
 
 
 @pytest.mark.gpu
@@ -253,8 +405,8 @@ def test_a_gpu_gives_the_scores_of_the_cpu(finished, tmp_path, memory):
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     result = run(tmp_path / "run", replace(TINY, memory=memory), device="cuda")
-    for ours, theirs in zip(result.scores, finished.scores, strict=True):
-        assert ours["nh_feature_space"] == pytest.approx(theirs["nh_feature_space"], abs=0.01)
-        assert ours["nh"] == pytest.approx(theirs["nh"], abs=0.1)  # of other maps
+    for ours, theirs in zip(result.layers, finished.layers, strict=True):
+        assert ours.of(5).nh_feature_space == pytest.approx(theirs.of(5).nh_feature_space, abs=0.01)
+        assert ours.of(5).nh == pytest.approx(theirs.of(5).nh, abs=0.1)  # of other maps
     if memory is not None:
         assert torch.cuda.max_memory_reserved() <= memory

@@ -1,5 +1,7 @@
 """The deconv command writes grids, raw arrays and strongest patches, and says what is wrong in one line."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -79,7 +81,7 @@ def test_contrast():
 
 def test_networks_of_blue_first_are_drawn_red_first(tmp_path):
     net = load_network("caffe_alexnet", weights="none", num_classes=10, device="cpu")
-    net.image_size = 67
+    net = replace(net, image_size=67)
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (67, 67, 3), dtype=np.uint8)).save(tmp_path / "x.png")
     drawn = []
     original = figures.plot_reconstructions
@@ -87,7 +89,7 @@ def test_networks_of_blue_first_are_drawn_red_first(tmp_path):
         patch.setattr(
             figures, "plot_reconstructions", lambda grids, *a, **k: drawn.append(grids[0]) or original(grids, *a, **k)
         )
-        picture([net], tmp_path, image=tmp_path / "x.png", layers=["maxpool1"], device="cpu", report=str)
+        picture([net], tmp_path, image=tmp_path / "x.png", layers=["maxpool1"], device="cpu")
     with np.load(tmp_path / "deconv" / "caffe_alexnet" / "maxpool1.npz") as arrays:
         assert np.array_equal(drawn[0], arrays["reconstructions"][:, ::-1])
     assert torch.from_numpy(drawn[0]).abs().max() > 0

@@ -4,18 +4,16 @@ import json
 import shutil
 
 import pytest
+import tiny_networks
 import torch
 
 from qdv_gpu.errors import InputError
 from qdv_gpu.networks.weights import read_weights
+from qdv_gpu.progress import watched
 from qdv_gpu.studies.finetune import finetune
 
-OPTIONS = {"epochs": 3, "batch_size": 50, "lr": 1e-2, "limit": 300, "device": "cpu"}
+OPTIONS = {"epochs": 3, "batch_size": 50, "lr": 1e-2, "samples": 300, "device": "cpu"}
 SPEC = "tiny_networks:cnn"
-
-
-def quiet(_line):
-    pass
 
 
 def weights_of(out):
@@ -25,7 +23,7 @@ def weights_of(out):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("finished") / "run"
-    return out, finetune(SPEC, "digits", out, report=quiet, **OPTIONS)
+    return out, finetune(SPEC, "digits", out, **OPTIONS)
 
 
 def test_it_learns_and_says_so(finished):
@@ -36,6 +34,7 @@ def test_it_learns_and_says_so(finished):
     assert json.loads((out / "finetune.json").read_text())["test_accuracy"] == result["test_accuracy"]
     assert {path.name for path in out.iterdir()} == {
         "checkpoint.safetensors",
+        "run.json",
         "weights.safetensors",
         "finetune.json",
         "training.png",
@@ -49,35 +48,34 @@ def test_killed_and_resumed_gives_the_same_weights(finished, tmp_path, images):
 
     seen = 0
 
-    def kill(at):
+    def kill(_stage, _done, _total):
         nonlocal seen
         seen += 1
         if seen * 50 == images:
             raise KilledError
 
-    with pytest.raises(KilledError):
-        finetune(SPEC, "digits", tmp_path, report=quiet, progress=kill, **OPTIONS)
-    finetune(SPEC, "digits", tmp_path, report=quiet, **OPTIONS)
+    with pytest.raises(KilledError), watched(kill):
+        finetune(SPEC, "digits", tmp_path / "run", **OPTIONS)
+    finetune(SPEC, "digits", tmp_path / "run", **OPTIONS)
     expected = weights_of(finished[0])
-    for name, tensor in weights_of(tmp_path).items():
+    for name, tensor in weights_of(tmp_path / "run").items():
         assert torch.equal(tensor, expected[name]), name
 
 
-def test_more_epochs_go_on(finished, tmp_path):
+def test_more_epochs_go_on(finished, tmp_path, lines):
     shutil.copytree(finished[0], tmp_path / "run")
-    said: list[str] = []
-    result = finetune(SPEC, "digits", tmp_path / "run", report=said.append, **{**OPTIONS, "epochs": 4})
-    assert "after epoch 3" in said[0]
+    result = finetune(SPEC, "digits", tmp_path / "run", **{**OPTIONS, "epochs": 4})
+    assert "after epoch 3" in lines()[0]
     assert result["history"][:3] == finished[1]["history"]
 
 
-def test_out_of_memory_keeps_the_gradient(finished, tmp_path, monkeypatch):
+def test_out_of_memory_keeps_the_gradient(tmp_path, monkeypatch, lines):
     """Without dropout, pieces of a batch give its gradient."""
     import qdv_gpu.studies.finetune as module
 
     plain = module.logits_of
     monkeypatch.setattr(torch.nn.Dropout, "forward", lambda _self, x: x)
-    finetune(SPEC, "digits", tmp_path / "whole", report=quiet, **{**OPTIONS, "epochs": 1})
+    finetune(SPEC, "digits", tmp_path / "whole", **{**OPTIONS, "epochs": 1})
 
     def small(network, pixels):
         if torch.is_grad_enabled() and len(pixels) > 20:
@@ -85,47 +83,68 @@ def test_out_of_memory_keeps_the_gradient(finished, tmp_path, monkeypatch):
         return plain(network, pixels)
 
     monkeypatch.setattr(module, "logits_of", small)
-    said: list[str] = []
-    finetune(SPEC, "digits", tmp_path / "pieces", report=said.append, **{**OPTIONS, "epochs": 1})
-    assert "CUDA is out of memory: each batch now runs in 4 pieces" in said
+    finetune(SPEC, "digits", tmp_path / "pieces", store=tmp_path / "other", **{**OPTIONS, "epochs": 1})
+    assert "CUDA is out of memory: each batch now runs in 4 pieces" in lines()
     whole, pieces = weights_of(tmp_path / "whole"), weights_of(tmp_path / "pieces")
     for name, tensor in whole.items():
         torch.testing.assert_close(pieces[name], tensor, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("spec", [SPEC, "tiny_networks:normalised"])
-def test_single_images(tmp_path, spec):
-    options = {**OPTIONS, "epochs": 1, "limit": 31, "lr": 1e-3}
-    result = finetune(spec, "digits", tmp_path / "one", report=quiet, **{**options, "batch_size": 1})
+def test_single_images(tmp_path, spec, lines):
+    options = {**OPTIONS, "epochs": 1, "samples": 31, "lr": 1e-3}
+    result = finetune(spec, "digits", tmp_path / "one", **{**options, "batch_size": 1})
     assert 0 < result["history"][0]["loss"] < 10
-    said: list[str] = []
-    result = finetune(spec, "digits", tmp_path / "left", report=said.append, **{**options, "batch_size": 30})
-    assert ("left over" in said[0]) == (spec != SPEC)
+    result = finetune(spec, "digits", tmp_path / "left", **{**options, "batch_size": 30})
+    assert any("left over" in line for line in lines()) == (spec != SPEC)
     assert 0 < result["history"][0]["loss"] < 10
 
 
 def test_single_images_of_which_a_batch_norm_sees_one_number(tmp_path):
-    options = {**OPTIONS, "batch_size": 1, "limit": 20}
+    options = {**OPTIONS, "batch_size": 1, "samples": 20}
     with pytest.raises(InputError, match="cannot train on one image: a larger batch size"):
-        finetune("tiny_networks:normalised_head", "digits", tmp_path / "out", report=quiet, **options)
+        finetune("tiny_networks:normalised_head", "digits", tmp_path / "out", **options)
 
 
 def test_bad_settings_write_nothing(finished, tmp_path):
     for wrong, message in [
-        ({"epochs": 0}, "epochs and batch size must be at least 1"),
-        ({"lr": -1.0}, "lr above 0"),
-        ({"limit": 3}, "samples must be at least one per class"),
-        ({"limit": 5000}, "fewer than the 500 asked for"),
+        ({"epochs": 0}, "epochs must be an integer of at least 1"),
+        ({"lr": -1.0}, "lr must be a number"),
+        ({"samples": 3}, "samples must be at least one per class"),
+        ({"samples": 5000}, "fewer than the 500 asked for"),
     ]:
         with pytest.raises(InputError, match=message):
-            finetune(SPEC, "digits", tmp_path / "new", report=quiet, **{**OPTIONS, **wrong})
+            finetune(SPEC, "digits", tmp_path / "new", **{**OPTIONS, **wrong})
         assert not (tmp_path / "new").exists()
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / ".a-b").touch()
     with pytest.raises(InputError, match="is not empty and holds no checkpoint"):
-        finetune(SPEC, "digits", tmp_path / "notes", report=quiet, **OPTIONS)
+        finetune(SPEC, "digits", tmp_path / "notes", **OPTIONS)
     assert (tmp_path / "notes" / ".a-b").exists()
     with pytest.raises(InputError, match=r"holds a run with lr=0\.01, not 0\.1: choose another --out"):
-        finetune(SPEC, "digits", finished[0], report=quiet, **{**OPTIONS, "lr": 0.1})
+        finetune(SPEC, "digits", finished[0], **{**OPTIONS, "lr": 0.1})
     with pytest.raises(InputError, match="the loss is not a number"):
-        finetune(SPEC, "digits", tmp_path / "new", report=quiet, **{**OPTIONS, "lr": 1e20})
+        finetune(SPEC, "digits", tmp_path / "new", **{**OPTIONS, "lr": 1e20})
+
+
+def test_what_was_trained_is_not_trained_again(finished, tmp_path, lines):
+    seen: list[tuple[str, int, int]] = []
+    with watched(lambda *at: seen.append(at)):
+        result = finetune(SPEC, "digits", tmp_path / "run", store=finished[0].parent / ".qdv-store", **OPTIONS)
+    assert not seen
+    assert "was trained before" in lines()[-1]
+    assert result["history"] == finished[1]["history"]
+    for name, tensor in weights_of(tmp_path / "run").items():
+        assert torch.equal(tensor, weights_of(finished[0])[name])
+
+
+def test_modules_and_data_of_ones_own(tmp_path):
+    module = tiny_networks.cnn().eval()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    pixels, labels = torch.randint(0, 255, (60, 1, 8, 8), dtype=torch.uint8), torch.arange(60) % 10
+    data = {"train": (pixels, labels), "test": (pixels[:20], labels[:20])}
+    result = finetune(module, data, tmp_path / "run", epochs=1, batch_size=20, lr=1e-2, device="cpu")
+    assert result["test_images"] == 20
+    assert not module.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+    assert any(not torch.equal(before[name], tensor) for name, tensor in weights_of(tmp_path / "run").items())

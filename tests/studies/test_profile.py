@@ -22,7 +22,7 @@ def quick(monkeypatch):
 
 
 def test_operations_bytes_and_shares(tmp_path):
-    (found,) = profile("tiny_networks:cnn", tmp_path, batch_sizes=[5], device="cpu", report=str)
+    (found,) = profile("tiny_networks:cnn", tmp_path, batch_sizes=[5], device="cpu")
     names = [layer.layer for layer in found.layers]
     assert names == ["conv1", "relu@1", "pool@1", "conv2", "relu@2", "pool@2", "dropout", "fc", ELSEWHERE]
     conv2 = found.layers[3]
@@ -40,7 +40,7 @@ def test_operations_bytes_and_shares(tmp_path):
 
 
 def test_every_operation_is_counted_where_it_is_done():
-    (found,) = profile("tiny_networks:attentive", batch_sizes=[3], device="cpu", report=str)
+    (found,) = profile("tiny_networks:attentive", batch_sizes=[3], device="cpu")
     operations = {layer.layer: layer.gflop * 1e9 for layer in found.layers}
     tokens = 3 * 16
     assert operations == pytest.approx(
@@ -60,21 +60,21 @@ def test_every_operation_is_counted_where_it_is_done():
 def test_half_precision_networks():
     net = load_network("tiny_networks:cnn", weights="none", device="cpu")
     net.module.to(torch.bfloat16)
-    (found,) = profile(net, batch_sizes=[2], report=str)
+    (found,) = profile(net, batch_sizes=[2])
     assert found.layers[0].bytes == 2 * (2 * 64 + 2 * 6 * 64 + 6 * 9 + 6)
 
 
 def test_layers_sum_to_the_whole(monkeypatch):
     monkeypatch.setattr(throughput, "SECONDS", 1.0)
     net = load_network("alexnet", weights="none", device="cpu")
-    (found,) = profile(net, batch_sizes=[8], image_size=96, report=str)
+    (found,) = profile(net, batch_sizes=[8], image_size=96)
     assert 0.5 < found.sum_of_layers / found.seconds < 2  # within 10 % on a quiet machine: benchmarks
 
 
 def test_hooks_are_removed_also_after_an_exception():
     net = load_network("tiny_networks:written_with_functions", weights="none", device="cpu")
     with pytest.raises(InputError, match="cannot take images of 3 x 3"):
-        profile(net, batch_sizes=[2], image_size=3, report=str)
+        profile(net, batch_sizes=[2], image_size=3)
     assert isinstance(net.module, Functional)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.module.modules())
 
@@ -90,12 +90,12 @@ def test_hooks_are_removed_also_after_an_exception():
 )
 def test_bad_input_is_refused(options, message):
     with pytest.raises(InputError, match=message):
-        profile("tiny_networks:cnn", device="cpu", report=str, **options)
+        profile("tiny_networks:cnn", device="cpu", **options)
 
 
 def test_mixed_precision_and_settings_are_restored():
     before = torch.backends.cudnn.conv.fp32_precision
-    (found,) = profile("tiny_networks:cnn", batch_sizes=[2], precision="bf16", device="cpu", report=str)
+    (found,) = profile("tiny_networks:cnn", batch_sizes=[2], precision="bf16", device="cpu")
     assert found.precision == "bf16"
     assert torch.backends.cudnn.conv.fp32_precision == before
     assert all(value > 0 for value in measured_peaks(torch.device("cpu"), "bf16"))
@@ -106,7 +106,7 @@ def test_mixed_precision_and_settings_are_restored():
 def test_layers_sum_to_the_whole_on_a_gpu(monkeypatch, precision):
     monkeypatch.setattr(throughput, "SECONDS", 0.3)
     net = load_network("alexnet", weights="none", device="cuda")
-    for found in profile(net, batch_sizes=[1, 64], precision=precision, report=str):
+    for found in profile(net, batch_sizes=[1, 64], precision=precision):
         assert 0.8 < found.sum_of_layers / found.seconds < 1.25  # within 10 %: benchmarks
         assert all(layer.share_of_peak < 1.5 for layer in found.layers if layer.bound == "compute")
 

@@ -1,0 +1,5 @@
+"""`python -m qdv_gpu` is `qdv-gpu`."""
+
+from qdv_gpu.cli import main
+
+main()

@@ -1,0 +1,106 @@
+"""A run folder: a view of stages in the store, all of whose files can be made again."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from qdv_gpu.errors import InputError
+from qdv_gpu.files import TEMPORARY, locked, read_json, remove_leftovers, replacing, safe_name, write_json, write_text
+
+RUN = "run.json"
+
+
+class RunFolder:
+    """The files of one run below `out`, which one process at a time writes.
+
+    A folder may show one run after another: what an earlier one wrote and this one does not is removed at the end,
+    and nothing else is touched.
+
+    Parameters
+    ----------
+    out : str or Path
+    """
+
+    def __init__(self, out: str | Path) -> None:
+        self.out = Path(out)
+        self.written: list[str] = []
+
+    def check(self) -> None:
+        """Raise InputError if `out` holds something that is no run, before anything is written."""
+        if self.out.is_dir():
+            if not (self.out / RUN).is_file() and any(not f.name.startswith(TEMPORARY) for f in self.out.iterdir()):
+                raise InputError(f"{self.out} is not empty and holds no {RUN}: choose another --out")
+        elif self.out.exists() or self.out.is_symlink():
+            raise InputError(f"{self.out} is no folder: choose another --out")
+
+    @contextmanager
+    def locked(self, about: dict[str, Any]) -> Iterator[None]:
+        """Keep other processes out for as long as the block lasts; `about` says at once what the folder is for.
+
+        Raises
+        ------
+        InputError
+            If a run is writing to it.
+        """
+        with locked(self.out) as free:
+            if not free:
+                raise InputError(f"another run is writing to {self.out}: choose another --out, or wait")
+            self.check()
+            remove_leftovers(self.out)
+            if not (self.out / RUN).is_file():
+                write_json(self.out / RUN, {**about, "files": []})
+            yield
+
+    def finish(self, about: dict[str, Any]) -> None:
+        """Write run.json, with what else is to be said, and remove the files of an earlier run."""
+        before = self._files_before()
+        write_json(self.out / RUN, {**about, "files": sorted(self.written)})
+        for name in before - set(self.written):
+            file = self.out / name
+            with suppress(OSError):
+                file.unlink()
+                for folder in file.parents:
+                    if folder != self.out:
+                        folder.rmdir()  # while it is empty
+
+    def embedding(self, network: str, layer: str) -> str:
+        """Name of the file with a layer's maps."""
+        return f"embeddings/{safe_name(network)}/{safe_name(layer)}.npz"
+
+    def text(self, name: str, text: str) -> Path:
+        """Write a text file."""
+        write_text(self._path(name), text)
+        return self.out / name
+
+    def json(self, name: str, value: Any) -> Path:
+        """Write a JSON file."""
+        write_json(self._path(name), value)
+        return self.out / name
+
+    def arrays(self, name: str, **arrays: np.ndarray) -> Path:
+        """Write an .npz file."""
+        with replacing(self._path(name)) as temporary:
+            np.savez(temporary, **arrays)  # type: ignore[arg-type]  # the stubs take its options for arrays
+        return self.out / name
+
+    def figure(self, name: str, figure: Figure) -> Path:
+        """Write a picture."""
+        with replacing(self._path(name)) as temporary:
+            figure.savefig(temporary, dpi=130)
+        return self.out / name
+
+    def _path(self, name: str) -> Path:
+        self.written.append(name)
+        return self.out / name
+
+    def _files_before(self) -> set[str]:
+        """Files that the last run wrote, all of them below `out`."""
+        with suppress(InputError, OSError, TypeError, AttributeError):
+            names = read_json(self.out / RUN).get("files", [])
+            return {name for name in names if not os.path.isabs(name) and ".." not in Path(name).parts}
+        return set()

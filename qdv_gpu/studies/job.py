@@ -1,0 +1,324 @@
+"""What is in the store of one network's analysis, and what is missing."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qdv_gpu.data.images import Images
+from qdv_gpu.features.forward import ForwardPass, network_input
+from qdv_gpu.features.pca import columns_for
+from qdv_gpu.networks.layers import LayerName, numbered
+from qdv_gpu.networks.load import head_classes
+from qdv_gpu.networks.network import Network
+from qdv_gpu.results.records import AnalysedLayer, Predictions
+from qdv_gpu.results.stages import Subject, components_key, map_key, outputs_key, predictions_key, scores_key
+from qdv_gpu.results.store import Key, Record, Store
+from qdv_gpu.scores.quality import LayerScores, MapScore, Score
+from qdv_gpu.studies.settings import Settings
+from qdv_gpu.tsne.estimator import TSNE
+
+OUTPUT = ""  # the network's own output, as a layer's name and path
+ARRAYS = ("influence", "hits", "influence_feature_space", "hits_feature_space")  # of LayerScores
+
+
+def tsne_of(settings: Settings, device: torch.device) -> TSNE:
+    """The estimator that the settings ask for."""
+    return TSNE(
+        perplexity=settings.perplexity,
+        iterations=settings.iterations,
+        learning_rate=settings.learning_rate,
+        engine=settings.engine,
+        device=str(device),
+    )
+
+
+@dataclass
+class Output:
+    """One output of a layer: the keys of its stages, and what of them is in the store.
+
+    Attributes
+    ----------
+    name, place : LayerName
+        By the layer's name, and by its module path.
+    features : int
+    subject : Subject
+    settings : Settings
+    labels : str
+        Digest of the images' labels.
+    engine : str
+        Of t-SNE.
+    found : Record or None
+        The components.
+    maps : dict of int to Record or None
+        By seed.
+    scores : dict of int to Record or None
+        By k.
+    """
+
+    name: LayerName
+    place: LayerName
+    features: int
+    subject: Subject
+    settings: Settings
+    labels: str
+    engine: str
+    columns: int = 0
+    found: Record | None = None
+    maps: dict[int, Record | None] = field(default_factory=dict)
+    scores: dict[int, Record | None] = field(default_factory=dict)
+
+    def look(self, store: Store) -> None:
+        """Find what is in the store, of a PCA with as many columns as memory allowed then."""
+        for columns in columns_for(self.settings.pca):
+            self._look(store, columns)
+            if self.complete or self.found is not None:
+                return
+        self._look(store, columns_for(self.settings.pca)[0])
+
+    def _look(self, store: Store, columns: int) -> None:
+        self.columns = columns
+        self.found = store.read(self.components_key)
+        self.maps = {seed: store.read(self.map_key(seed)) for seed in range(self.settings.seeds)}
+        self.scores = {k: store.read(self.scores_key(k)) for k in self.settings.neighbors}
+
+    @property
+    def complete(self) -> bool:
+        """Whether all maps and scores are there."""
+        return None not in self.maps.values() and None not in self.scores.values()
+
+    @property
+    def components_key(self) -> Key:
+        s = self.settings
+        return components_key(self.subject, self.place, normalise=s.normalise, pca=s.pca, columns=self.columns)
+
+    def map_key(self, seed: int) -> Key:
+        s = self.settings
+        return map_key(
+            self.components_key, seed=seed, perplexity=float(s.perplexity), iterations=s.iterations,
+            learning_rate=s.learning_rate if s.learning_rate == "auto" else float(s.learning_rate), engine=self.engine,
+        )  # fmt: skip
+
+    def scores_key(self, k: int) -> Key:
+        return scores_key([self.map_key(seed) for seed in range(self.settings.seeds)], self.labels, k=k)
+
+    def stages(self) -> Iterator[Key]:
+        """Of all its stages."""
+        yield self.components_key
+        yield from (self.map_key(seed) for seed in self.maps)
+        yield from (self.scores_key(k) for k in self.scores)
+
+    def components(self) -> Record:
+        """The components, which are in the store."""
+        assert self.found is not None
+        return self.found
+
+    def keep_components(self, X: Tensor, columns: int, timings: dict[str, Any], store: Store) -> None:
+        """Keep the components X [N, n]; maps and scores of others are none of theirs."""
+        if columns != self.columns:
+            self._look(store, columns)
+        arrays, about = {"X": X.cpu().numpy()}, {"features": self.features, "timings": timings}
+        store.write(self.components_key, arrays=arrays, about=about)
+        self.found = Record(about, arrays, store.path)
+
+    def keep_map(self, seed: int, Z: Tensor, about: dict[str, Any], store: Store) -> None:
+        """Keep one map Z [N, 2]."""
+        arrays = {"Z": Z.cpu().numpy()}
+        store.write(self.map_key(seed), arrays=arrays, about=about)
+        self.maps[seed] = Record(about, arrays, store.path)
+
+    def keep_scores(self, scores: LayerScores, timing: dict[str, float], store: Store) -> None:
+        """Keep the scores for one k."""
+        arrays = {name: getattr(scores, name).cpu().numpy() for name in ARRAYS}
+        about = {"maps": [asdict(row) for row in scores.maps], "mean": asdict(scores.mean), "timing": timing}
+        store.write(self.scores_key(scores.k), arrays=arrays, about=about)
+        self.scores[scores.k] = Record(about, arrays, store.path)
+
+    @property
+    def Z(self) -> np.ndarray:
+        """All maps, float32 [S, N, 2]."""
+        return np.stack([record.arrays["Z"] for record in self.maps.values() if record is not None])
+
+    def scored(self, k: int) -> LayerScores:
+        """The scores for one k, which are in the store."""
+        record = self.scores[k]
+        assert record is not None
+        return LayerScores(
+            k=k,
+            maps=tuple(MapScore(**row) for row in record.about["maps"]),
+            mean=Score(**record.about["mean"]),
+            **{name: torch.from_numpy(record.arrays[name]) for name in ARRAYS},
+        )
+
+    def record(self, network: str, position: int, samples: int) -> AnalysedLayer:
+        """All of it, for tables and figures."""
+        maps = [record for record in self.maps.values() if record is not None]
+        timings = {} if self.found is None else self.found.about["timings"]
+        tsne = [record.about["timing"] for record in maps]
+        quality = [record.about["timing"] for record in self.scores.values() if record is not None]
+        stages = {
+            **timings,
+            "tsne": {"seconds": round(sum(t["seconds"] for t in tsne), 3), "peak_bytes": _most(tsne)},
+            "quality": {"seconds": max(t["seconds"] for t in quality), "peak_bytes": _most(quality)},
+        }
+        return AnalysedLayer(
+            network=network,
+            layer=str(self.name),
+            position=position,
+            features=self.features,
+            samples=samples,
+            perplexity=self.settings.perplexity,
+            engine=maps[0].about["engine"],
+            Z=self.Z,
+            kl=[record.about["kl"] for record in maps],
+            scores=tuple(self.scored(k) for k in self.scores),
+            stages=stages,
+        )
+
+
+def _most(timings: Iterable[Mapping[str, float]]) -> float:
+    return max(timing["peak_bytes"] for timing in timings)
+
+
+@dataclass
+class Job:
+    """The analysis of one network.
+
+    Attributes
+    ----------
+    network : Network
+    subject : Subject
+    layers : dict of str to str
+        Names and module paths.
+    found : dict
+        calls (features of each call of each path), element (bytes of an activation), predicts (whether the output is
+        of the images' classes).
+    looked : Key
+        Under which that is kept.
+    outputs : list of Output
+    said : Record or None
+        The predictions.
+    """
+
+    network: Network
+    subject: Subject
+    layers: Mapping[str, str]
+    found: dict[str, Any]
+    looked: Key
+    outputs: list[Output]
+    said: Record | None
+
+    @classmethod
+    def find(
+        cls, network: Network, images: Images, layers: Mapping[str, str], settings: Settings, store: Store
+    ) -> "Job":
+        """Look up all that is in the store; runs two images through the network unless that was done before."""
+        subject = Subject.of(network, images, image_size=settings.image_size, precision=settings.precision)
+        looked = outputs_key(subject, list(layers.values()), len(images.classes))
+        record = store.read(looked)
+        found = _tried(network, images, layers, settings) if record is None else record.about
+        engine = tsne_of(settings, network.device).engine_for(len(images), network.device.type)
+        outputs = [
+            Output(name, place, features, subject, settings, images.labels_digest, engine)
+            for layer, path in layers.items()
+            for name, place, features in zip(
+                numbered(layer, len(found["calls"][path])), numbered(path, len(found["calls"][path])),
+                found["calls"][path], strict=True,
+            )
+        ]  # fmt: skip
+        for output in outputs:
+            output.look(store)
+        said = store.read(predictions_key(subject)) if found["predicts"] else None
+        return cls(network, subject, layers, found, looked, outputs, said)
+
+    def path(self, source: str) -> str:
+        """Module path of a layer, or of the network itself."""
+        return OUTPUT if source == OUTPUT else self.layers[source]
+
+    def calls(self, sources: Iterable[str]) -> dict[str, list[int]]:
+        """Features of each call of some layers."""
+        return {source: self.found["calls"][self.path(source)] for source in sources}
+
+    @property
+    def element(self) -> int:
+        """Bytes of an activation."""
+        return int(self.found["element"])
+
+    def missing(self) -> list[tuple[str, list[Output]]]:
+        """Layers that a forward pass is needed for, in order, with their outputs."""
+        needed = [output for output in self.outputs if not output.complete and output.found is None]
+        sources = [source for source in self.layers if any(output.name.path == source for output in needed)]
+        missing = [(source, [o for o in self.outputs if o.name.path == source]) for source in sources]
+        if self.found["predicts"] and self.said is None:
+            name = LayerName(OUTPUT)
+            missing.append((OUTPUT, [Output(name, name, self.found["predicts"], self.subject, Settings(), "", "")]))
+        return missing
+
+    def reused(self) -> Iterator[str]:
+        """What is in the store, in words."""
+        maps = [record for output in self.outputs for record in output.maps.values()]
+        there = sum(record is not None for record in maps)
+        known = sum(output.complete or output.found is not None for output in self.outputs)
+        if known or there:
+            of = len(self.outputs)
+            yield f"{self.network.name}: {known} of {of} layers and {there} of {len(maps)} maps are in the store"
+
+    def keep_outputs(self, store: Store) -> None:
+        """Keep what the first two images showed."""
+        store.write(self.looked, about=self.found)
+
+    def keep_predictions(self, logits: Tensor, store: Store) -> None:
+        """Keep what the network says of the images, from its logits [N, C]."""
+        probabilities, classes = logits.softmax(dim=1).max(dim=1)
+        arrays = {"classes": classes.cpu().numpy(), "probabilities": probabilities.cpu().numpy()}
+        store.write(predictions_key(self.subject), arrays=arrays)
+        self.said = Record({}, arrays, store.path)
+
+    def predictions(self) -> Predictions | None:
+        """What the network says of the images, if its classes are theirs."""
+        return None if self.said is None else Predictions(**self.said.arrays)
+
+    def stages(self) -> Iterator[Key]:
+        """Of all stages."""
+        yield self.looked
+        if self.found["predicts"]:
+            yield predictions_key(self.subject)
+        for output in self.outputs:
+            yield from output.stages()
+
+    def about(self) -> dict[str, Any]:
+        """What run.json says of the network."""
+        network = self.network
+        return {
+            "spec": network.spec,
+            "weights": network.source,
+            "metadata": network.metadata,
+            "structure": self.subject.structure,
+            "weights_digest": self.subject.weights,
+            **self.subject.feeding,
+            "layers": dict(self.layers),
+        }
+
+    def records(self, samples: int) -> list[AnalysedLayer]:
+        """The layers, when all is there."""
+        outputs = enumerate(self.outputs, start=1)
+        return [output.record(self.network.name, position, samples) for position, output in outputs]
+
+
+def _tried(network: Network, images: Images, layers: Mapping[str, str], settings: Settings) -> dict[str, Any]:
+    """What the first two images show of the layers, and of the output."""
+    two = images.take(torch.arange(2))
+    pass_ = ForwardPass(network, two, dict(layers), settings.image_size, precision=settings.precision)
+    pass_.run()
+    predicts = 0
+    if head_classes(network.module) == len(images.classes):
+        pixels = torch.stack([two[0], two[1]]).to(network.device)
+        with torch.inference_mode():
+            output = network.module(network_input(network, pixels, settings.image_size))
+        if isinstance(output, Tensor) and output.shape == (2, len(images.classes)):
+            predicts = len(images.classes)
+    calls = {path: pass_.calls[name] for name, path in layers.items()} | ({OUTPUT: [predicts]} if predicts else {})
+    return {"calls": calls, "element": pass_.element, "predicts": predicts}
