@@ -80,10 +80,10 @@ class Halving:
     """Calls a function on a batch, of one tensor or several, in as many tiles as memory needs; remembers how many."""
 
     def __init__(self) -> None:
-        self.pieces = 1
+        self.tiles = 1
 
     def __call__(self, function: Callable[..., T], *batch: torch.Tensor) -> list[T]:
-        """Results of the pieces, in order.
+        """Results of the tiles, in order.
 
         Raises
         ------
@@ -92,18 +92,18 @@ class Halving:
         """
         while True:
             try:
-                return [function(*piece) for piece in zip(*(b.chunk(self.pieces) for b in batch), strict=True)]
+                return [function(*tile) for tile in zip(*(b.chunk(self.tiles) for b in batch), strict=True)]
             except torch.OutOfMemoryError:
                 pass  # and let go of what the exception holds before trying again
             self.halve(len(batch[0]))
 
     def halve(self, size: int) -> None:
-        """Cut batches of `size` rows into twice as many pieces from now on."""
-        if self.pieces >= size:
+        """Cut batches of `size` rows into twice as many tiles from now on."""
+        if self.tiles >= size:
             raise InputError("CUDA is out of memory even for one image: lower --image-size")
-        self.pieces *= 2
+        self.tiles *= 2
         torch.cuda.empty_cache()
-        logger.warning("CUDA is out of memory: the batch is halved to %d images", -(-size // self.pieces))
+        logger.warning("CUDA is out of memory: the batch is halved to %d images", -(-size // self.tiles))
 
 
 @contextmanager

@@ -10,8 +10,8 @@ import torch
 from qdv_gpu.errors import InputError, MissingPackageError, unknown
 
 ENGINES = ("auto", "faiss", "torch", "direct")
-CHUNK = 1 << 24  # distances held at once on a GPU, in elements
-HOST_CHUNK = 1 << 19  # and on a CPU
+BLOCK = 1 << 24  # distances held at once on a GPU, in elements
+HOST_BLOCK = 1 << 19  # and on a CPU
 FAISS_GPU_LIMIT = 2048  # faiss aborts the process when a GPU is asked for more neighbours
 DIRECT_COLUMNS = 16  # up to here a CPU computes every distance sooner than faiss proposes
 FAISS_QUERIES = 4096  # at once on a CPU: as many as faiss itself takes at once
@@ -133,7 +133,7 @@ def listed_distances(X: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
 def _listed_distances_torch(X: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     result = torch.zeros(indices.shape, dtype=torch.float64, device=X.device)
     XT = X.T.contiguous()  # [d, N]
-    step = max(1, CHUNK // indices.shape[1])
+    step = max(1, BLOCK // indices.shape[1])
     for start in range(0, len(indices), step):
         rows = slice(start, min(start + step, len(indices)))
         for x in XT:
@@ -199,8 +199,8 @@ def _has_faiss(device: torch.device) -> bool:
 
 
 def _block_size(X: torch.Tensor, columns: int) -> int:
-    """Number of rows, so that an array of so many columns holds no more than a chunk."""
-    return max(1, (CHUNK if X.is_cuda else HOST_CHUNK) // columns)
+    """Number of rows, so that an array of so many columns holds no more than a block."""
+    return max(1, (BLOCK if X.is_cuda else HOST_BLOCK) // columns)
 
 
 def _ranked(
@@ -299,7 +299,7 @@ def _search_all(X: torch.Tensor, rows: torch.Tensor, k: int) -> tuple[torch.Tens
 
         kernels.nearest(XT.numpy(), rows.numpy(), indices.numpy(), distances.numpy())
         return indices, distances
-    step = max(1, CHUNK // len(X))
+    step = max(1, BLOCK // len(X))
     for start in range(0, len(rows), step):
         block = slice(start, start + step)
         found = distances_to_all(XT, rows[block]).sort(dim=1, stable=True)

@@ -92,9 +92,9 @@ def test_proposals_are_rarely_refused(monkeypatch):
 
 @pytest.mark.parametrize("name", ["duplicates", "random", "float64"])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_chunks_do_not_matter(name, engine, monkeypatch):
+def test_blocks_do_not_matter(name, engine, monkeypatch):
     expected = knn(INPUTS[name], 5, engine=engine)
-    monkeypatch.setattr(neighbors, "HOST_CHUNK", 1000)
+    monkeypatch.setattr(neighbors, "HOST_BLOCK", 1000)
     monkeypatch.setattr(neighbors, "FAISS_QUERIES", 33)
     for got, wanted in zip(knn(INPUTS[name], 5, engine=engine), expected, strict=True):
         assert torch.equal(got, wanted)
@@ -102,7 +102,7 @@ def test_chunks_do_not_matter(name, engine, monkeypatch):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_blocks_hold_every_point_once(engine, monkeypatch):
-    monkeypatch.setattr(neighbors, "HOST_CHUNK", 1000)
+    monkeypatch.setattr(neighbors, "HOST_BLOCK", 1000)
     monkeypatch.setattr(neighbors, "FAISS_QUERIES", 33)
     X = _dead(400, 30)
     rows, indices, distances = map(torch.cat, zip(*neighbors.neighbor_blocks(X, 7, engine=engine), strict=True))

@@ -19,7 +19,7 @@ from qdv_gpu.data.readers import FileReader, Reader, pixels_digest, read, worker
 from qdv_gpu.errors import InputError
 from qdv_gpu.machine import free_memory, resolve_device
 
-CHUNK = 1 << 24  # bytes that are checked or hashed at a time
+BLOCK = 1 << 24  # bytes that are checked or hashed at a time
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -87,8 +87,8 @@ class Images:
         found = as_pixels(pixels)
         if found.ndim != 4 or not found.numel():
             raise InputError(f"arrays of images must have shape [N, C, H, W], none of them 0, got {list(found.shape)}")
-        for start, part in _chunks(found) if found.is_floating_point() else ():
-            finite = part.flatten(1).isfinite().all(dim=1)
+        for start, block in _blocks(found) if found.is_floating_point() else ():
+            finite = block.flatten(1).isfinite().all(dim=1)
             if not finite.all():
                 raise InputError(
                     f"images must be finite, got NaN or infinity in image {start + int(finite.int().argmin())}"
@@ -160,9 +160,9 @@ class Images:
         """
         missing = [i for i, index in enumerate(self.indices.tolist()) if index not in self.hashes]
         if missing and self.pixels is not None:
-            parts = [part for _, part in _chunks(torch.tensor(missing), CHUNK // max(1, self.pixels[0].nbytes))]
+            blocks = [block for _, block in _blocks(torch.tensor(missing), BLOCK // max(1, self.pixels[0].nbytes))]
             with ThreadPoolExecutor(workers()) as pool:
-                found = [digest for digests in pool.map(self._hash, parts) for digest in digests]
+                found = [digest for digests in pool.map(self._hash, blocks) for digest in digests]
             self.hashes.update(zip(self.indices[missing].tolist(), found, strict=True))
         elif missing and isinstance(self.reader, FileReader):
             with ThreadPoolExecutor(workers()) as pool:
@@ -280,7 +280,7 @@ def prepare(
     return x.flip(1) if bgr else x
 
 
-def _chunks(rows: Tensor, size: int | None = None) -> Iterator[tuple[int, Tensor]]:
-    """Pieces of the rows with the position of the first, `size` rows each or what CHUNK bytes hold."""
-    step = max(1, CHUNK // max(1, rows[0].nbytes) if size is None else size)
+def _blocks(rows: Tensor, size: int | None = None) -> Iterator[tuple[int, Tensor]]:
+    """Blocks of the rows with the position of the first, `size` rows each or what BLOCK bytes hold."""
+    step = max(1, BLOCK // max(1, rows[0].nbytes) if size is None else size)
     return ((start, rows[start : start + step]) for start in range(0, len(rows), step))

@@ -145,8 +145,8 @@ class Deconvnet:
         start = strongest if seeds.shape[1:] == (1, 1) else None
         result = record.images.new_empty(len(chosen), *record.images.shape[1:])
         which = torch.zeros_like(chosen)
-        for part, signal in self._chunks(record, which, chosen, start, seeds, mode=mode):
-            result[part] = signal.whole(result.shape[2:])
+        for block, signal in self._blocks(record, which, chosen, start, seeds, mode=mode):
+            result[block] = signal.whole(result.shape[2:])
         return result
 
     @exact_convolutions()
@@ -200,18 +200,18 @@ class Deconvnet:
             record = record_forward(self.network, self._load(images, group, image_size), layer, "deconvnet")
             size, pixels = record.images.shape[2:], self._pixels(record.images)
             seeds = record.activations[which, unit[rows], spots[rows, 0], spots[rows, 1]][:, None, None]
-            for part, signal in self._chunks(record, which, unit[rows], spots[rows], seeds, mode="deconvnet"):
-                image = all_of(size, spots[rows][part])
+            for block, signal in self._blocks(record, which, unit[rows], spots[rows], seeds, mode="deconvnet"):
+                image = all_of(size, spots[rows][block])
                 field = signal.field or image
                 shown = field if field.size[0] <= size[0] and field.size[1] <= size[1] else image
                 if fields is None:
                     fields = torch.empty(len(owner), 4, dtype=torch.int64)
                     patches = torch.empty(len(owner), pixels.shape[1], *shown.size, dtype=torch.uint8)
                     reconstructions = torch.empty(patches.shape)
-                at = rows[part].cpu()
+                at = rows[block].cpu()
                 ends = torch.minimum(field.start + field.start.new_tensor(field.size), field.start.new_tensor(size))
                 fields[at] = torch.cat((field.start.clamp(min=0), ends), dim=1).cpu()
-                patches[at] = shown.crop(pixels, which[part]).cpu()
+                patches[at] = shown.crop(pixels, which[block]).cpu()
                 reconstructions[at] = signal.within(shown).float().cpu()
         assert fields is not None
         return TopActivations(
@@ -251,7 +251,7 @@ class Deconvnet:
         def sizes(record: Record) -> Tensor:
             """Of the pixels, centred and of norm 1: [maps, pixels]."""
             which = torch.zeros_like(chosen)
-            parts = self._chunks(record, which, chosen, start, seeds, mode="deconvnet")
+            parts = self._blocks(record, which, chosen, start, seeds, mode="deconvnet")
             found = torch.cat([signal.whole(pixels.shape[2:]) for _, signal in parts]).abs_().flatten(1)
             found -= found.mean(dim=1, keepdim=True)
             return found.div_(found.norm(dim=1, keepdim=True))
@@ -338,7 +338,7 @@ class Deconvnet:
             raise InputError(f"{allowed}, got none")
         return torch.tensor([int(number) for number in numbers], device=self.network.device)
 
-    def _chunks(
+    def _blocks(
         self, record: Record, which: Tensor, maps: Tensor, start: Tensor | None, seeds: Tensor, *, mode: str
     ) -> Iterator[tuple[slice, Signal]]:
         """Signals at the image of as many maps at a time as memory allows, and which these are.
@@ -361,13 +361,13 @@ class Deconvnet:
         if record.images.device.type == "cpu":
             most = min(most, CPU_MAPS)
         for low in range(0, len(maps), most):
-            part = slice(low, min(low + most, len(maps)))
-            data = seeds.new_zeros(part.stop - low, C, *seeds.shape[1:])
-            data[torch.arange(len(data), device=data.device), maps[part]] = seeds[part]
+            block = slice(low, min(low + most, len(maps)))
+            data = seeds.new_zeros(block.stop - low, C, *seeds.shape[1:])
+            data[torch.arange(len(data), device=data.device), maps[block]] = seeds[block]
             if start is None:
-                whole = all_of(data.shape[2:], which[part, None].expand(-1, 2))
+                whole = all_of(data.shape[2:], which[block, None].expand(-1, 2))
                 signal = Signal(data, None, whole)
             else:
-                window = Window(start[part], (1, 1))
+                window = Window(start[block], (1, 1))
                 signal = Signal(data, window, window)
-            yield part, back_to_image(record, which[part], signal, mode)
+            yield block, back_to_image(record, which[block], signal, mode)

@@ -339,5 +339,5 @@ def _copied(_layer: str, _call: int, _start: int, output: Tensor) -> Tensor:
     return output.to(_kept(output), memory_format=torch.contiguous_format, copy=True).flatten(1)
 
 
-def _together(pieces: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return pieces[0] if len(pieces) == 1 else {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+def _together(tiles: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return tiles[0] if len(tiles) == 1 else {name: torch.cat([tile[name] for tile in tiles]) for name in tiles[0]}

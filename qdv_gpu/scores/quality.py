@@ -9,7 +9,7 @@ import torch
 
 from qdv_gpu.arrays import to_tensor
 from qdv_gpu.errors import InputError
-from qdv_gpu.neighbors import CHUNK, distances_to_all, knn, listed_distances
+from qdv_gpu.neighbors import BLOCK, distances_to_all, knn, listed_distances
 from qdv_gpu.scores.statistics import classes_of, hits, influence_values, standard_error
 
 
@@ -229,7 +229,7 @@ def _ranks_torch(XT: torch.Tensor, indices: torch.Tensor, limits: torch.Tensor) 
     N = XT.shape[1]
     ranks = torch.empty_like(indices)
     order = torch.arange(N, device=XT.device)
-    step = max(1, CHUNK // N)
+    step = max(1, BLOCK // N)
     for start in range(0, N, step):
         rows = order[start : start + step]
         D = distances_to_all(XT, rows)  # [step, N]

@@ -199,7 +199,7 @@ class _Run:
         self.parameters = dict(network.module.named_parameters())
         self.optimizer = torch.optim.Adam(self.parameters.values(), lr=settings.lr)
         self.history: list[dict[str, float]] = []
-        self.pieces = 1
+        self.tiles = 1
         self.normalises = any(isinstance(module, _BatchNorm) for module in network.module.modules())
         if self.checkpoint.is_file():
             self._resume()
@@ -226,16 +226,14 @@ class _Run:
         self.network.module.load_state_dict(tensors)
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        self.history, self.pieces = metadata["history"], metadata["pieces"]
+        self.history, self.tiles = metadata["history"], metadata["tiles"]
 
     def save(self) -> None:
         tensors = dict(self.network.module.state_dict())
         names = list(self.parameters)
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam/{key}/{names[index]}": value for key, value in state.items()}
-        write_weights(
-            self.checkpoint, tensors, {"settings": self.about, "history": self.history, "pieces": self.pieces}
-        )
+        write_weights(self.checkpoint, tensors, {"settings": self.about, "history": self.history, "tiles": self.tiles})
 
     def train(self, images: Images) -> tuple[float, float]:
         """Train one epoch, its order and dropout set by seed and epoch alone; return mean loss and accuracy."""
@@ -269,18 +267,18 @@ class _Run:
         return mean_loss, hits.item() / done
 
     def _step(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """One Adam step on a batch, in `self.pieces` pieces; returns its loss and number of hits."""
+        """One Adam step on a batch, in `self.tiles` tiles; returns its loss and number of hits."""
         while True:
             try:
                 self.optimizer.zero_grad(set_to_none=True)
                 loss = torch.zeros((), device=labels.device)
                 hits = torch.zeros((), dtype=torch.int64, device=labels.device)
-                for x, y in zip(pixels.chunk(self.pieces), labels.chunk(self.pieces), strict=True):
+                for x, y in zip(pixels.chunk(self.tiles), labels.chunk(self.tiles), strict=True):
                     with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda):
                         logits = logits_of(self.network, x)
-                    part = functional.cross_entropy(logits.float(), y, reduction="sum") / len(labels)
-                    part.backward()
-                    loss += part.detach()
+                    share = functional.cross_entropy(logits.float(), y, reduction="sum") / len(labels)
+                    share.backward()
+                    loss += share.detach()
                     hits += (logits.argmax(1) == y).sum()
                 self.optimizer.step()
                 return loss, hits
@@ -291,10 +289,10 @@ class _Run:
                     "a batch norm behind maps of one pixel cannot train on one image: a larger batch size is required"
                 ) from None
             except torch.OutOfMemoryError:
-                if self.pieces >= len(labels):
+                if self.tiles >= len(labels):
                     raise InputError("CUDA is out of memory even for one image: lower --image-size") from None
-                self.pieces *= 2
-                logger.warning("CUDA is out of memory: each batch now runs in %d pieces", self.pieces)
+                self.tiles *= 2
+                logger.warning("CUDA is out of memory: each batch now runs in %d tiles", self.tiles)
             torch.cuda.empty_cache()
 
 
@@ -330,6 +328,6 @@ def accuracy_of(network: Network, images: Images, batch_size: int) -> float:
     predict = Halving()
     with torch.inference_mode():
         for batch, pixels in zip(order, images.batches(order, network.device), strict=True):
-            logits = torch.cat(predict(lambda part: logits_of(network, part), pixels))
+            logits = torch.cat(predict(lambda tile: logits_of(network, tile), pixels))
             hits += int((logits.argmax(1).cpu() == labels[batch]).sum())
     return hits / len(images)

@@ -12,7 +12,7 @@ from qdv_gpu.kernels import bandwidths
 from qdv_gpu.neighbors import distances_to_all, neighbor_blocks
 
 KINDS = ("knn", "full")
-CHUNK = 1 << 24  # distances searched at once on a GPU, in elements
+BLOCK = 1 << 24  # distances searched at once on a GPU, in elements
 UNREACHED = "a row's entropy did not reach log(perplexity), though it falls monotonically with beta"
 
 
@@ -104,7 +104,7 @@ def conditional_affinities(squared_distances: torch.Tensor, *, perplexity: float
         bandwidths.search(squared_distances.contiguous().numpy(), perplexity, P.numpy(), found)
         assert found.all(), UNREACHED
         return P
-    step = max(1, CHUNK // P.shape[1])
+    step = max(1, BLOCK // P.shape[1])
     for start in range(0, len(P), step):
         P[start : start + step] = _search(squared_distances[start : start + step], perplexity)
     return P
@@ -195,7 +195,7 @@ def _dense(X: torch.Tensor, perplexity: float) -> torch.Tensor:
     P = torch.zeros((N, N), dtype=torch.float32, device=X.device)
     if X.is_cuda:
         columns = torch.arange(N, device=X.device)
-        step = max(1, CHUNK // N)
+        step = max(1, BLOCK // N)
         for start in range(0, N, step):
             rows = columns[start : start + step]
             others = columns[None] != rows[:, None]  # [step, N]

@@ -7,90 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from deconv_reference import NETWORKS, Rectify, by_autograd, close, network, normal
 from torch import nn
 from torch.nn import functional
 
 from qdv_gpu import Deconvnet, load_images, load_network
 from qdv_gpu.data.convert import as_images
 from qdv_gpu.deconv import deconvnet, record, rules, windows
-from qdv_gpu.deconv.unpool import max_pool, unpool
 from qdv_gpu.errors import InputError
 from qdv_gpu.features.forward import network_input
 from qdv_gpu.machine import product_precision
 from qdv_gpu.report import figures
-
-NETWORKS = ["alexnet", "caffe_alexnet", "zfnet", "vgg11", "vgg11_bn", "vgg16", "vgg19", "vgg19_bn", "googlenet"]
-NETWORKS += ["densenet121", "resnet18", "resnet50", "squeezenet1_1"]
-
-
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def network(spec, *, classes=10):
-    """A network with random weights, and batch-norm statistics of a noisy batch."""
-    loaded = load_network(spec, weights="none", num_classes=classes, device="cpu")
-    norms = [m for m in loaded.module.modules() if isinstance(m, nn.BatchNorm2d)]
-    if norms:
-        loaded.module.train()
-        with torch.no_grad():
-            loaded.module(normal(4, 3, 64, 64, seed=5))
-        loaded.module.eval()
-    return loaded
-
-
-def close(found, truth):
-    return (found - truth).norm() <= 1e-5 * truth.norm()
-
-
-class Rectify(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, guided):
-        ctx.active = x > 0 if guided else torch.ones_like(x, dtype=torch.bool)
-        return x.clamp(min=0)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient.clamp(min=0) * ctx.active, None
-
-
-class Skip(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, *options):
-        return TRUE_LRN(x, *options)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient, None, None, None, None
-
-
-TRUE_LRN = functional.local_response_norm
-
-
-def by_autograd(monkeypatch, net, image, path, *, mode, maps):
-    """Reconstructions with torch's functions patched, one backward pass for each map."""
-    with monkeypatch.context() as patch:
-        if mode != "gradient":
-            patch.setattr(functional, "relu", lambda x, inplace=False: Rectify.apply(x, mode == "guided"))
-            patch.setattr(functional, "local_response_norm", lambda x, *options: Skip.apply(x, *options))
-        seen = []
-        handle = net.module.get_submodule(path).register_forward_hook(lambda m, i, o: seen.append(o.clone()))
-        x = image[None].clone().requires_grad_()
-        net.module(x * 1)
-        handle.remove()
-        output = seen[0]
-        results = []
-        for number in maps:
-            own = output[0, number]
-            seed = torch.zeros_like(output)
-            if mode == "deconvnet-map":
-                seed[0, number] = own.detach()
-            elif mode == "guided":
-                seed[0, number] = 1
-            else:
-                seed[0, number].view(-1)[own.argmax()] = own.max().detach() if mode == "deconvnet" else 1
-            results.append(torch.autograd.grad(output, x, seed, retain_graph=True)[0][0])
-    return torch.stack(results)
 
 
 @pytest.mark.parametrize("mode", ["deconvnet", "deconvnet-map", "guided", "gradient"])
@@ -419,110 +346,3 @@ def test_sanity_check_goes_down_from_the_layer():
     plain.module.forward = lambda x: plain.module.fc(plain.module.first(x * 1)[:, :, :4].flatten(1))
     with pytest.raises(InputError, match="no weights below it"):
         Deconvnet(plain).sanity_check(normal(1, 8, 8), "first")
-
-
-class Folding(nn.Module):
-    """Folds the channels into the batch, and applies a linear layer to pixels."""
-
-    image_size = 16
-    named_layers = {"conv": "conv"}  # noqa: RUF012
-
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Conv2d(3, 4, 3, padding=1)
-        self.pixels = nn.Linear(4, 6)
-        self.norm = nn.BatchNorm1d(6)
-        self.conv = nn.Conv2d(6, 5, 3)
-        self.fc = nn.Linear(5, 2)
-        nn.init.uniform_(self.norm.running_var, 0.5, 2)
-
-    def forward(self, x):
-        x = functional.relu(self.first(x))
-        x = x.reshape(-1, 1, 16, 16)
-        x = functional.conv2d(x, torch.full((1, 1, 3, 3), 1 / 9, dtype=x.dtype), padding=1).reshape(-1, 4, 16, 16)
-        x = x.permute(1, 0, 2, 3).roll(1, 0).permute(1, 0, 2, 3)
-        x = functional.relu(self.pixels(x.permute(0, 2, 3, 1)), inplace=True)
-        x = self.norm(x.permute(0, 3, 1, 2).flatten(2)).unflatten(2, (16, 16))
-        return self.fc(self.conv(x).mean((2, 3)))
-
-
-@pytest.mark.parametrize("mode", ["deconvnet", "guided", "gradient"])
-def test_what_is_folded_into_the_batch_comes_back(mode, monkeypatch):
-    torch.manual_seed(0)
-    net = load_network(Folding(), device="cpu")
-    for image in normal(2, 3, 16, 16):
-        found = Deconvnet(net).reconstruct(image, "conv", maps=[0, 1, 2, 3, 4, 4], mode=mode)
-        assert close(found, by_autograd(monkeypatch, net, image, "conv", mode=mode, maps=[0, 1, 2, 3, 4, 4]))
-    images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    top = Deconvnet(net).top_activations(as_images(images), "conv", k=2)
-    own = Deconvnet(net).reconstruct(images[top.images[3, 1]], "conv", maps=[3])[0]
-    assert close(top.reconstructions[3, 1], own)
-
-
-def test_trained_convnext_gradient(monkeypatch):
-    net = network("convnext_tiny")
-    for name, parameter in net.module.named_parameters():
-        if name.endswith("layer_scale"):
-            nn.init.ones_(parameter)
-    found = Deconvnet(net).reconstruct(normal(3, 64, 64), "features.1", maps=[0, 5], mode="gradient")
-    assert not found.requires_grad
-    assert close(found, by_autograd(monkeypatch, net, normal(3, 64, 64), "features.1", mode="gradient", maps=[0, 5]))
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda x: functional.instance_norm(x),
-        lambda x: 1 / (x + 9),
-        lambda x: x * x,
-        lambda x: functional.conv2d(x, x.mean((0, 2, 3))[None, :, None, None]),
-    ],
-    ids=["instance norm", "quotient", "product", "weights from the image"],
-)
-def test_what_is_not_linear_is_refused(make):
-    net = load_network("tiny_networks:cnn", weights="none", device="cpu")
-    forward = net.module.forward
-    net.module.forward = lambda x: forward(x + 0 * make(net.module.conv1(x)).mean(1, keepdim=True))
-    with pytest.raises(InputError, match="no rule for"):
-        Deconvnet(net).reconstruct(normal(1, 8, 8), "conv2")
-
-
-@pytest.mark.parametrize("mode", ["deconvnet", "guided", "gradient"])
-def test_a_sum_in_place_behind_a_relu(mode):
-    net = load_network("tiny_networks:cnn", weights="none", device="cpu")
-    m = net.module
-
-    def forward(x):
-        y = m.conv1(x).relu()
-        y += x
-        return m.conv2(y).mean() + m.fc.weight.sum()
-
-    m.forward = forward
-    image = normal(1, 8, 8)
-    with torch.inference_mode():
-        (found,) = Deconvnet(net).reconstruct(image, "conv2", maps=[2], mode=mode)
-    x = image[None].clone().requires_grad_()
-    hidden = m.conv1(x).relu() if mode == "gradient" else Rectify.apply(m.conv1(x), mode == "guided")
-    output = m.conv2(hidden + x)[0, 2]
-    value = output.sum() if mode == "guided" else output.max() * (output.max().detach() if mode == "deconvnet" else 1)
-    assert close(found, torch.autograd.grad(value, x)[0][0])
-
-
-def test_double_precision_and_colour_order():
-    net = load_network("caffe_alexnet", weights="none", num_classes=10, device="cpu")
-    net.module.double()
-    net = replace(net, image_size=67)
-    pixels = torch.randint(0, 256, (2, 3, 67, 67), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    top = Deconvnet(net).top_activations(as_images(pixels), "maxpool1", k=1, maps=[0])
-    t, left, b, r = top.fields[0, 0].tolist()
-    assert torch.equal(top.patches[0, 0], pixels[top.images[0, 0], :, t:b, left:r])
-    assert Deconvnet(net).reconstruct(pixels[0].numpy(), "maxpool1", maps=[0]).dtype == torch.float64
-
-
-def test_switches_lost_by_max_unpool_are_kept():
-    x = normal(1, 16, 27, 27)
-    pooled, indices = functional.max_pool2d(x, 3, 2, return_indices=True)
-    _, switches = max_pool(x, 3, 2)
-    lost = functional.max_unpool2d(pooled, indices, 3, 2, output_size=(27, 27)).sum() / pooled.sum()
-    assert lost < 0.95
-    assert unpool(pooled, switches, (27, 27), 3, 2).sum() == pytest.approx(float(pooled.sum()), rel=1e-5)

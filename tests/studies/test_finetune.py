@@ -70,7 +70,7 @@ def test_more_epochs_go_on(finished, tmp_path, lines):
 
 
 def test_out_of_memory_keeps_the_gradient(tmp_path, monkeypatch, lines):
-    """Without dropout, pieces of a batch give its gradient."""
+    """Without dropout, tiles of a batch give its gradient."""
     import qdv_gpu.studies.finetune as module
 
     plain = module.logits_of
@@ -83,9 +83,9 @@ def test_out_of_memory_keeps_the_gradient(tmp_path, monkeypatch, lines):
         return plain(network, pixels)
 
     monkeypatch.setattr(module, "logits_of", small)
-    finetune(SPEC, "digits", tmp_path / "pieces", store=tmp_path / "other", **{**OPTIONS, "epochs": 1})
-    assert "CUDA is out of memory: each batch now runs in 4 pieces" in lines()
-    whole, pieces = weights_of(tmp_path / "whole"), weights_of(tmp_path / "pieces")
+    finetune(SPEC, "digits", tmp_path / "tiles", store=tmp_path / "other", **{**OPTIONS, "epochs": 1})
+    assert "CUDA is out of memory: each batch now runs in 4 tiles" in lines()
+    whole, pieces = weights_of(tmp_path / "whole"), weights_of(tmp_path / "tiles")
     for name, tensor in whole.items():
         torch.testing.assert_close(pieces[name], tensor, rtol=1e-2, atol=1e-3)
 
