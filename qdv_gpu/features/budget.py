@@ -107,7 +107,8 @@ class Plan:
             total = sum(sizes[name] for name in held)
             which = f"pass {number} of {len(self.passes)}" if len(self.passes) > 1 else "one pass"
             batch = self.batches[held[0]]
-            yield f"{network}: {which}, {batch} images at a time, holds {', '.join(held)} ({readable(total)})"
+            names = ", ".join(name or "the output" for name in held)
+            yield f"{network}: {which}, {batch} images at a time, holds {names} ({readable(total)})"
         for name in self.recomputed:
             yield (
                 f"{network}: {name} ({readable(sizes[name])}) is recomputed {self.batches[name]} images at a time, "

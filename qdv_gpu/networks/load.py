@@ -65,7 +65,14 @@ def load_network(
     {'0': '0', '1': '1'}
     """
     if isinstance(spec, Network):
-        return _ready(spec, device)
+        ready = _ready(spec, device)
+        if num_classes is None or head_classes(ready.module) == num_classes:
+            return ready
+        module = shared_copy(ready.module)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            _replace_head(module, spec.spec, num_classes)
+        return replace(ready, module=module.to(ready.device))
     given = spec if isinstance(spec, nn.Module) else None
     spec, _, checkpoint = (type(spec).__name__ if isinstance(spec, nn.Module) else spec).partition("=")
     source = _weights_file(checkpoint) if checkpoint else weights

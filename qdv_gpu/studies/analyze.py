@@ -20,7 +20,7 @@ from qdv_gpu.features.budget import FORWARD, Layer, Plan, Task, plan
 from qdv_gpu.features.forward import ForwardPass, check_precision, default_batch, hold, tile_images
 from qdv_gpu.features.pca import reduce
 from qdv_gpu.machine import free_memory, measured, resolve_device, return_freed_memory, threads
-from qdv_gpu.networks.layers import trace_calls
+from qdv_gpu.networks.layers import LayerName, trace_calls
 from qdv_gpu.networks.load import Source, load_networks, select_layers
 from qdv_gpu.networks.network import Network
 from qdv_gpu.progress import advance
@@ -97,7 +97,8 @@ def analyze(
     tsne_of(chosen, target).check_engine(target.type)
     check_precision(chosen.precision, target)
     loaded = load_networks(networks, weights=weights, device=target)
-    selected = select_layers(loaded, chosen.layers)
+    asked = None if chosen.layers is None else [LayerName.parse(layer) for layer in chosen.layers]
+    selected = select_layers(loaded, None if asked is None else [layer.path for layer in asked])
     images = _images(data, chosen, skip_bad=skip_bad)
     chosen.check_images(images)
     kept, folder = Store.beside(Path(out), store), RunFolder(out)
@@ -105,7 +106,10 @@ def analyze(
 
     if chosen.memory is not None and target.type == "cpu":
         return_freed_memory()
-    jobs = [Job.find(network, images, layers, chosen, kept) for network, layers in zip(loaded, selected, strict=True)]
+    jobs = [
+        Job.find(network, images, layers, asked=asked, settings=chosen, store=kept)
+        for network, layers in zip(loaded, selected, strict=True)
+    ]
     images = images.to(target, limit=chosen.memory and chosen.memory // 2)
     taken = _taken(loaded, images, chosen)
     budget = chosen.memory or taken + free_memory(target) * 4 // 5
@@ -165,7 +169,7 @@ def _task(job: Job, images: Images, settings: Settings) -> Task:
     """What is to be computed of one network, and what it needs."""
     network, N = job.network, len(images)
     kind, S, size = network.device.type, settings.seeds, settings.image_size or network.image_size
-    layers = [Layer(source, tuple(o.features for o in outputs), job.element) for source, outputs in job.missing()]
+    layers = [Layer(source, tuple(job.calls([source])[source]), job.element) for source, _ in job.missing()]
     widest = max((output.features for output in job.outputs), default=0)
     d = settings.pca or widest
     row = AFFINITIES[kind] * settings.perplexity + 350 * S + 40 * S * max(settings.neighbors) + 48 * d
@@ -194,7 +198,7 @@ def _compute(job: Job, planned: Plan, images: Images, settings: Settings, store:
     job.keep_outputs(store)
     missing = dict(job.missing())
     row = job.element * len(images)
-    sizes = {source: row * sum(output.features for output in own) for source, own in missing.items()}
+    sizes = {source: row * sum(calls) for source, calls in job.calls(missing).items()}
     for line in planned.lines(network.name, sizes):
         logger.info(line)
     for number, group in enumerate([*planned.passes, *([source] for source in planned.recomputed)]):

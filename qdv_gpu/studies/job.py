@@ -1,6 +1,6 @@
 """What is in the store of one network's analysis, and what is missing."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from qdv_gpu.data.images import Images
+from qdv_gpu.errors import unknown
 from qdv_gpu.features.forward import ForwardPass, network_input
 from qdv_gpu.features.pca import columns_for
 from qdv_gpu.networks.layers import LayerName, numbered
@@ -213,9 +214,19 @@ class Job:
 
     @classmethod
     def find(
-        cls, network: Network, images: Images, layers: Mapping[str, str], settings: Settings, store: Store
+        cls,
+        network: Network,
+        images: Images,
+        layers: Mapping[str, str],
+        *,
+        asked: Sequence[LayerName] | None,
+        settings: Settings,
+        store: Store,
     ) -> "Job":
-        """Look up all that is in the store; runs two images through the network unless that was done before."""
+        """Look up all that is in the store; runs two images through the network unless that was done before.
+
+        Of layers that are `asked` for by the number of a call, only that output is taken.
+        """
         subject = Subject.of(network, images, image_size=settings.image_size, precision=settings.precision)
         looked = outputs_key(subject, list(layers.values()), len(images.classes))
         record = store.read(looked)
@@ -229,6 +240,11 @@ class Job:
                 found["calls"][path], strict=True,
             )
         ]  # fmt: skip
+        for one in asked or []:
+            if one.call is not None and one.path in layers and one not in [output.name for output in outputs]:
+                raise unknown(f"call of a layer of {network.name}", str(one), [str(o.name) for o in outputs])
+        if asked is not None:
+            outputs = [o for o in outputs if o.name in asked or LayerName(o.name.path) in asked]
         for output in outputs:
             output.look(store)
         said = store.read(predictions_key(subject)) if found["predicts"] else None

@@ -240,6 +240,14 @@ def test_layers_of_some_networks_only(tmp_path):
     ]
 
 
+def test_one_call_of_a_layer(tmp_path, finished):
+    result = run(tmp_path / "run", replace(TINY, layers=("pool@2", "conv2")), SPECS[:1])
+    assert [layer.layer for layer in result.layers] == ["pool@2", "conv2"]
+    assert result.layer("cnn", "pool@2").of(5) == finished.layer("cnn", "pool@2").of(5)
+    with pytest.raises(InputError, match="unknown call of a layer of cnn 'pool@9': did you mean pool@"):
+        run(tmp_path / "other", replace(TINY, layers=("pool@9",)), SPECS[:1])
+
+
 def test_modules_and_networks_are_not_changed(tmp_path):
     module = tiny_networks.normalised().train()
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}

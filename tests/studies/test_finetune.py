@@ -7,6 +7,7 @@ import pytest
 import tiny_networks
 import torch
 
+from qdv_gpu import load_network
 from qdv_gpu.errors import InputError
 from qdv_gpu.networks.weights import read_weights
 from qdv_gpu.progress import watched
@@ -145,6 +146,9 @@ def test_modules_and_data_of_ones_own(tmp_path):
     data = {"train": (pixels, labels), "test": (pixels[:20], labels[:20])}
     result = finetune(module, data, tmp_path / "run", epochs=1, batch_size=20, lr=1e-2, device="cpu")
     assert result["test_images"] == 20
+    five = {split: (pixels, labels % 5) for split, (pixels, labels) in data.items()}
+    finetune(load_network(module), five, tmp_path / "five", epochs=1, batch_size=20, lr=1e-2, device="cpu")
+    assert weights_of(tmp_path / "five")["fc.weight"].shape == (5, 32)
     assert not module.training
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
     assert any(not torch.equal(before[name], tensor) for name, tensor in weights_of(tmp_path / "run").items())
