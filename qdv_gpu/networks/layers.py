@@ -119,7 +119,8 @@ def default_layers(network: Network) -> dict[str, str]:
     paths = {kind: [p for p, m in network.module.named_modules() if isinstance(m, kind)] for kind in _KINDS}
     if network.spec.startswith("vgg") and ":" not in network.spec:
         return {f"maxpool{number}": path for number, path in enumerate(paths[nn.MaxPool2d], start=1)}
-    head = head_path(network.module)
+    heads = [path for path, m in network.module.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    head = head_path(network.module) if heads else None
     calls = itertools.takewhile(lambda call: call.path != head, trace_calls(network))
     averages = {*paths[nn.AvgPool2d], *paths[nn.AdaptiveAvgPool2d]}
     stages = _stages([call for call in calls if call.path not in paths[nn.Dropout]], averages)
@@ -131,8 +132,6 @@ def default_layers(network: Network) -> dict[str, str]:
         )
         inside = {id(child) for child in (blocks or [])}
         stages = [path for path, m in network.module.named_modules() if id(m) in inside] or stages
-    if not stages:
-        raise InputError(f"{network.name} has no layer with feature maps")
     return {path: path for path in stages}
 
 

@@ -4,6 +4,7 @@ import importlib
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from torch import nn
 from qdv_gpu.errors import InputError
 from qdv_gpu.machine import resolve_device
 from qdv_gpu.networks.copies import shared_copy
-from qdv_gpu.networks.layers import default_layers, head_path
+from qdv_gpu.networks.layers import check_size, default_layers, head_path
 from qdv_gpu.networks.network import Network
 from qdv_gpu.networks.weights import Tensors, read_weights
 from qdv_gpu.networks.zoo import AUXILIARY, build
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+SIZES = (224, 32, 64, 28, 96, 128, 16, 8, 256, 299)  # that a network is tried at which does not say its own
 Source = Network | nn.Module | str  # what a network is taken from, everywhere
 
 
@@ -142,20 +144,35 @@ def _described(
     convolution = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
     channels = 3 if convolution is None else convolution.in_channels
     usual = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,) * channels, (0.5,) * channels)
+    known = metadata.get("image_size") or getattr(module, "image_size", None)
     network = Network(
         spec=spec,
         source=source,
         name=re.sub(r"[^\w.-]", "_", spec.rpartition(":")[2]),
         module=module.eval() if device is None else module.eval().to(resolve_device(device)),
         layers={},
-        image_size=int(metadata.get("image_size") or getattr(module, "image_size", None) or 224),
+        image_size=int(known or SIZES[0]),
         channels=channels,
         mean=tuple(getattr(module, "image_mean", usual[0])),
         std=tuple(getattr(module, "image_std", usual[1])),
         bgr=bool(getattr(module, "bgr", False)),
         metadata=metadata,
     )
+    network = network if known else replace(network, image_size=_accepted_size(network))
     return replace(network, layers=default_layers(network))
+
+
+def _accepted_size(network: Network) -> int:
+    """The first of the usual sizes that a network takes which does not say its own."""
+    for size in SIZES:
+        with suppress(InputError):
+            check_size(network, (network.channels, size, size))
+            return size
+    try:
+        check_size(network, (network.channels, SIZES[0], SIZES[0]))
+    except InputError as error:
+        raise InputError(f"{error} (nor of {SIZES[1:]}: set its attribute image_size)") from error
+    return SIZES[0]
 
 
 def _ready(network: Network, device: str | torch.device | None) -> Network:

@@ -51,13 +51,17 @@ class Network:
 
     @property
     def device(self) -> torch.device:
-        """Where its parameters are."""
-        return next(self.module.parameters()).device
+        """Where its parameters are; the CPU if it has none."""
+        return self._first.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of its first parameter, and of the images that it takes."""
-        return next(self.module.parameters()).dtype
+        """Of its first parameter, and of the images that it takes; float32 if it has none."""
+        return self._first.dtype
+
+    @property
+    def _first(self) -> torch.Tensor:
+        return next(self.module.parameters(), torch.empty(0))
 
     def has(self, layer: str) -> bool:
         """Whether `layer` is a layer name or a module path of this network."""
@@ -72,6 +76,8 @@ class Network:
             For a name that the network does not have, with close matches.
         """
         if layers is None:
+            if not self.layers:
+                raise InputError(f"no layer of {self.name} stands out: name some, e.g. {self._some_paths()}")
             return dict(self.layers)
         selected: dict[str, str] = {}
         for layer in layers:
@@ -82,3 +88,6 @@ class Network:
         if not selected:
             raise InputError(f"at least one layer of {self.name} is required")
         return selected
+
+    def _some_paths(self) -> str:
+        return ", ".join([path for path, _ in self.module.named_modules() if path][:5])

@@ -1,6 +1,7 @@
 """What is in the store of one network's analysis, and what is missing."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,7 +14,6 @@ from qdv_gpu.errors import unknown
 from qdv_gpu.features.forward import ForwardPass, network_input
 from qdv_gpu.features.pca import columns_for
 from qdv_gpu.networks.layers import LayerName, numbered
-from qdv_gpu.networks.load import head_classes
 from qdv_gpu.networks.network import Network
 from qdv_gpu.results.records import AnalysedLayer, Predictions
 from qdv_gpu.results.stages import Subject, components_key, map_key, outputs_key, predictions_key, scores_key
@@ -329,11 +329,9 @@ def _tried(network: Network, images: Images, layers: Mapping[str, str], settings
     two = images.take(torch.arange(2))
     pass_ = ForwardPass(network, two, dict(layers), settings.image_size, precision=settings.precision)
     pass_.run()
-    predicts = 0
-    if head_classes(network.module) == len(images.classes):
-        pixels = torch.stack([two[0], two[1]]).to(network.device)
-        with torch.inference_mode():
-            output = network.module(network_input(network, pixels, settings.image_size))
+    predicts, pixels = 0, torch.stack([two[0], two[1]]).to(network.device)
+    with torch.inference_mode(), suppress(RuntimeError, ValueError, AssertionError):  # it may not run to its end
+        output = network.module(network_input(network, pixels, settings.image_size))
         if isinstance(output, Tensor) and output.shape == (2, len(images.classes)):
             predicts = len(images.classes)
     calls = {path: pass_.calls[name] for name, path in layers.items()} | ({OUTPUT: [predicts]} if predicts else {})
