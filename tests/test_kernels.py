@@ -12,7 +12,7 @@ from qdv_gpu import kernels
 from qdv_gpu.tsne.affinities import joint_affinities
 from qdv_gpu.tsne.engines import cpu as cpu_engine
 from qdv_gpu.tsne.engines import cuda as cuda_engine
-from qdv_gpu.tsne.problem import Phase, stacked
+from qdv_gpu.tsne.problem import Phase, Problem, stacked
 
 SOURCES = sorted(kernels.FOLDER.glob("*.cu"))
 VARIANTS = [{"GAUSSIAN": gaussian, "DENSE": dense} for gaussian in (0, 1) for dense in (0, 1)]
@@ -244,11 +244,10 @@ def test_host_code_of_the_cuda_descent(variant, monkeypatch):
     P = [joint_affinities(x, perplexity=5, kind="full" if variant["DENSE"] else "knn") for x in X]
     rows, start = stacked(P, copies=2), torch.stack([reference.cloud(40, seed=seed) for seed in range(4)])
     done = []
-    gaussian = bool(variant["GAUSSIAN"])
-    settings = {"learning_rate": 1.0, "gaussian": gaussian}
     for phase in (Phase(8, 4.0, 0.5), Phase(1, 4.0, 0.5), Phase(0, 4.0, 0.5)):
-        found = cuda_engine.descend_cuda(rows, start, phase, done=done.append, **settings)
-        expected = cpu_engine.descend_cpu(rows, start, phase, done=lambda count: None, **settings)
+        problem = Problem(rows, phase, learning_rate=1.0, gaussian=bool(variant["GAUSSIAN"]))
+        found = cuda_engine.descend_cuda(problem, start, done.append)
+        expected = cpu_engine.descend_cpu(problem, start, lambda count: None)
         assert (found - expected).norm() <= 1e-4 * expected.norm()
         assert (found - start).norm() > 0.01 * start.norm() or phase.iterations == 0
     assert sum(done) == 9

@@ -13,6 +13,9 @@ from qdv_gpu.results.records import AnalysedLayer, Predictions
 COLUMNS = ["network", "layer", "features", "samples", "perplexity", "seed", "k", "nh", "nh_feature_space"]
 COLUMNS += ["chance", "tied", "trustworthiness", "continuity", "kl", "seconds"]
 
+MEANS = ["position", "network", "layer", "k", "nh", "standard_error", "nh_feature_space"]
+MEANS += ["chance", "tied", "trustworthiness", "continuity"]
+
 
 def nh_table(layers: Sequence[AnalysedLayer], k: int) -> list[list[str]]:
     """The paper's Table 3 as rows of cells, a header first: layers down, networks across, NH ± standard error."""
@@ -53,7 +56,7 @@ def scores_csv(layers: Sequence[AnalysedLayer]) -> str:
         for layer in layers
         for one in layer.scores
     ]
-    return csv_text(rows, list(rows[0]))
+    return csv_text(rows, MEANS)
 
 
 def predictions_csv(

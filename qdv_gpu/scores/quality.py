@@ -107,33 +107,17 @@ def neighbor_ranks(X: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(out)
 
 
-@dataclass(frozen=True)
-class MapScore:
-    """One map, for k neighbours."""
-
-    seed: int
-    k: int
-    nh: float
-    nh_feature_space: float
-    chance: float
-    tied: float
-    trustworthiness: float
-    continuity: float
-
-
-@dataclass(frozen=True)
-class Score:
-    """A layer, for k neighbours: the means over its maps, and the standard error of NH.
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """What is measured for k neighbours.
 
     Attributes
     ----------
     k : int
-    nh, standard_error : float
-        In the maps.
-    nh_feature_space : float
-        In the layer's own space.
+    nh, nh_feature_space : float
+        Neighborhood hit in the map, and in the layer's own space.
     chance : float
-        Of a map that ignores the classes.
+        NH of a map that ignores the classes.
     tied : float
         Share of points whose k neighbours, in the map or in the layer's own space, are an arbitrary choice among
         equally far ones.
@@ -142,12 +126,25 @@ class Score:
 
     k: int
     nh: float
-    standard_error: float
     nh_feature_space: float
     chance: float
     tied: float
     trustworthiness: float
     continuity: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapScore(Measures):
+    """One map, of one seed."""
+
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score(Measures):
+    """A layer: the means over its maps, and the standard error of NH."""
+
+    standard_error: float
 
 
 @dataclass(frozen=True)
@@ -219,7 +216,7 @@ def score_maps(
             for number, one in enumerate(near)
         )
         error = standard_error(phi, labels, seed_values=[row.nh for row in maps])
-        means = {f.name: float(np.mean([getattr(row, f.name) for row in maps])) for f in fields(MapScore)[2:]}
+        means = {f.name: float(np.mean([getattr(row, f.name) for row in maps])) for f in fields(Measures)[1:]}
         mean = Score(k=n, standard_error=error, **means)
         result.append(LayerScores(n, maps, mean, phi, map_hits, influence_values(own.indices, labels), own_hits))
     return result

@@ -60,3 +60,21 @@ def stacked(P: list[Affinities], *, copies: int) -> Rows:
     indptr = torch.zeros(len(P) * N + 1, dtype=torch.int64, device=device)
     indptr[1:] = torch.cat([p.indptr.diff() for p in sparse]).cumsum(0)
     return Rows(first, indptr, torch.cat([p.indices for p in sparse]), torch.cat([p.values for p in sparse]))
+
+
+class Problem(NamedTuple):
+    """What one phase of the descent minimises, and how.
+
+    Attributes
+    ----------
+    rows : Rows
+    phase : Phase
+    learning_rate : float
+    gaussian : bool
+        Similarity exp(-d^2) instead of 1 / (1 + d^2).
+    """
+
+    rows: Rows
+    phase: Phase
+    learning_rate: float
+    gaussian: bool

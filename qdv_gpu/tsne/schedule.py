@@ -6,7 +6,7 @@ from qdv_gpu.progress import advance
 from qdv_gpu.tsne.affinities import Affinities
 from qdv_gpu.tsne.engines.cpu import descend_cpu
 from qdv_gpu.tsne.engines.cuda import descend_cuda
-from qdv_gpu.tsne.problem import Phase, stacked
+from qdv_gpu.tsne.problem import Phase, Problem, stacked
 
 COLLAPSED = 1e-6  # standard deviation of an embedding that is a point; random starts have 1e-4
 
@@ -49,7 +49,7 @@ def descend(
         advance("t-SNE", before, total)
 
     for phase in phases:
-        Z = run(rows, Z, phase, learning_rate=learning_rate, gaussian=gaussian, done=done)
+        Z = run(Problem(rows, phase, learning_rate, gaussian), Z, done)
         collapsed = Z.std(dim=1).amax(dim=1) < COLLAPSED
         Z = torch.where(collapsed[:, None, None] & (phase.exaggeration > 1), start, Z)
     return Z

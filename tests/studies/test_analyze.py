@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny_networks
 import torch
+from tiny_analysis import LAYERS, SPECS, TINY, outcome, run
 
 from qdv_gpu import Settings, analyze, load_network
 from qdv_gpu.errors import InputError
@@ -17,22 +18,6 @@ from qdv_gpu.features import forward
 from qdv_gpu.report.tables import nh_table
 from qdv_gpu.results.store import Store
 from qdv_gpu.studies import analyze as study
-
-TINY = Settings(layers=("relu", "pool"), samples=100, pca=10, perplexity=8, iterations=60, seeds=2, k=(5, 3))
-SPECS = ["tiny_networks:cnn", "tiny_networks:other"]
-LAYERS = ["relu@1", "relu@2", "pool@1", "pool@2"]
-
-
-def run(out, settings=TINY, specs=SPECS, **options):
-    return analyze(specs, "digits", out, settings=settings, **{"device": "cpu"} | options)
-
-
-def outcome(out):
-    """Everything that must not depend on how often the run was killed."""
-    with (out / "layers.csv").open() as file:
-        rows = [{**row, "seconds": ""} for row in csv.DictReader(file)]
-    arrays = {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*.npz"))}
-    return rows, arrays, (out / "predictions.csv").read_bytes()
 
 
 @pytest.fixture(scope="module")

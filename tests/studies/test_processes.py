@@ -1,6 +1,5 @@
 """Runs that are killed, and runs at once: the same bytes as one run left alone."""
 
-import csv
 import json
 import os
 import random
@@ -12,24 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-from qdv_gpu import Settings, analyze
-
-TINY = Settings(layers=("relu", "pool"), samples=100, pca=10, perplexity=8, iterations=60, seeds=2, k=(5, 3))
-SPECS = ["tiny_networks:cnn", "tiny_networks:other"]
-LAYERS = ["relu@1", "relu@2", "pool@1", "pool@2"]
-
-
-def run(out, settings=TINY, specs=SPECS, **options):
-    return analyze(specs, "digits", out, settings=settings, **{"device": "cpu"} | options)
-
-
-def outcome(out):
-    """Everything that must not depend on how often the run was killed."""
-    with (out / "layers.csv").open() as file:
-        rows = [{**row, "seconds": ""} for row in csv.DictReader(file)]
-    arrays = {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*.npz"))}
-    return rows, arrays, (out / "predictions.csv").read_bytes()
+from tiny_analysis import TINY, outcome, run
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +19,7 @@ def finished(tmp_path_factory):
     return run(tmp_path_factory.mktemp("analysis") / "run")
 
 
-CODE = "from test_processes import SPECS, TINY, analyze; analyze(SPECS, 'digits', {!r}, settings=TINY, device='cpu')"
+CODE = "from tiny_analysis import SPECS, TINY, analyze; analyze(SPECS, 'digits', {!r}, settings=TINY, device='cpu')"
 
 
 def start(out, threads=None, code=CODE):

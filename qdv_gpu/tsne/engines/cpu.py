@@ -7,22 +7,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from qdv_gpu.tsne.problem import Phase, Rows
+from qdv_gpu.tsne.problem import Problem
 
 PAIRS_PER_THREAD = 100_000  # about 0.02 ms of work: with less, a second thread costs more than it saves
 PAIRS_AT_ONCE = 4_000_000_000  # about 0.2 s on two cores between two looks at the clock and at Ctrl-C
 
 
-def descend_cpu(
-    rows: Rows,
-    start: torch.Tensor,
-    phase: Phase,
-    *,
-    learning_rate: float,
-    gaussian: bool,
-    done: Callable[[int], None],
-) -> torch.Tensor:
+def descend_cpu(problem: Problem, start: torch.Tensor, done: Callable[[int], None]) -> torch.Tensor:
     """Some iterations from `start` float32 [E, N, 2] on; `done` is called with the number of those just done."""
+    rows, phase, learning_rate, gaussian = problem
     import numba
 
     from qdv_gpu.kernels import cpu

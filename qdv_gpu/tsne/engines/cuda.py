@@ -5,21 +5,14 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from qdv_gpu.tsne.problem import Phase, Rows
+from qdv_gpu.tsne.problem import Problem
 
 GRAPH_ITERATIONS = 25  # in one CUDA graph
 
 
-def descend_cuda(
-    rows: Rows,
-    start: torch.Tensor,
-    phase: Phase,
-    *,
-    learning_rate: float,
-    gaussian: bool,
-    done: Callable[[int], None],
-) -> torch.Tensor:
+def descend_cuda(problem: Problem, start: torch.Tensor, done: Callable[[int], None]) -> torch.Tensor:
     """As `descend_cpu`, with CUDA kernels; most iterations are replays of a graph of 25."""
+    rows, phase, learning_rate, gaussian = problem
     from qdv_gpu import kernels
 
     E, N, _ = start.shape
