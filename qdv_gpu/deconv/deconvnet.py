@@ -332,7 +332,8 @@ class Deconvnet:
             raise InputError(f"{allowed}, got {maps!r}")
         numbers = list(chosen)
         for number in numbers:
-            if isinstance(number, bool) or not hasattr(number, "__index__") or not 0 <= number < count:
+            whole = hasattr(number, "__index__") and not (isinstance(number, Tensor) and number.is_floating_point())
+            if isinstance(number, bool) or not whole or not 0 <= number < count:
                 raise InputError(f"{allowed}, got {number!r}")
         if not numbers:
             raise InputError(f"{allowed}, got none")

@@ -14,7 +14,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from qdv_gpu.deconv.nodes import between, is_relu, keep_active, mark, module_of, shape
+from qdv_gpu.deconv.nodes import between, children, is_relu, keep_active, mark, module_of, shape
 from qdv_gpu.deconv.rules import check_rules
 from qdv_gpu.deconv.unpool import DTYPES, max_pool
 from qdv_gpu.errors import InputError
@@ -75,9 +75,9 @@ def record_forward(network: Network, images: Tensor, layer: str, mode: str) -> R
     def leave(*_: Any) -> None:
         running.pop()
 
-    def keep(_path: str, _module: nn.Module, _inputs: Any, _options: Any, output: Any) -> Any:
-        outputs.append(output)
-        return output.clone() if isinstance(output, Tensor) else None  # what changes it later does not reach ours
+    def keep(_path: str, _module: nn.Module, _inputs: Any, _options: Any, output: Any) -> None:
+        # a clone: what changes the output, or what it is a view of, does not reach it
+        outputs.append(output.clone() if isinstance(output, Tensor) else output)
 
     weights = {name: parameter.detach() for name, parameter in module.named_parameters()}
     paths = [path for path, _ in module.named_modules()]
@@ -108,14 +108,16 @@ def record_forward(network: Network, images: Tensor, layer: str, mode: str) -> R
             f"layer {layer} of {network.name} has no maps: a Deconvnet needs [B, C, h, w], got {shape}; "
             "choose a convolution, pooling or the ReLU behind one"
         )
-    root, target = get_gradient_edge(output) if output.requires_grad else None, get_gradient_edge(leaf)
-    nodes = between(root.node, target.node) if root else []
-    if not nodes or root is None:
+    nodes, number = [], 0
+    if output.requires_grad:
+        root, number = children(get_gradient_edge(output).node)[0]  # of the clone
+        nodes = between(root, get_gradient_edge(leaf).node)
+    if not nodes:
         raise InputError(
             f"layer {layer} of {network.name} does not depend on the image: choose a layer between the image and "
             "the output"
         )
-    record = Record(images.detach(), output, nodes, root.output_nr)
+    record = Record(images.detach(), output, nodes, number)
     if mode != "gradient":
         check_rules(nodes, network.name, mode)
     return record

@@ -202,7 +202,9 @@ def check_rules(nodes: Sequence[Any], network: str, mode: str) -> None:
     for node in nodes:
         name = kind(node)
         depends = [child in inner for child, _ in children(node)]
-        if not (name in LINEAR or is_relu(node) or is_pool(node) or RULES.get(name) is _unchanged):
+        if name == "Div" and saved(node, "rounding_mode") is not None:
+            unknown.append((f"{name} with rounding", node))
+        elif not (name in LINEAR or is_relu(node) or is_pool(node) or RULES.get(name) is _unchanged):
             unknown.append((name, node))
         elif name in ("NativeBatchNorm", "CudnnBatchNorm") and saved(node, "training"):
             unknown.append((f"{name} with the statistics of the image itself", node))

@@ -43,7 +43,7 @@ class Pool:
             If one is not positive, or the padding is more than half of the kernel.
         """
         kernel, padding, dilation = _pair(kernel_size), _pair(padding), _pair(dilation)
-        stride = kernel if stride is None or stride == [] else _pair(stride)
+        stride = kernel if stride is None or stride in ([], ()) else _pair(stride)
         if min(*kernel, *stride, *dilation) < 1 or min(padding) < 0:
             raise InputError(
                 "max-pooling requires positive kernel_size, stride and dilation and a padding of at least 0, got "

@@ -119,3 +119,33 @@ def test_switches_lost_by_max_unpool_are_kept():
     lost = functional.max_unpool2d(pooled, indices, 3, 2, output_size=(27, 27)).sum() / pooled.sum()
     assert lost < 0.95
     assert unpool(pooled, switches, (27, 27), 3, 2).sum() == pytest.approx(float(pooled.sum()), rel=1e-5)
+
+
+class Changing(nn.Module):
+    """A layer that returns its input, which is changed in place behind it; or one with a division that rounds."""
+
+    image_size = 12
+
+    def __init__(self, *, rounding=False):
+        super().__init__()
+        self.conv1, self.id, self.conv2 = nn.Conv2d(1, 4, 3), nn.Identity(), nn.Conv2d(4, 2, 3)
+        self.rounding = rounding
+
+    def forward(self, x):
+        y = self.conv1(x)
+        z = self.id(y)
+        y.mul_(-3)
+        return self.conv2(z.div(2, rounding_mode="floor") if self.rounding else z)
+
+
+@pytest.mark.parametrize("mode", ["deconvnet", "guided", "gradient"])
+def test_what_is_changed_in_place_behind_a_layer(mode):
+    torch.manual_seed(0)
+    net, image = load_network(Changing(), device="cpu"), normal(1, 12, 12)
+    expected = Deconvnet(net).reconstruct(image, "conv1", mode=mode)
+    assert torch.equal(Deconvnet(net).reconstruct(image, "id", mode=mode), expected)
+
+
+def test_a_division_that_rounds_is_refused():
+    with pytest.raises(InputError, match="no rule for Div with rounding"):
+        Deconvnet(Changing(rounding=True)).reconstruct(normal(1, 12, 12), "conv2")
