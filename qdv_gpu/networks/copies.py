@@ -1,28 +1,31 @@
-"""Copies of modules that share weights, so that nobody's module is moved, switched or hooked."""
+"""A copy of a network that shares its weights: for another thread, another device or other hooks."""
 
 import copy
 import functools
+from collections import deque
 from types import MethodType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from qdv_gpu.errors import InputError
 
 
 def shared_copy(module: nn.Module) -> nn.Module:
-    """Copy a module's structure and share its weights.
+    """Copy a module's structure and let it share the weights.
 
-    Submodules, and containers and methods of submodules, are new objects; parameters are new objects that show the same
-    storage, tied where they were tied; buffers are copies. All else (tensors, functions, files) is the same object. The
-    copy can be moved to a device, put into evaluation mode and hooked without the other's noticing, but to change its
-    weights in place would change both.
+    New are the modules, the `Parameter`s (in the same storage; what is tied stays tied), the buffers (clones), and
+    lists, tuples, dicts and sets, so that state a network keeps in `self` is each copy's own. Bound methods of modules,
+    also in `functools.partial`, belong to the copies. Everything else is shared as it is: functions, forward hooks,
+    locks, tensors that are neither parameters nor buffers. What `torch.compile` wraps is copied without it, and a
+    `ScriptModule` whole. The copy can be moved, put in another mode and hooked without any effect on the original.
 
     Raises
     ------
     InputError
-        If the module is lazy and has not seen a batch yet.
+        If a lazy parameter has no shape yet.
 
     Examples
     --------
@@ -31,52 +34,85 @@ def shared_copy(module: nn.Module) -> nn.Module:
     >>> module[1].training, other[0].weight.data_ptr() == module[0].weight.data_ptr()
     (True, True)
     """
-    module = getattr(module, "_orig_mod", module)  # what torch.compile has wrapped
-    if isinstance(module, torch.jit.ScriptModule):
-        return copy.deepcopy(module)
-    result: nn.Module = _copied(module, {})
-    return result
+    copied: nn.Module = _copy(module, {})
+    return copied
 
 
-def _copied(value: Any, known: dict[int, Any]) -> Any:
-    """A copy of whatever leads to modules and parameters; anything else as it is."""
-    if id(value) in known:
-        return known[id(value)]
+def _copy(value: Any, memo: dict[int, Any]) -> Any:
+    """The copy of anything that a module holds; `memo` has those made before, by the id of the original."""
+    if id(value) in memo:
+        return memo[id(value)]
     if isinstance(value, nn.Module):
-        return _copied_module(value, known)
+        return _copy_module(value, memo)
     if isinstance(value, nn.Parameter):
-        if torch.nn.parameter.is_lazy(value):
-            raise InputError("the network has lazy weights without a shape: run one batch through it first")
-        result: Any = nn.Parameter(value.detach(), requires_grad=value.requires_grad)
-        known[id(value)] = result
-        return result
-    if isinstance(value, MethodType):
-        return MethodType(value.__func__, _copied(value.__self__, known))
-    if isinstance(value, functools.partial):
-        options = {name: _copied(one, known) for name, one in value.keywords.items()}
-        return functools.partial(_copied(value.func, known), *_copied(value.args, known), **options)
-    if isinstance(value, dict):
-        result = copy.copy(value)
-        known[id(value)] = result
-        result.update((key, _copied(one, known)) for key, one in value.items())
-        return result
-    if isinstance(value, list | tuple | set) and not hasattr(value, "_fields"):
-        if not any(isinstance(one, nn.Module | MethodType | functools.partial | list | tuple | dict) for one in value):
-            return value
-        result = type(value)(_copied(one, known) for one in value)
-        known[id(value)] = result
-        return result
+        return memo.setdefault(id(value), _alias(value))
+    if isinstance(value, MethodType) and isinstance(value.__self__, nn.Module):
+        return MethodType(value.__func__, _copy(value.__self__, memo))
+    if type(value) is functools.partial:
+        arguments = [_copy(argument, memo) for argument in value.args]
+        named = {name: _copy(argument, memo) for name, argument in value.keywords.items()}
+        return functools.partial(_copy(value.func, memo), *arguments, **named)
+    if isinstance(value, tuple | frozenset):
+        return _copy_fixed(value, memo)
+    if isinstance(value, list | deque | dict | set):
+        return _copy_container(value, memo)
     return value
 
 
-def _copied_module(module: nn.Module, known: dict[int, Any]) -> nn.Module:
-    result = module.__class__.__new__(module.__class__)
-    known[id(module)] = result
-    attributes = dict(vars(module))
-    buffers = attributes.pop("_buffers", {})
-    vars(result).update({name: _copied(value, known) for name, value in attributes.items()})
-    vars(result)["_buffers"] = {
-        name: None if buffer is None else known.setdefault(id(buffer), buffer.detach().clone())
-        for name, buffer in buffers.items()
-    }
-    return result
+def _copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    wrapped = module.__dict__.get("_modules", {}).get("_orig_mod")
+    if wrapped is not None:  # torch.compile's OptimizedModule
+        return memo.setdefault(id(module), _copy(wrapped, memo))
+    if isinstance(module, torch.jit.ScriptModule):
+        return memo.setdefault(id(module), copy.deepcopy(module))
+    copied = object.__new__(type(module))  # torch.fx's own __new__ makes a class without forward
+    memo[id(module)] = copied
+    own = dict(module.__dict__)
+    made: dict[str, Any] = {"_parameters": {}, "_buffers": {}}  # first, as others may refer to them
+    for name, parameter in own["_parameters"].items():
+        made["_parameters"][name] = _copy(parameter, memo)
+    for name, buffer in own["_buffers"].items():
+        made["_buffers"][name] = None if buffer is None else memo.setdefault(id(buffer), _clone(buffer))
+    for name, value in own.items():
+        copied.__dict__[name] = made[name] if name in made else _copy(value, memo)
+    copied.__dict__["_compiled_call_impl"] = None  # of the original, by module.compile()
+    return copied
+
+
+def _alias(parameter: nn.Parameter) -> nn.Parameter:
+    _refuse_lazy(parameter)
+    alias = torch.Tensor._make_subclass(type(parameter), parameter.detach(), parameter.requires_grad)
+    alias.__dict__.update(parameter.__dict__)
+    return alias
+
+
+def _clone(buffer: Tensor) -> Tensor:
+    _refuse_lazy(buffer)
+    return buffer.detach().clone()
+
+
+def _refuse_lazy(tensor: Tensor) -> None:
+    if is_lazy(tensor):
+        raise InputError("the network has lazy modules without shapes: run one batch through it first")
+
+
+def _copy_fixed(values: Any, memo: dict[int, Any]) -> Any:
+    """A tuple, named tuple or frozen set; as it is where nothing in it is copied."""
+    given = list(values)
+    copied = [_copy(value, memo) for value in given]
+    if all(new is old for new, old in zip(copied, given, strict=True)):
+        return values
+    return type(values)(*copied) if hasattr(values, "_fields") else type(values)(copied)
+
+
+def _copy_container(values: Any, memo: dict[int, Any]) -> Any:
+    copied = memo[id(values)] = copy.copy(values)
+    given = list(values.items() if isinstance(values, dict) else values)
+    copied.clear()
+    if isinstance(values, dict):
+        copied.update((_copy(key, memo), _copy(value, memo)) for key, value in given)
+    elif isinstance(values, set):
+        copied.update(_copy(value, memo) for value in given)
+    else:
+        copied.extend(_copy(value, memo) for value in given)
+    return copied
