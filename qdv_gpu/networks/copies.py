@@ -3,7 +3,7 @@
 import copy
 import functools
 from collections import deque
-from types import MethodType
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -18,9 +18,10 @@ def shared_copy(module: nn.Module) -> nn.Module:
 
     New are the modules, the `Parameter`s (in the same storage; what is tied stays tied), the buffers (clones), and
     lists, tuples, dicts and sets, so that state a network keeps in `self` is each copy's own. Bound methods of modules,
-    also in `functools.partial`, belong to the copies. Everything else is shared as it is: functions, forward hooks,
-    locks, tensors that are neither parameters nor buffers. What `torch.compile` wraps is copied without it, and a
-    `ScriptModule` whole. The copy can be moved, put in another mode and hooked without any effect on the original.
+    also in `functools.partial`, belong to the copies, and so do modules that a function closes over. Everything else is
+    shared as it is: functions, forward hooks, locks, tensors that are neither parameters nor buffers. What
+    `torch.compile` wraps is copied without it, and a `ScriptModule` whole. The copy can be moved, put in another mode
+    and hooked without any effect on the original.
 
     Raises
     ------
@@ -48,6 +49,8 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
         return memo.setdefault(id(value), _alias(value))
     if isinstance(value, MethodType) and isinstance(value.__self__, nn.Module):
         return MethodType(value.__func__, _copy(value.__self__, memo))
+    if isinstance(value, FunctionType) and any(map(_holds_module, value.__closure__ or ())):
+        return _copy_function(value, memo)
     if type(value) is functools.partial:
         arguments = [_copy(argument, memo) for argument in value.args]
         named = {name: _copy(argument, memo) for name, argument in value.keywords.items()}
@@ -57,6 +60,27 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
     if isinstance(value, list | deque | dict | set):
         return _copy_container(value, memo)
     return value
+
+
+def _holds_module(cell: CellType) -> bool:
+    """Whether a function's closure reaches a module there, itself or by one of its methods."""
+    try:
+        value = cell.cell_contents
+    except ValueError:  # nothing is bound yet
+        return False
+    return isinstance(getattr(value, "__self__", value), nn.Module)
+
+
+def _copy_function(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
+    """The function with the copies in place of the modules that it closes over."""
+    cells = tuple(
+        CellType(_copy(cell.cell_contents, memo)) if _holds_module(cell) else cell
+        for cell in function.__closure__ or ()
+    )
+    copied = FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, cells)
+    copied.__kwdefaults__ = function.__kwdefaults__
+    copied.__dict__.update(function.__dict__)
+    return copied
 
 
 def _copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:

@@ -82,7 +82,9 @@ def trace_calls(network: Network, image_size: int | None = None) -> list[Call]:
     def record(path: str, _: nn.Module, inputs: tuple[Any, ...], _options: dict[str, Any], output: Any) -> None:
         calls.append(Call(path, shape(inputs[0]) if inputs else None, shape(output)))
 
-    with hooked(network.module, [path for path, _ in network.module.named_modules() if path], after=record):
+    # What torch makes a weight of, such as its norm and direction, is no layer.
+    paths = [path for path, _ in network.module.named_modules() if path and "parametrizations" not in path.split(".")]
+    with hooked(network.module, paths, after=record):
         check_size(network, (network.channels, size, size))
     return calls
 
@@ -112,6 +114,8 @@ def describe_layers(network: Network, image_size: int | None = None) -> list[tup
 def default_layers(network: Network) -> dict[str, str]:
     own: dict[str, str] = getattr(network.module, "named_layers", {})
     if own:
+        if not isinstance(own, dict) or not all(isinstance(t, str) and t for pair in own.items() for t in pair):
+            raise InputError(f"named_layers of {network.name} must be a dict of names to module paths, got {own!r}")
         network.select(own.values())
         return dict(own)
     if network.spec in _NAMED_LAYERS:

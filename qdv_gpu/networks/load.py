@@ -31,6 +31,7 @@ def load_network(
     *,
     weights: str | Path = "imagenet",
     num_classes: int | None = None,
+    image_size: int | None = None,
     seed: int = 0,
     device: str | torch.device | None = "auto",
 ) -> Network:
@@ -51,6 +52,8 @@ def load_network(
     num_classes : int, optional
         Replace the head by a new one for that many classes. AlexNet gets the paper's: one linear layer on
         maxpool5.
+    image_size : int, optional
+        Side in pixels of the images that a network will get which does not say its own.
     device : str, torch.device or None
         "auto" is a GPU if there is one; None leaves a module where its weights are.
 
@@ -94,11 +97,15 @@ def load_network(
         if num_classes is not None and head_classes(module) != num_classes:
             _replace_head(module, spec, num_classes)
     as_made = not from_file and (given is not None or ":" in spec)
-    return _described(module, spec, "given" if as_made else str(source), metadata, device)
+    return _described(module, spec, "given" if as_made else str(source), metadata, device, image_size)
 
 
 def load_networks(
-    networks: Source | Sequence[Source], *, weights: str | Path = "imagenet", device: str | torch.device = "auto"
+    networks: Source | Sequence[Source],
+    *,
+    weights: str | Path = "imagenet",
+    image_size: int | None = None,
+    device: str | torch.device = "auto",
 ) -> list[Network]:
     """Load one or several networks, as `load_network`, with names that tell them apart.
 
@@ -112,7 +119,7 @@ def load_networks(
     chosen = [networks] if isinstance(networks, Source) else list(networks)
     if not chosen:
         raise InputError("at least one network is required")
-    loaded = [load_network(network, weights=weights, device=device) for network in chosen]
+    loaded = [load_network(network, weights=weights, image_size=image_size, device=device) for network in chosen]
     names = [network.name for network in loaded]
     for position, network in enumerate(loaded):
         path = Path(network.source)
@@ -137,9 +144,10 @@ def select_layers(networks: Sequence[Network], layers: Sequence[str] | None) -> 
     return [network.select(own) for network, own in zip(networks, has, strict=True)]
 
 
-def _described(
-    module: nn.Module, spec: str, source: str, metadata: dict[str, Any], device: str | torch.device | None
-) -> Network:
+def _described(  # noqa: PLR0917 - what is known of it
+    module: nn.Module, spec: str, source: str, metadata: dict[str, Any], device: str | torch.device | None,
+    image_size: int | None,
+) -> Network:  # fmt: skip
     """A module with what it says, or its checkpoint, of its images, and with its default layers."""
     convolution = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
     channels = 3 if convolution is None else convolution.in_channels
@@ -158,13 +166,13 @@ def _described(
         bgr=bool(getattr(module, "bgr", False)),
         metadata=metadata,
     )
-    network = network if known else replace(network, image_size=_accepted_size(network))
+    network = network if known else replace(network, image_size=_accepted_size(network, image_size))
     return replace(network, layers=default_layers(network))
 
 
-def _accepted_size(network: Network) -> int:
-    """The first of the usual sizes that a network takes which does not say its own."""
-    for size in SIZES:
+def _accepted_size(network: Network, asked: int | None) -> int:
+    """The first size that a network takes which does not say its own: that of its images, or a usual one."""
+    for size in SIZES if asked is None else (asked, *SIZES):
         with suppress(InputError):
             check_size(network, (network.channels, size, size))
             return size

@@ -194,6 +194,11 @@ class Store:
             self._remove_stale()
             yield
 
+    def check(self, run: Path) -> None:
+        """Raise InputError if the store and a run folder are one folder."""
+        if self.path.resolve() == run.resolve():
+            raise InputError(f"the store and --out are both {run}: choose another --store")
+
     def refer(self, run: Path) -> None:
         """Remember that the run folder `run` refers to stages here, which its run.json lists under "stages"."""
         path = str(run.absolute())
@@ -222,8 +227,12 @@ class Store:
         """Stages that no run folder refers to; run folders that are gone refer to nothing."""
         kept: set[str] = set()
         for file in (self.path / "runs").glob("*"):
-            with suppress(InputError, OSError, TypeError, AttributeError):
-                kept.update(read_json(Path(read_json(file)) / "run.json").get("stages", ()))
+            with suppress(InputError, TypeError, AttributeError):
+                run = Path(read_json(file))
+                try:
+                    kept.update(read_json(run / "run.json").get("stages", ()))
+                except OSError:
+                    logger.warning("run folder %s is gone: if it was moved, run its command again first", run)
         return [entry for entry in self.entries() if entry.digest not in kept]
 
     def remove(self, entries: Iterable[Entry]) -> None:
@@ -263,7 +272,7 @@ class Store:
     def _remove_stale(self) -> None:
         """Delete what killed processes left."""
         with locked(self._unfinished, wait=True):
-            for folder in self._unfinished.iterdir():
+            for folder in filter(Path.is_dir, self._unfinished.iterdir()):
                 with locked(folder) as free:
                     if free:
                         shutil.rmtree(folder, ignore_errors=True)

@@ -96,13 +96,14 @@ def analyze(
     target = resolve_device(device)
     tsne_of(chosen, target).check_engine(target.type)
     check_precision(chosen.precision, target)
-    loaded = load_networks(networks, weights=weights, device=target)
+    loaded = load_networks(networks, weights=weights, image_size=chosen.image_size, device=target)
     asked = None if chosen.layers is None else [LayerName.parse(layer) for layer in chosen.layers]
     selected = select_layers(loaded, None if asked is None else [layer.path for layer in asked])
     images = _images(data, chosen, skip_bad=skip_bad)
     chosen.check_images(images)
     kept, folder = Store.beside(Path(out), store), RunFolder(out)
     folder.check()
+    kept.check(folder.out)
 
     if chosen.memory is not None and target.type == "cpu":
         return_freed_memory()

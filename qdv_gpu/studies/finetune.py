@@ -92,7 +92,10 @@ def finetune(
     if out.is_dir() and _holds_others(out):
         raise InputError(f"{out} is not empty and holds no {CHECKPOINT}: choose another --out")
     train, test = _images(data, settings, skip_bad=skip_bad)
-    loaded = load_network(network, weights=weights, num_classes=len(train.classes), seed=settings.seed, device=device)
+    loaded = load_network(
+        network, weights=weights, num_classes=len(train.classes), image_size=settings.image_size, seed=settings.seed,
+        device=device,
+    )  # fmt: skip
     if not isinstance(network, str):  # its weights are somebody else's
         loaded = replace(loaded, module=copy.deepcopy(loaded.module))
     loaded = replace(loaded, image_size=settings.image_size or loaded.image_size)
@@ -107,6 +110,7 @@ def finetune(
     stage = {**of_stage(settings, "weights"), "image_size": loaded.image_size}
     key = weights_key(loaded, train, test, stage)
     kept = Store.beside(out, store)
+    kept.check(out)
     with locked(out) as free, kept.used():
         if not free:
             raise InputError(f"another run is writing to {out}: choose another --out, or wait")

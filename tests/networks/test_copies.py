@@ -67,3 +67,23 @@ def test_traced_and_compiled_modules(make):
 def test_lazy_modules_are_refused_until_they_have_shapes():
     with pytest.raises(InputError, match="run one batch through it first"):
         shared_copy(nn.LazyLinear(3))
+
+
+class Closing(nn.Module):
+    """Whose forward pass is a lambda that reaches a module by its name there, and not by `self`."""
+
+    def __init__(self):
+        super().__init__()
+        hidden = nn.BatchNorm2d(3)
+        self.hidden, self.identity = hidden, nn.Identity()
+        self.run = lambda x: self.identity(hidden(x))
+
+    def forward(self, x):
+        return self.run(x)
+
+
+def test_modules_that_a_function_closes_over_are_not_run():
+    module, images = Closing().train(), torch.rand(6, 3, 4, 4)
+    found = activations(module, images, layers=["identity"])["identity"]
+    torch.testing.assert_close(found, images.flatten(1), rtol=1e-4, atol=1e-5)  # not by the batch's statistics
+    assert int(module.hidden.num_batches_tracked) == 0

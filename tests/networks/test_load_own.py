@@ -51,3 +51,28 @@ def test_networks_without_weights_or_stages(tmp_path):
     options = {"perplexity": 5, "iterations": 20, "seeds": 1, "k": 3, "image_size": 8}
     result = analyze(Plain(), (pixels, labels), tmp_path / "run", layers="first", **options)
     assert not result.predictions
+
+
+def test_the_size_of_the_images_is_tried_first(tmp_path):
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4 * 81, 3))
+    pixels, labels = torch.randint(0, 255, (60, 3, 20, 20), dtype=torch.uint8), torch.arange(60) % 3
+    options = {"perplexity": 5, "iterations": 20, "seeds": 1, "k": 3, "image_size": 20}
+    assert analyze(module, (pixels, labels), tmp_path / "run", layers="2", **options).layers[0].features == 4 * 81
+    with pytest.raises(InputError, match="the store and --out are both"):
+        analyze(module, (pixels, labels), tmp_path / "one", store=tmp_path / "one", layers="2", **options)
+    assert not (tmp_path / "one").exists()
+
+
+def test_parametrised_weights_are_no_layers():
+    module = small()
+    expected = load_network(module).layers
+    nn.utils.parametrizations.weight_norm(module[0])
+    assert load_network(module).layers == expected
+
+
+@pytest.mark.parametrize("named", [{"": "2"}, {"a": 3}, "2"])
+def test_named_layers_of_another_kind(named):
+    module = small()
+    module.named_layers = named
+    with pytest.raises(InputError, match="must be a dict of names to module paths"):
+        load_network(module)

@@ -110,7 +110,7 @@ def test_a_stage_copied_from_another_is_seen(store, caplog):
     assert store.read(KEY) is not None
 
 
-def test_stages_without_a_run_are_found_and_removed(store, tmp_path):
+def test_stages_without_a_run_are_found_and_removed(store, tmp_path, caplog):
     kept = Key("map", 1, {"seed": 7})
     store.write(kept)
     write_json(tmp_path / "run" / "run.json", {"stages": [kept.digest]})
@@ -121,8 +121,12 @@ def test_stages_without_a_run_are_found_and_removed(store, tmp_path):
         store.remove(store.unreferenced())
     store.remove(store.unreferenced())
     assert [entry.digest for entry in store.entries()] == [kept.digest]
-    shutil.rmtree(tmp_path / "run")
+    (store.path / "tmp" / "foreign").write_text("no folder")
+    with store.used():
+        pass
+    (tmp_path / "run").rename(tmp_path / "moved")
     assert [entry.digest for entry in store.unreferenced()] == [kept.digest]
+    assert "is gone: if it was moved" in caplog.text
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(store, monkeypatch):
