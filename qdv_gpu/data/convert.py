@@ -19,16 +19,15 @@ from torch.utils.data import (
     default_convert,
 )
 
+from qdv_gpu.data.geometry import Geometry
 from qdv_gpu.data.images import Images
 from qdv_gpu.data.labels import check_labels
-from qdv_gpu.data.readers import Item, ItemReader, read
+from qdv_gpu.data.readers import BATCH, Item, ItemReader, read, read_again
 from qdv_gpu.errors import InputError
 from qdv_gpu.machine import free_memory
 from qdv_gpu.progress import advance
 
 logger = logging.getLogger(__name__)
-BATCH = 32  # items that a process reads at a time
-AGAIN = 16  # items of a data set in memory that are read again
 ALLOWED = (
     "Images, an array [N, C, H, W], a pair (images, labels), a Dataset, a DataLoader or a list of PIL images; "
     "load_images reads data sets by name and folders"
@@ -54,7 +53,8 @@ def as_images(
     classes : sequence of str, optional
         Names of the classes; default those that a data set lists as `classes`, else "0", "1", ...
     image_size : int, optional
-        Needed for images of uint8 of mixed sizes, which are resized to this side. Others keep their size.
+        Images of uint8 of mixed sizes are squeezed to this side; without it they have no pixels until `Images.at` says
+        which. Others keep their size.
     name : str, optional
         Default "arrays", "list" or the class of the data set.
 
@@ -67,8 +67,8 @@ def as_images(
     ------
     InputError
         For anything else; for an item that cannot be read, is no image, or is another one when it is read again, as
-        with random augmentation; for mixed sizes; for NaN or infinite pixels; for labels that are not integers from
-        0 on, one for each image.
+        with random augmentation; for mixed sizes of floating point, or of an iterable data set; for NaN or infinite
+        pixels; for labels that are not integers from 0 on, one for each image.
 
     Examples
     --------
@@ -173,23 +173,25 @@ def _read_all(reader: ItemReader, count: int, classes: Sequence[str] | None, ima
     fits = count * first.pixels.nbytes <= free_memory(torch.device("cpu")) // 2
     pixels = torch.empty(count, *first.pixels.shape, dtype=first.pixels.dtype) if fits else None
     hashes = {0: first.digest}
+    sizes = {first.pixels.shape}
     labels = []
     batches = [range(start, min(start + BATCH, count)) for start in range(0, count, BATCH)]
     for i, item in enumerate(item for items in read(reader, batches, hashes) for item in items):
-        if not _alike(reader, i, first, item, image_size):
-            resizing = ItemReader(reader.items, reader.sample, reader.title, reader.options, image_size)
-            return _read_all(resizing, count, classes, image_size)
+        _check_alike(reader, i, first, item)
+        sizes.add(item.pixels.shape)
+        if len(sizes) > 1:
+            pixels = None
+            if image_size is not None:
+                reader.geometry = Geometry(image_size)
+                return _read_all(reader, count, classes, None)
         if pixels is not None:
             pixels[i] = item.pixels
         labels.append(item.label)
         advance("reading images", i + 1, count)
     targets, names = _labels(labels, classes)
-    if pixels is None:
-        return Images(reader.title, targets, names, torch.arange(count), None, reader, hashes=hashes)
-    again = np.unique(np.linspace(0, count - 1, AGAIN).round().astype(int)).tolist()
-    for _ in read(reader, [again], hashes):
-        pass
-    return Images(reader.title, targets, names, torch.arange(count), pixels, hashes=hashes)
+    if pixels is not None:
+        read_again(reader, range(count), hashes)
+    return Images(reader.title, targets, names, torch.arange(count), pixels, reader, hashes=hashes, sizes=len(sizes))
 
 
 def _read_once(reader: ItemReader, classes: Sequence[str] | None) -> Images:
@@ -205,7 +207,9 @@ def _read_once(reader: ItemReader, classes: Sequence[str] | None) -> Images:
             reason = " ".join(str(error).split())
             raise InputError(f"{reader.describe(i)} is not usable: {reason}") from error
         first = first or item
-        _alike(reader, i, first, item, None)
+        _check_alike(reader, i, first, item)
+        if item.pixels.shape != first.pixels.shape:
+            raise InputError(f"{reader.title} has images of mixed sizes: resize them, or make it a map-style Dataset")
         room -= 2 * item.pixels.nbytes  # they are joined in the end
         if room < 0:
             raise InputError(f"{reader.title} needs more than half of the free memory: make it a map-style Dataset")
@@ -226,19 +230,16 @@ def _values(reader: ItemReader) -> Iterator[Any]:
         raise InputError(f"{reader.title} cannot be read: {type(error).__name__}: {error}") from error
 
 
-def _alike(reader: ItemReader, i: int, first: Item, item: Item, image_size: int | None) -> bool:
-    """Whether an item is as the first; InputError unless resizing can make it so."""
+def _check_alike(reader: ItemReader, i: int, first: Item, item: Item) -> None:
+    """Raise InputError unless an item is as the first, or resizing can make it so."""
     a, b = first.pixels, item.pixels
     if a.shape == b.shape and a.dtype == b.dtype:
-        return True
+        return
     what = f"{reader.describe(i)} is {b.dtype} {list(b.shape)}, item 0 {a.dtype} {list(a.shape)}"
     if a.dtype != b.dtype or a.is_floating_point():
         raise InputError(f"{what}: images must be of one dtype, and floating-point ones of one shape")
     if a.shape[0] != b.shape[0]:
         raise InputError(f"{what}: convert them to one number of channels")
-    if image_size is None:
-        raise InputError(f"{what}: images of mixed sizes need an image size")
-    return False
 
 
 def _labels(labels: list[Any], classes: Sequence[str] | None) -> tuple[Tensor | None, tuple[str, ...]]:

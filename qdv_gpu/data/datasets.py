@@ -1,4 +1,4 @@
-"""Data sets by name, and folders of image files."""
+"""Data sets by name, and images in files, as folders and tables list them."""
 
 import gzip
 import logging
@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qdv_gpu.data.decode import decode, header
+from qdv_gpu.data.decode import Header, decode, header
+from qdv_gpu.data.folders import Listing, list_folder
+from qdv_gpu.data.geometry import Geometry
 from qdv_gpu.data.images import Images
-from qdv_gpu.data.readers import FileReader, workers
+from qdv_gpu.data.readers import FileReader, hold, refusal, workers
+from qdv_gpu.data.tables import TABLE_SUFFIXES, list_table
 from qdv_gpu.errors import InputError, unknown
-from qdv_gpu.machine import free_memory
-from qdv_gpu.progress import advance
 
 logger = logging.getLogger(__name__)
 
 DATASETS = ("cifar10", "fashion-mnist", "digits")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 _FASHION_CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"]
 _FASHION_CLASSES += ["Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
@@ -30,7 +30,7 @@ _FASHION_CLASSES += ["Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 
 def load_images(
     data: str | Path,
-    split: str = "test",
+    split: str | None = None,
     *,
     samples: int | str = "all",
     image_size: int | None = None,
@@ -43,15 +43,18 @@ def load_images(
     Parameters
     ----------
     data : str or Path
-        "cifar10", "fashion-mnist", "digits" or a folder `DIR/<split>/<class>/*.{png,jpg,jpeg}`.
-    split : str
-        "train" or "test".
+        "cifar10", "fashion-mnist", "digits"; a folder, as for `list_folder`, `DIR/<split>/<class>/**/*.png`; or a
+        table, .csv or .tsv, as for `list_table`.
+    split : str, optional
+        "train" or "test" of a data set by name, any name of another. By default "test"; of a folder that has no
+        folder "test", the folder itself; of a table without splits, all of it.
     samples : int or "all"
         How many images, the same number of each class (the first classes get the remainder), drawn as in the
-        paper: `numpy.random.seed(222)`, then for each class `numpy.random.choice(..., replace=False)`.
+        paper: `numpy.random.seed(222)`, then for each class `numpy.random.choice(..., replace=False)`. Without
+        labels, one such draw from all.
     image_size : int, optional
-        Needed for folders of images of mixed sizes, which are resized to this side when they are decoded. Images
-        of one size are kept at it.
+        Images of mixed sizes are squeezed to this side when they are decoded; without it they have no pixels until
+        `Images.at` says which. Images of one size are kept at it.
     skip_bad : bool
         Leave out files that cannot be decoded, and count them, instead of refusing the data set.
     root : str or Path, optional
@@ -60,12 +63,14 @@ def load_images(
     Returns
     -------
     Images
-        In memory if at most half of the free memory is needed, else decoded from the files batch by batch.
+        In memory if at most half of the free memory is needed, else decoded from the files batch by batch. Files are
+        decoded as by `load_image`, to [3, H, W], or to [1, H, W] if none of them has colours.
 
     Raises
     ------
     InputError
-        For an unknown data set, a download that fails, a damaged file, or a class with too few images.
+        For an unknown data set, a download that fails, a damaged file, a class with too few images, and as
+        `list_folder` and `list_table`.
 
     Examples
     --------
@@ -73,40 +78,44 @@ def load_images(
     Images('digits', 20 of uint8 [1, 8, 8], 10 classes)
     """
     check_data(data)
+    geometry = None if image_size is None else Geometry(image_size)
+    if data not in DATASETS:
+        listing = _listing(Path(data), split)
+        return _of_files(listing, samples, geometry, skip_bad=skip_bad, seed=seed)
+    split = split or "test"
     if split not in ("train", "test"):
-        raise InputError(f"split must be train or test, got {split!r}")
-    if image_size is not None and image_size < 1:
-        raise InputError(f"image size must be at least 1 pixel, got {image_size}")
+        raise InputError(f"split of {data} must be train or test, got {split!r}")
     cache = Path(root) if root is not None else Path.home() / ".cache" / "qdv_gpu"
     if data == "digits":
         images = _digits(split)
     elif data == "cifar10":
         images = _cifar10(split, cache)
-    elif data == "fashion-mnist":
-        images = _fashion_mnist(split, cache)
     else:
-        return _folder(Path(data), split, samples, image_size, skip_bad=skip_bad, seed=seed)
+        images = _fashion_mnist(split, cache)
     labels = images.require_labels("a sample of each class")
     return images.take(stratified(labels, images.classes, samples, seed=seed))
 
 
 def check_data(data: str | Path) -> None:
-    """Raise InputError unless `data` names a data set or a folder."""
-    if data in DATASETS or Path(data).is_dir():
+    """Raise InputError unless `data` names a data set, a folder or a table."""
+    path = Path(data)
+    if data in DATASETS or path.is_dir():
         return
-    if os.sep in str(data):
-        raise InputError(f"data folder {data} does not exist")
-    raise unknown("data set", str(data), [*DATASETS, "a folder"])
+    table = path.suffix.lower() in TABLE_SUFFIXES
+    if path.is_file():
+        if table:
+            return
+        raise InputError(f"data must be a folder or a table ({', '.join(TABLE_SUFFIXES)}), got the file {data}")
+    if table or os.sep in str(data):
+        raise InputError(f"data {'table' if table else 'folder'} {data} does not exist")
+    raise unknown("data set", str(data), [*DATASETS, "a folder", "a .csv"])
 
 
 def stratified(labels: Tensor, classes: Sequence[str], samples: int | str, *, seed: int = 222) -> Tensor:
     """Positions of `samples` images, equally many of each class; "all" keeps every image in its order."""
     if samples == "all":
         return torch.arange(len(labels))
-    try:
-        total = int(samples)
-    except ValueError:
-        raise InputError(f"samples must be a number or all, got {samples!r}") from None
+    total = _number(samples)
     if total < len(classes):
         raise InputError(f"samples must be at least one per class ({len(classes)}), got {total}")
     random = np.random.RandomState(seed)
@@ -118,6 +127,23 @@ def stratified(labels: Tensor, classes: Sequence[str], samples: int | str, *, se
             raise InputError(f"class {name!r} has {len(members)} images, fewer than the {wanted} asked for")
         chosen.append(random.choice(members, wanted, replace=False))
     return torch.from_numpy(np.concatenate(chosen))
+
+
+def drawn(count: int, samples: int | str, *, seed: int = 222) -> Tensor:
+    """Positions of `samples` of `count` images without labels; "all" keeps every image in its order."""
+    if samples == "all":
+        return torch.arange(count)
+    total = _number(samples)
+    if not 1 <= total <= count:
+        raise InputError(f"samples must be within 1 and {count}, the number of images, or all, got {total}")
+    return torch.from_numpy(np.random.RandomState(seed).choice(count, total, replace=False))
+
+
+def _number(samples: int | str) -> int:
+    try:
+        return int(samples)
+    except ValueError:
+        raise InputError(f"samples must be a number or all, got {samples!r}") from None
 
 
 def _digits(split: str) -> Images:
@@ -166,67 +192,40 @@ def _fashion_mnist(split: str, cache: Path) -> Images:
     return Images.from_arrays(dataset.data[:, None], dataset.targets, _FASHION_CLASSES, "fashion-mnist")
 
 
-def _folder(
-    folder: Path, split: str, samples: int | str, image_size: int | None, *, skip_bad: bool, seed: int
-) -> Images:
-    top = folder / split
-    classes, members = _listing(folder, split)
-    files = [path for paths in members for path in paths]
-    labels = torch.tensor([c for c, paths in enumerate(members) for _ in paths])
+def _listing(path: Path, split: str | None) -> Listing:
+    return list_folder(path, split) if path.is_dir() else list_table(path, split)
 
-    def refuse(complaints: Sequence[str]) -> InputError:
-        count = f"{len(complaints)} bad of {len(files)} files"
-        return InputError(f"{complaints[0]}; {count} (--skip-bad leaves them out)")
 
+def _of_files(listing: Listing, samples: int | str, geometry: Geometry | None, *, skip_bad: bool, seed: int) -> Images:
+    """A sample of the files, decoded if they are of one size or are made so."""
+    files = listing.files
     with ThreadPoolExecutor(workers()) as pool:
-        sizes = list(pool.map(_whole if skip_bad else header, files))
-        bad = [size for size in sizes if isinstance(size, str)]
-        if bad and (len(bad) == len(files) or not skip_bad):
-            raise refuse(bad)
-        if bad:
-            logger.warning("skipped %d unreadable files of %s, the first: %s", len(bad), top, bad[0])
-        good = torch.tensor([i for i, size in enumerate(sizes) if not isinstance(size, str)])
-        chosen = good[stratified(labels[good], classes, samples, seed=seed)]
-        shapes = {size for i in chosen.tolist() if not isinstance(size := sizes[i], str)}
-        if len(shapes) > 1 and image_size is None:
-            raise InputError(f"{top} holds images of {len(shapes)} sizes: pass --image-size to resize them")
-        side = image_size if len(shapes) > 1 else None
-        size = next(iter(shapes)) if side is None else (side, side)
-        reader = FileReader(files, folder, side, size)
-        images = Images(str(folder), labels[chosen], tuple(classes), chosen, None, reader, len(bad))
-        if len(chosen) * 3 * size[0] * size[1] > free_memory(torch.device("cpu")) // 2:
-            return images
-        pixels = torch.empty(len(chosen), 3, *size, dtype=torch.uint8)
-        bad = []
-        for i, item in enumerate(pool.map(reader.__getitem__, chosen.tolist())):
-            if isinstance(item, str):
-                bad.append(item)
-            else:
-                pixels[i], images.hashes[int(chosen[i])] = item.pixels, item.digest
-            advance("reading images", i + 1, len(chosen))
+        headers = list(pool.map(_whole if skip_bad else header, files))
+    bad = [found for found in headers if isinstance(found, str)]
+    if bad and (len(bad) == len(files) or not skip_bad):
+        raise refusal(bad, len(files))
     if bad:
-        raise refuse(bad)
+        logger.warning("skipped %d unreadable files of %s, the first: %s", len(bad), listing.where, bad[0])
+    good = torch.tensor([i for i, found in enumerate(headers) if isinstance(found, Header)])
+    if listing.labels is None:
+        labels, chosen = None, good[drawn(len(good), samples, seed=seed)]
+    else:
+        every = torch.tensor(listing.labels)
+        chosen = good[stratified(every[good], listing.classes, samples, seed=seed)]
+        labels = every[chosen]
+    found = [found for i in chosen.tolist() if isinstance(found := headers[i], Header)]
+    sizes, gray = {one.size for one in found}, all(one.gray for one in found)
+    size = next(iter(sizes)) if len(sizes) == 1 else None
+    reader = FileReader(files, listing.folder, None, size, gray=gray)
+    name = str(listing.folder if listing.where.is_dir() else listing.where)
+    images = Images(name, labels, listing.classes, chosen, None, reader, len(bad), sizes=len(sizes))
+    if size is None:
+        return images if geometry is None else images.at(geometry)
+    pixels = hold(reader, chosen.tolist(), (1 if gray else 3, *size), images.hashes)
     return replace(images, pixels=pixels)
 
 
-def _listing(folder: Path, split: str) -> tuple[list[str], list[list[Path]]]:
-    """Names of the classes and the image files of each."""
-    top = folder / split
-    if not top.is_dir():
-        raise InputError(f"data folder {folder} has no folder {split!r}: DIR/train/<class>/* and DIR/test/<class>/*")
-    classes = sorted(path.name for path in top.iterdir() if path.is_dir())
-    if len(classes) < 2:
-        raise InputError(f"{top} must hold a folder for each of two or more classes, got {len(classes)}")
-    members = [
-        [path for path in sorted((top / name).iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES] for name in classes
-    ]
-    for name, paths in zip(classes, members, strict=True):
-        if not paths:
-            raise InputError(f"class {name!r} in {top} has no images ({', '.join(IMAGE_SUFFIXES)})")
-    return classes, members
-
-
-def _whole(path: Path) -> tuple[int, int] | str:
+def _whole(path: Path) -> Header | str:
     """As `header`, after decoding every pixel."""
     pixels = decode(path)
-    return pixels if isinstance(pixels, str) else (pixels.shape[1], pixels.shape[2])
+    return pixels if isinstance(pixels, str) else header(path)

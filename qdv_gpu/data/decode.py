@@ -2,23 +2,34 @@
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from qdv_gpu.arrays import to_tensor
+from qdv_gpu.data.geometry import Geometry
 from qdv_gpu.errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-GRAY = ("1", "L", "LA", "La")  # modes of Pillow
+GRAY = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")  # modes of Pillow
+
+
+class Header(NamedTuple):
+    """What the header of an image file says: height and width once it is upright, and whether it has no colours."""
+
+    size: tuple[int, int]
+    gray: bool
 
 
 def load_image(path: str | Path) -> Tensor:
-    """Decode an image file: uint8 [3, H, W], turned upright.
+    """Decode an image file: uint8 [3, H, W], turned upright as its EXIF says.
+
+    Of an animation or of several pages the first is taken. Transparency is dropped, as torchvision's loader drops it:
+    the colours below it show. 16 bits of gray keep their upper eight.
 
     Raises
     ------
@@ -92,24 +103,34 @@ def as_pixels(array: Any) -> Tensor:
     return pixels if pixels.dtype == torch.uint8 else pixels.to(torch.float32)
 
 
-def from_pil(image: "Picture", *, rgb: bool = False, side: int | None = None) -> Tensor:
-    """uint8 [1, H, W] of a gray image unless `rgb`, [3, H, W] of another; upright; resized to side x side."""
+def from_pil(image: "Picture", *, mode: str | None = None, geometry: Geometry | None = None) -> Tensor:
+    """uint8 [C, H, W] of a PIL image, upright, without its transparency, and at `geometry` if that is given.
+
+    Parameters
+    ----------
+    mode : str, optional
+        "L" for one channel, "RGB" for three; by default as the image is.
+    """
     from PIL import Image, ImageOps
 
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise InputError("a PIL image of mode F has no scale: make an array of it")
+    if mode is None:
+        mode = "L" if image.mode in GRAY else "RGB"
     if image.mode.startswith("I"):  # 16 bits of gray
         image = Image.fromarray(np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8))
-    image = image.convert("L" if image.mode in GRAY and not rgb else "RGB")
-    if side is not None:
-        image = image.resize((side, side), Image.Resampling.BILINEAR)
+    image = image.convert(mode)
+    if geometry is not None:
+        image = geometry.of_picture(image)
     array = np.array(image)
     return torch.from_numpy(array)[None] if array.ndim == 2 else torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
 
-def decode(path: Path, contents: bytes | None = None, side: int | None = None) -> Tensor | str:
-    """uint8 [3, H, W] of an image file, resized to side x side if `side` is given, or what is wrong with it.
+def decode(
+    path: Path, contents: bytes | None = None, *, mode: str = "RGB", geometry: Geometry | None = None
+) -> Tensor | str:
+    """uint8 [C, H, W] of an image file as for `from_pil`, or what is wrong with the file.
 
     Parameters
     ----------
@@ -120,32 +141,37 @@ def decode(path: Path, contents: bytes | None = None, side: int | None = None) -
 
     try:
         with Image.open(io.BytesIO(path.read_bytes() if contents is None else contents)) as file:
-            return from_pil(file, rgb=True, side=side)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            return from_pil(file, mode=mode, geometry=geometry)
+    except Exception as error:  # of a damaged file Pillow raises anything
         return complaint(path, error)
 
 
-def header(path: Path) -> tuple[int, int] | str:
-    """Height and width of an upright image from its file's header, or what is wrong with the file."""
+def header(path: Path) -> Header | str:
+    """What an image file's header says, or what is wrong with the file."""
     from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as image:
-            width, height = image.size
+            gray = image.mode in GRAY
             rotated = image.getexif().get(ImageOps.ExifTags.Base.Orientation, 1) >= 5
-            return (width, height) if rotated else (height, width)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            width, height = image.size
+            if rotated and image.format == "TIFF":  # whose size newer versions of Pillow swap themselves
+                (width, height), rotated = ImageOps.exif_transpose(image).size, False
+            return Header((width, height) if rotated else (height, width), gray)
+    except Exception as error:
         return complaint(path, error)
 
 
 def complaint(path: Path, error: Exception) -> str:
     """What is wrong with an image file, in one line."""
-    from PIL import UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     if path.is_file() and path.stat().st_size == 0:
         reason = "it is empty"
     elif isinstance(error, UnidentifiedImageError):
         reason = "it is no image"
     else:
-        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        said = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
+        usual = said and isinstance(error, OSError | SyntaxError | ValueError | Image.DecompressionBombError)
+        reason = said if usual else f"{type(error).__name__}: {said}".removesuffix(": ")
     return f"image file {path} cannot be read: {reason}"

@@ -14,12 +14,14 @@ from torch.nn import functional
 
 from qdv_gpu.arrays import to_tensor
 from qdv_gpu.data.decode import as_pixels
+from qdv_gpu.data.geometry import Geometry
 from qdv_gpu.data.labels import check_labels
-from qdv_gpu.data.readers import FileReader, Reader, pixels_digest, read, workers
+from qdv_gpu.data.readers import FileReader, ItemReader, Reader, at, hold, pixels_digest, read, workers
 from qdv_gpu.errors import InputError
 from qdv_gpu.machine import free_memory, resolve_device
 
 BLOCK = 1 << 24  # bytes that are checked or hashed at a time
+LUMA = (19595, 38470, 7471)  # 0.299, 0.587, 0.114 of ITU-R BT.601, times 2^16, as in Pillow
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -39,11 +41,13 @@ class Images:
         Position of each image in the whole split, int64 [N].
     pixels : Tensor or None
         [N, C, H, W], uint8 or, as the network takes them, float32; on the host or on a device; None if they are read
-        batch by batch.
+        batch by batch, or of mixed sizes.
     reader : FileReader, ItemReader or None
-        What reads the images of the whole split.
+        What reads the images of the whole split, also once they are in memory; None for arrays.
     skipped : int
         Unreadable files left out.
+    sizes : int
+        How many sizes the images have.
 
     Examples
     --------
@@ -62,6 +66,7 @@ class Images:
     reader: Reader | None = None
     skipped: int = 0
     hashes: dict[int, bytes] = field(default_factory=dict)  # of the images read so far, by position in the split
+    sizes: int = 1
 
     @classmethod
     def from_arrays(
@@ -100,7 +105,7 @@ class Images:
         return len(self.indices)
 
     def __repr__(self) -> str:
-        what = " read batch by batch"
+        what = f" of {self.sizes} sizes" if self.mixed else " read batch by batch"
         if self.pixels is not None:
             what = f" of {str(self.pixels.dtype).removeprefix('torch.')} {list(self.pixels.shape[1:])}"
         known = "no labels" if self.labels is None else f"{len(self.classes)} classes"
@@ -145,9 +150,59 @@ class Images:
         return [str(i) if self.reader is None else self.reader.name(i) for i in self.indices.tolist()]
 
     @property
+    def mixed(self) -> bool:
+        """Whether they are of mixed sizes: they have no pixels before `at` makes them of one."""
+        return self.sizes > 1
+
+    @property
+    def geometry(self) -> Geometry | None:
+        """Which squares the images became when they were read; None if they kept their size."""
+        return None if self.reader is None else self.reader.geometry
+
+    @property
     def side(self) -> int | None:
         """Side in pixels that the images were resized to when they were read; None if they kept their size."""
-        return None if self.reader is None else self.reader.side
+        return None if self.geometry is None else self.geometry.side
+
+    def at(self, geometry: Geometry) -> "Images":
+        """The same images, uint8 [C, side, side], made anew of what they were read from.
+
+        Files and PIL images are resized by Pillow, arrays of uint8 by torch. Images of floating point, which are
+        normalised already, are returned as they are.
+
+        Returns
+        -------
+        Images
+            In memory if at most half of the free memory is needed, else made batch by batch.
+
+        Raises
+        ------
+        InputError
+            For a file or item that cannot be read.
+
+        Examples
+        --------
+        >>> Images.from_arrays(torch.zeros(10, 3, 8, 6, dtype=torch.uint8)).at(Geometry(4, resize=5))
+        Images('arrays', 10 of uint8 [3, 4, 4], no labels)
+        """
+        reader = self.reader
+        if reader is None:
+            assert self.pixels is not None
+            rows = dict(zip(self.indices.tolist(), self.pixels, strict=True))
+            reader = ItemReader(rows, _without_label, self.name)
+        if not len(self) or reader.geometry == geometry:
+            return self
+        reader, indices = at(reader, geometry), self.indices.tolist()
+        first = reader[indices[0]]
+        if isinstance(first, str):
+            raise InputError(first + reader.advice)
+        if first.pixels.is_floating_point():
+            return self
+        hashes: dict[int, bytes] = {}
+        pixels = hold(reader, indices, first.pixels.shape, hashes)
+        if pixels is not None and self.pixels is not None:
+            pixels = pixels.to(self.pixels.device)
+        return replace(self, pixels=pixels, reader=reader, hashes=hashes, sizes=1)
 
     @property
     def digest(self) -> str:
@@ -169,7 +224,8 @@ class Images:
                 order = self.indices[missing].tolist()
                 self.hashes.update(zip(order, pool.map(self.reader.digest, order), strict=True))
         elif missing:
-            for _ in self._items([torch.tensor(missing)]):
+            assert self.reader is not None
+            for _ in read(self.reader, [self.indices[missing].tolist()], self.hashes):
                 pass
         return sha256(b"".join(self.hashes[i] for i in self.indices.tolist())).hexdigest()
 
@@ -215,7 +271,7 @@ class Images:
         Raises
         ------
         InputError
-            For a file or item that cannot be read, or is not what it was when it was read before.
+            For a file or item that cannot be read, or is not what it was when it was read before; for mixed sizes.
         """
         if self.pixels is not None:
             for batch in positions:
@@ -232,6 +288,8 @@ class Images:
 
     def _items(self, positions: Sequence[Tensor]) -> Iterator[list[Any]]:
         assert self.reader is not None
+        if self.mixed:
+            raise InputError(f"the images of {self.name} are of {self.sizes} sizes: pass --image-size")
         return read(self.reader, [self.indices[batch].tolist() for batch in positions], self.hashes)
 
     def _hash(self, positions: Tensor) -> list[bytes]:
@@ -246,7 +304,8 @@ def prepare(
     Parameters
     ----------
     batch : Tensor
-        uint8 [B, C, H, W]; gray images are repeated for a network of three channels. Or floating point, which is
+        uint8 [B, C, H, W]; gray images are repeated for a network of three channels, and colours become gray for a
+        network of one, as in Pillow: 0.299 R + 0.587 G + 0.114 B, rounded. Or floating point, which is
         taken for normalised and in the network's order of channels, and at most resized.
     size : int or None
         Side of the square that they are resized to (bilinear, antialiased); None keeps their size.
@@ -263,6 +322,9 @@ def prepare(
     tensor([1.0000, 0.5000, 1.0000])
     """
     normalised = batch.is_floating_point()
+    if channels == 1 and batch.shape[1] == 3 and not normalised:
+        luma = torch.tensor(LUMA, dtype=torch.int32, device=batch.device).view(3, 1, 1)
+        batch = ((batch * luma).sum(1, keepdim=True) + (1 << 15)) >> 16
     x = batch.to(torch.float32) if normalised else batch.to(torch.float32) / 255
     if x.shape[1] != channels:
         if x.shape[1] != 1 or normalised:
@@ -278,6 +340,10 @@ def prepare(
     scale = torch.tensor(std, device=x.device).view(1, -1, 1, 1)
     x = (x - shift) / scale
     return x.flip(1) if bgr else x
+
+
+def _without_label(image: Tensor) -> tuple[Tensor, None]:
+    return image, None
 
 
 def _blocks(rows: Tensor, size: int | None = None) -> Iterator[tuple[int, Tensor]]:

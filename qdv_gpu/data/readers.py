@@ -2,20 +2,26 @@
 
 import logging
 from collections.abc import Iterator, MutableMapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from qdv_gpu.data.decode import complaint, decode, image_tensor
+from qdv_gpu.data.decode import complaint, decode, from_pil, image_tensor
+from qdv_gpu.data.geometry import Geometry
 from qdv_gpu.errors import InputError
-from qdv_gpu.machine import threads
+from qdv_gpu.machine import free_memory, threads
+from qdv_gpu.progress import advance
 
 logger = logging.getLogger(__name__)
+BATCH = 32  # items that a process reads at a time
+AGAIN = 16  # items of a data set in memory that are read again
 
 
 class Item(NamedTuple):
@@ -39,25 +45,34 @@ def pixels_digest(pixels: Tensor) -> bytes:
 
 
 class FileReader(Dataset[Item | str]):
-    """Decodes image files to uint8 [3, H, W] one at a time; what is wrong with a file stands in its place.
+    """Decodes image files to uint8 [C, H, W] one at a time; what is wrong with a file stands in its place.
 
     Parameters
     ----------
     files : sequence of Path
     folder : Path
         What the files' names are relative to.
-    side : int, optional
-        They are resized to side x side; None keeps their size.
+    geometry : Geometry, optional
+        Which square they become; None keeps their size.
     size : tuple of int, optional
-        The height and width that they all had before.
+        The height and width that they all have, unless they are of mixed sizes.
+    gray : bool
+        Decode them to one channel, else to three.
     """
 
     advice = " (--skip-bad leaves such files out)"
 
     def __init__(
-        self, files: Sequence[Path], folder: Path, side: int | None = None, size: tuple[int, int] | None = None
+        self,
+        files: Sequence[Path],
+        folder: Path,
+        geometry: Geometry | None = None,
+        size: tuple[int, int] | None = None,
+        *,
+        gray: bool = False,
     ) -> None:
-        self.files, self.folder, self.side, self.size = files, folder, side, size
+        self.files, self.folder, self.geometry, self.size = files, folder, geometry, size
+        self.mode = "L" if gray else "RGB"
         self.options = {"num_workers": workers()}
 
     def __len__(self) -> int:
@@ -69,28 +84,29 @@ class FileReader(Dataset[Item | str]):
             contents = path.read_bytes()
         except OSError as error:
             return complaint(path, error)
-        pixels = decode(path, contents, self.side)
+        pixels = decode(path, contents, mode=self.mode, geometry=self.geometry)
         if isinstance(pixels, str):
             return pixels
-        if self.side is None and self.size not in (None, (*pixels.shape[1:],)):
+        if self.geometry is None and self.size not in (None, (*pixels.shape[1:],)):
             return f"{self.describe(index)} changed between passes: it is of another size"
         return Item(pixels, self._hash(contents))
 
     def digest(self, index: int) -> bytes:
-        """sha256 of a file's bytes and of the side that it is decoded to; InputError if it cannot be read."""
+        """sha256 of a file's bytes and of the geometry that it is decoded to; InputError if it cannot be read."""
         try:
             return self._hash(self.files[index].read_bytes())
         except OSError as error:
             raise InputError(complaint(self.files[index], error) + self.advice) from None
 
     def _hash(self, contents: bytes) -> bytes:
-        digest = sha256(f"file {self.side}\0".encode())
+        digest = sha256(f"file {self.geometry}\0".encode())
         digest.update(contents)
         return digest.digest()
 
     def name(self, index: int) -> str:
-        """The file relative to the data folder."""
-        return self.files[index].relative_to(self.folder).as_posix()
+        """The file relative to the data folder, or its whole path if it lies elsewhere."""
+        path = self.files[index]
+        return (path.relative_to(self.folder) if path.is_relative_to(self.folder) else path).as_posix()
 
     def describe(self, index: int) -> str:
         """The file for an error message."""
@@ -110,16 +126,22 @@ class ItemReader(Dataset[Item | str]):
         Of the data set, for error messages.
     options : dict
         Of the DataLoader that reads it.
-    side : int, optional
-        Images of uint8 are resized to side x side.
+    geometry : Geometry, optional
+        Which square PIL images and arrays of uint8 become; None keeps their size.
     """
 
     advice = ""
 
     def __init__(
-        self, items: Any, sample: Any, title: str, options: dict[str, Any] | None = None, side: int | None = None
+        self,
+        items: Any,
+        sample: Any,
+        title: str,
+        options: dict[str, Any] | None = None,
+        geometry: Geometry | None = None,
     ) -> None:
-        self.items, self.sample, self.title, self.options, self.side = items, sample, title, options or {}, side
+        self.items, self.sample, self.title, self.options = items, sample, title, options or {}
+        self.geometry = geometry
 
     def __len__(self) -> int:
         return len(self.items)
@@ -136,11 +158,15 @@ class ItemReader(Dataset[Item | str]):
 
     def item(self, value: Any) -> Item:
         """Make an item of what the data set gave."""
+        from PIL import Image
+
         image, label = self.sample(value)
-        pixels = image_tensor(image)
-        if self.side is not None and pixels.dtype == torch.uint8:
-            size = (self.side, self.side)
-            pixels = functional.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]
+        if isinstance(image, Image.Image):
+            pixels = from_pil(image, geometry=self.geometry)
+        else:
+            pixels = image_tensor(image)
+            if self.geometry is not None and pixels.dtype == torch.uint8:
+                pixels = self.geometry.of_pixels(pixels)
         return Item(pixels, pixels_digest(pixels), label)
 
     def name(self, index: int) -> str:
@@ -153,6 +179,13 @@ class ItemReader(Dataset[Item | str]):
 
 
 Reader = FileReader | ItemReader
+
+
+def at(reader: Reader, geometry: Geometry) -> Reader:
+    """The same reader with another geometry."""
+    changed = copy(reader)
+    changed.geometry = geometry
+    return changed
 
 
 def read(reader: Reader, batches: Sequence[Sequence[int]], digests: MutableMapping[int, bytes]) -> Iterator[list[Item]]:
@@ -187,3 +220,55 @@ def read(reader: Reader, batches: Sequence[Sequence[int]], digests: MutableMappi
                     "images must stay the same, without random augmentation"
                 )
         yield items
+
+
+def hold(
+    reader: Reader, indices: Sequence[int], shape: Sequence[int], digests: MutableMapping[int, bytes]
+) -> Tensor | None:
+    """Read images of one shape [C, H, W] into memory, uint8 [n, C, H, W]; None if they need over half of what is free.
+
+    Parameters
+    ----------
+    digests : mutable mapping
+        As for `read`.
+
+    Raises
+    ------
+    InputError
+        As `read`; for files it says how many are bad.
+    """
+    if len(indices) * int(np.prod(shape)) > free_memory(torch.device("cpu")) // 2:
+        return None
+    pixels = torch.empty(len(indices), *shape, dtype=torch.uint8)
+    if isinstance(reader, FileReader):
+        bad = []
+        with ThreadPoolExecutor(workers()) as pool:
+            for i, item in enumerate(pool.map(reader.__getitem__, indices)):
+                if isinstance(item, str):
+                    bad.append(item)
+                else:
+                    pixels[i], digests[indices[i]] = item.pixels, item.digest
+                advance("reading images", i + 1, len(indices))
+        if bad:
+            raise refusal(bad, len(indices))
+        return pixels
+    batches = [indices[start : start + BATCH] for start in range(0, len(indices), BATCH)]
+    for i, item in enumerate(item for items in read(reader, batches, digests) for item in items):
+        if item.pixels.shape != pixels.shape[1:]:
+            raise InputError(f"{reader.describe(indices[i])} is {list(item.pixels.shape)}, others are {list(shape)}")
+        pixels[i] = item.pixels
+        advance("reading images", i + 1, len(indices))
+    read_again(reader, indices, digests)
+    return pixels
+
+
+def read_again(reader: Reader, indices: Sequence[int], digests: MutableMapping[int, bytes]) -> None:
+    """Read a few of the images once more: InputError if their contents are not what they were."""
+    spread = np.unique(np.linspace(0, len(indices) - 1, AGAIN).round().astype(int)).tolist()
+    for _ in read(reader, [[indices[i] for i in spread]], digests):
+        pass
+
+
+def refusal(complaints: Sequence[str], count: int) -> InputError:
+    """An error of the first of several bad files, and how many they are."""
+    return InputError(f"{complaints[0]}; {len(complaints)} bad of {count} files (--skip-bad leaves them out)")

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from qdv_gpu.data import datasets as data
+from qdv_gpu.data import readers
 from qdv_gpu.data.datasets import load_images, stratified
 from qdv_gpu.errors import InputError
 
@@ -117,7 +118,7 @@ def test_deep_gray_images_keep_their_range(folder):
 
 def test_streamed_folder_gives_the_same_batches(folder, monkeypatch):
     whole = load_images(folder)
-    monkeypatch.setattr(data, "free_memory", lambda _device: 0)
+    monkeypatch.setattr(readers, "free_memory", lambda _device: 0)
     streamed = load_images(folder)
     assert streamed.pixels is None
     order = torch.tensor([3, 1, 7, 0, 5]).split(2)
@@ -132,8 +133,8 @@ def test_streamed_folder_gives_the_same_batches(folder, monkeypatch):
 
 def test_mixed_sizes_need_an_image_size(folder):
     Image.new("RGB", (20, 20), (255, 0, 0)).save(folder / "test" / "cat" / "large.jpg")
-    with pytest.raises(InputError, match="images of 2 sizes: pass --image-size"):
-        load_images(folder)
+    with pytest.raises(InputError, match="are of 2 sizes: pass --image-size"):
+        load_images(folder)[0]
     images = load_images(folder, image_size=6)
     assert images.pixels.shape == (9, 3, 6, 6)
 
@@ -185,10 +186,12 @@ def test_bad_folders(folder, tmp_path):
     for file in (folder / "test" / "dog").iterdir():
         file.unlink()
     (folder / "test" / "dog").rmdir()
-    with pytest.raises(InputError, match="two or more classes, got 1"):
+    with pytest.raises(InputError, match=r"two or more classes, got 1, 'cat': add another class, or give .*cat for"):
         load_images(folder)
-    with pytest.raises(InputError, match="split must be train or test"):
+    with pytest.raises(InputError, match="has no folder 'validation' for this split: it has test, train"):
         load_images(folder, "validation")
+    with pytest.raises(InputError, match="split of digits must be train or test, got 'val'"):
+        load_images("digits", "val")
 
 
 def test_a_folder_is_known_by_its_contents(folder, tmp_path, monkeypatch):
@@ -200,7 +203,7 @@ def test_a_folder_is_known_by_its_contents(folder, tmp_path, monkeypatch):
     shutil.copytree(folder / "test", copy / "test")
     os.utime(copy / "test" / "cat" / "0.png", (0, 0))
     (copy / "test" / "dog").rename(copy / "test" / "zebra")
-    monkeypatch.setattr(data, "free_memory", lambda _device: 0)
+    monkeypatch.setattr(readers, "free_memory", lambda _device: 0)
     streamed = load_images(copy)
     assert streamed.pixels is None
     assert streamed.digest == images.digest
@@ -214,7 +217,7 @@ def test_a_folder_is_known_by_its_contents(folder, tmp_path, monkeypatch):
 
 
 def test_a_file_that_changes_between_passes_is_refused(folder, monkeypatch):
-    monkeypatch.setattr(data, "free_memory", lambda _device: 0)
+    monkeypatch.setattr(readers, "free_memory", lambda _device: 0)
     hashed, read = load_images(folder), load_images(folder)
     assert hashed.digest
     order = torch.arange(8).split(3)
@@ -234,7 +237,7 @@ def test_a_file_that_changes_between_passes_is_refused(folder, monkeypatch):
 
 def test_reading_files_leaves_the_random_numbers_alone(folder, monkeypatch):
     """Or dropout would depend on whether the images fit in memory."""
-    monkeypatch.setattr(data, "free_memory", lambda _device: 0)
+    monkeypatch.setattr(readers, "free_memory", lambda _device: 0)
     before = torch.get_rng_state()
     list(load_images(folder).batches(torch.arange(8).split(3), "cpu"))
     assert torch.equal(torch.get_rng_state(), before)

@@ -18,7 +18,9 @@ def images():
     return Images.from_arrays(pixels, labels=[0, 1] * 5, classes=["cat", "dog"])
 
 
-@pytest.mark.parametrize("module", ["convert", "datasets", "decode", "images", "labels", "readers"])
+@pytest.mark.parametrize(
+    "module", ["convert", "datasets", "decode", "folders", "geometry", "images", "labels", "readers", "tables"]
+)
 def test_examples(module):
     assert doctest.testmod(importlib.import_module(f"qdv_gpu.data.{module}")).failed == 0
 
@@ -173,8 +175,24 @@ def test_prepare():
     swapped = prepare(pixels, size=2, channels=3, mean=(0.5, 0.25, 0.0), std=(0.5, 0.5, 1.0), bgr=True)
     assert torch.equal(swapped, x.flip(1))
     assert prepare(pixels, size=7, channels=1, mean=(0.0,), std=(1.0,)).shape == (1, 1, 7, 7)
+    with pytest.raises(InputError, match="takes 1-channel images, the data has 2"):
+        prepare(pixels.expand(1, 2, 2, 2), size=2, channels=1, mean=(0.0,), std=(1.0,))
+
+
+def test_colours_become_gray_for_a_network_of_one_channel():
+    """As in Pillow, and equal channels as they were."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 6, 5, 3), dtype=np.uint8)
+    batch = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    x = prepare(batch, size=None, channels=1, mean=(0.0,), std=(1.0,))
+    expected = np.stack([np.asarray(Image.fromarray(one).convert("L")) for one in pixels])
+    np.testing.assert_array_equal((x[:, 0] * 255).round(), expected)
+    luma = pixels @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(x[:, 0].numpy() * 255 - luma).max() <= 0.51
+    gray = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    options = {"size": None, "channels": 1, "mean": (0.0,), "std": (1.0,)}
+    assert torch.equal(prepare(gray.expand(1, 3, 16, 16), **options), prepare(gray, **options))
     with pytest.raises(InputError, match="takes 1-channel images, the data has 3"):
-        prepare(pixels.expand(1, 3, 2, 2), size=2, channels=1, mean=(0.0,), std=(1.0,))
+        prepare(gray.expand(1, 3, 16, 16) / 255, **options)
 
 
 def test_resizing_is_antialiased():
