@@ -129,14 +129,15 @@ def _base(folder: Path, split: str | None) -> Path:
 
 def _check_no_splits(folder: Path, trees: dict[str, _Tree]) -> None:
     """Raise InputError if the folders that hold images are splits, not classes."""
-    usual = bool(trees) and all(name.lower().rstrip("0123456789._-") in SPLITS for name in trees)  # val2017
+    usual = [name for name in trees if name.lower().rstrip("0123456789._-") in SPLITS]  # also val2017
+    splits = usual if len(usual) > 1 or len(usual) == len(trees) else []  # "train" alone may be the vehicle
     depth = len(folder.parts) + 1
     direct = any(len(path.parts) == depth + 1 for tree in trees.values() for path in tree.images)
     deeper = max((len({path.parts[depth] for path in tree.images}) for tree in trees.values()), default=0)
-    if usual or (not direct and deeper > 1):
+    if splits or (not direct and deeper > 1):
         raise InputError(
-            f"{folder} has no folder 'test', and its folders hold {'splits' if usual else 'folders of images'}, "
-            f"not the images of a class: pass --split {' or --split '.join(list(trees)[:SHOWN])}"
+            f"{folder} has no folder 'test', and its folders hold {'splits' if splits else 'folders of images'}, "
+            f"not the images of a class: pass --split {' or --split '.join((splits or list(trees))[:SHOWN])}"
         )
 
 
@@ -181,7 +182,8 @@ def _kind(name: str) -> str:
 def _left_out(others: Counter[str], where: str = "") -> str:
     count = sum(others.values())
     what = "file{} that is no image by its name" if count == 1 else "files{} that are no images by their name"
-    return f"{count} {what.format(where)}: {some([f'{kind} ({n})' for kind, n in others.most_common()])}"
+    ordered = sorted(others.items(), key=lambda one: (-one[1], one[0]))
+    return f"{count} {what.format(where)}: {some([f'{kind} ({n})' for kind, n in ordered])}"
 
 
 def some(names: Sequence[str]) -> str:

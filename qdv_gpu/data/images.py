@@ -161,24 +161,15 @@ class Images:
 
     @property
     def side(self) -> int | None:
-        """Side in pixels that the images were resized to when they were read; None if they kept their size."""
+        """Side in pixels of those squares."""
         return None if self.geometry is None else self.geometry.side
 
     def at(self, geometry: Geometry) -> "Images":
         """The same images, uint8 [C, side, side], made anew of what they were read from.
 
-        Files and PIL images are resized by Pillow, arrays of uint8 by torch. Images of floating point, which are
-        normalised already, are returned as they are.
-
-        Returns
-        -------
-        Images
-            In memory if at most half of the free memory is needed, else made batch by batch.
-
-        Raises
-        ------
-        InputError
-            For a file or item that cannot be read.
+        Files and PIL images are resized by Pillow, arrays of uint8 by torch on the CPU. Images of floating point, which
+        are normalised already, are returned as they are. The others are in memory if at most half of what is free is
+        needed, else made batch by batch; InputError for a file or item that cannot be read.
 
         Examples
         --------
@@ -244,7 +235,8 @@ class Images:
         qdv_gpu.errors.InputError: the neighborhood hit requires labels, and arrays has none: give (images, labels)
         """
         if self.labels is None:
-            raise InputError(f"{what} requires labels, and {self.name} has none: give (images, labels)")
+            hint = "a folder for each class, or a table with labels" if self.files else "(images, labels)"
+            raise InputError(f"{what} requires labels, and {self.name} has none: give {hint}")
         return self.labels
 
     def take(self, positions: Tensor) -> "Images":
