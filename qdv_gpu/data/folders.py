@@ -107,6 +107,7 @@ def list_folder(folder: Path, split: str | None = None) -> Listing:
         if name not in full:
             raise InputError(f"class {name!r} in {base} has no images ({', '.join(IMAGE_SUFFIXES)})")
     if len(trees) < 2:
+        (name,) = trees
         raise InputError(
             f"{base} must hold a folder for each of two or more classes, got 1, {name!r}: "
             f"add another class, or give {base / name} for images without labels"
