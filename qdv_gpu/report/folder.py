@@ -1,18 +1,38 @@
 """A run folder: a view of stages in the store, all of whose files can be made again."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from qdv_gpu.errors import InputError
+from qdv_gpu.errors import InputError, unknown
 from qdv_gpu.files import TEMPORARY, locked, read_json, remove_leftovers, replacing, safe_name, write_json, write_text
 
 RUN = "run.json"
+FORMATS = ("png", "pdf", "svg")  # of figures
+DPI = 200  # of a figure in pixels, and of what a drawing holds as pixels
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Raise InputError if a format of figures is unknown.
+
+    >>> check_formats(["png", "svg"])
+    """
+    for suffix in formats:
+        if suffix not in FORMATS:
+            raise unknown("figure format", suffix, FORMATS)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure in the format of the path's suffix: without a date, and with fonts that can be edited in PDF."""
+    dates: dict[str, dict[str, Any]] = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
+    with rc_context({"svg.hashsalt": "qdv_gpu", "pdf.fonttype": 42}):
+        figure.savefig(path, dpi=DPI, metadata=dates.get(path.suffix))
 
 
 class RunFolder:
@@ -88,11 +108,32 @@ class RunFolder:
             np.savez(temporary, **arrays)  # type: ignore[arg-type]  # the stubs take its options for arrays
         return self.out / name
 
-    def figure(self, name: str, figure: Figure) -> Path:
-        """Write a picture."""
-        with replacing(self._path(name)) as temporary:
-            figure.savefig(temporary, dpi=130)
-        return self.out / name
+    def figure(self, name: str, figure: Figure, formats: Sequence[str] = ("png",)) -> list[Path]:
+        """Write a picture in each format, the same bytes for the same picture.
+
+        Parameters
+        ----------
+        name : str
+            Without the suffix, which is the format's name.
+        figure : Figure
+        formats : sequence of {"png", "pdf", "svg"}
+
+        Raises
+        ------
+        InputError
+            If a format is unknown; nothing is written then.
+
+        Examples
+        --------
+        >>> [path.name for path in RunFolder(tmp_path).figure("empty", Figure((1, 1)), ["pdf", "svg"])]
+        ['empty.pdf', 'empty.svg']
+        """
+        check_formats(formats)
+        written = [f"{name}.{suffix}" for suffix in formats]
+        for path in written:
+            with replacing(self._path(path)) as temporary:
+                save_figure(figure, temporary)
+        return [self.out / path for path in written]
 
     def _path(self, name: str) -> Path:
         self.written.append(name)

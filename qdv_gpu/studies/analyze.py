@@ -280,7 +280,7 @@ def _view(folder: RunFolder, jobs: Sequence[Job], images: Images, settings: Sett
     folder.text("predictions.csv", tables.predictions_csv(images.names, labels, images.classes, predictions, layers))
     folder.json("timings.json", {f"{layer.network}/{layer.layer}": layer.stages for layer in layers})
     pictures = [
-        folder.figure("figures/maps.png", figures.plot_maps(layers, labels, images.classes)),
-        folder.figure("figures/nh.png", figures.plot_nh(layers, ks[0])),
+        *folder.figure("figures/maps", figures.maps_figure(layers, labels, images.classes)),
+        *folder.figure("figures/nh", figures.nh_figure(layers, labels, ks[0])),
     ]
     return Analysis(folder.out, layers, predictions, pictures)

@@ -25,7 +25,8 @@ from qdv_gpu.machine import resolve_device
 from qdv_gpu.networks.layers import LayerName, numbered, trace_calls
 from qdv_gpu.networks.load import Source, load_networks, select_layers
 from qdv_gpu.networks.network import Network
-from qdv_gpu.report import figures
+from qdv_gpu.report import pictures
+from qdv_gpu.report.folder import save_figure
 
 logger = logging.getLogger(__name__)
 SHOWN = 24  # maps in a figure of strongest patches
@@ -95,8 +96,8 @@ def picture(
     """
     if mode not in MODES:
         raise unknown("mode", mode, MODES)
-    if contrast not in figures.CONTRASTS:
-        raise unknown("contrast", contrast, figures.CONTRASTS)
+    if contrast not in pictures.CONTRASTS:
+        raise unknown("contrast", contrast, pictures.CONTRASTS)
     if top < 0:
         raise InputError(f"top must be at least 0, got {top}")
     if image_size is not None and image_size < 1:
@@ -131,7 +132,7 @@ def picture(
                 image=source.image.numpy(),
             )
             written.append(folder / safe_name(network.name) / f"{safe_name(layer)}.png")
-            _draw(written[-1], figures.plot_reconstructions([_rgb(found, network)], [title], contrast=contrast))
+            _draw_grids(written[-1], [_rgb(found, network)], [title], source.image, contrast)
             logger.info("%s: %d maps", written[-1], len(found))
             if top and source.images is not None:
                 written.append(folder / safe_name(network.name) / f"{safe_name(layer)}-top.png")
@@ -147,7 +148,7 @@ def picture(
             name = "-".join(dict.fromkeys(layer for _, layer, _ in row))
             written.append(folder / f"{number}-{safe_name(name)}.png")
             grids = [_rgb(found, network) for (found, _, _), network in zip(row, loaded, strict=False)]
-            _draw(written[-1], figures.plot_reconstructions(grids, [title for *_, title in row], contrast=contrast))
+            _draw_grids(written[-1], grids, [title for *_, title in row], source.image, contrast)
     return written
 
 
@@ -192,8 +193,9 @@ def _top(path: Path, best: TopActivations, network: Network, layer: str, about: 
     title = (
         f"{network.name} {layer}: {len(best.maps)} maps, the {k} images that activate each most, contrast per picture"
     )
-    pictures = best.reconstructions.flip(2) if network.bgr else best.reconstructions
-    _draw(path, figures.plot_top(best.patches.numpy(), pictures.numpy(), best.maps.tolist(), title))
+    found = best.reconstructions.flip(2) if network.bgr else best.reconstructions
+    figure, _ = pictures.plot_top(best.patches.numpy(), found.numpy(), best.maps.tolist(), title)
+    _draw(path, figure)
 
 
 def _save(path: Path, about: dict[str, Any], **arrays: np.ndarray) -> None:
@@ -206,6 +208,11 @@ def _save(path: Path, about: dict[str, Any], **arrays: np.ndarray) -> None:
                 np.lib.format.write_array(entry, np.asarray(array, order="C"))
 
 
+def _draw_grids(path: Path, grids: list[np.ndarray], titles: list[str], image: Tensor, contrast: str) -> None:
+    figure, _ = pictures.plot_reconstructions(grids, titles, images=image.numpy(), contrast=contrast)
+    _draw(path, figure)
+
+
 def _draw(path: Path, figure: Figure) -> None:
     with replacing(path) as temporary:
-        figure.savefig(temporary)
+        save_figure(figure, temporary)

@@ -28,8 +28,8 @@ from qdv_gpu.networks.load import Source, load_network
 from qdv_gpu.networks.network import Network
 from qdv_gpu.networks.weights import read_weights, write_weights
 from qdv_gpu.progress import advance
-from qdv_gpu.report.figures import plot_training
-from qdv_gpu.report.folder import RUN
+from qdv_gpu.report.curves import plot_training
+from qdv_gpu.report.folder import RUN, save_figure
 from qdv_gpu.results.stages import weights_key
 from qdv_gpu.results.store import Store
 from qdv_gpu.studies.settings import Training, changed, of_stage
@@ -131,7 +131,8 @@ def finetune(
         write_json(out / RUN, {"stages": [key.digest]})
         kept.refer(out)
         with replacing(out / "training.png") as temporary:
-            plot_training(result["history"], f"{loaded.name} on {train.name}").savefig(temporary, dpi=130)
+            figure, _ = plot_training(result["history"], f"{loaded.name} on {train.name}")
+            save_figure(figure, temporary)
     return result
 
 

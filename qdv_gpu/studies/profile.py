@@ -24,7 +24,8 @@ from qdv_gpu.networks.hooks import hooked
 from qdv_gpu.networks.layers import LayerName, trace_calls
 from qdv_gpu.networks.load import Source, load_network
 from qdv_gpu.networks.network import Network
-from qdv_gpu.report import figures
+from qdv_gpu.report.curves import plot_profile
+from qdv_gpu.report.folder import save_figure
 
 logger = logging.getLogger(__name__)
 ELSEWHERE = "(between layers)"
@@ -215,11 +216,12 @@ def profile(
                 ],
             },
         )
+        figure, _ = plot_profile(
+            {found.batch_size: [(one.layer, one.share, one.bound) for one in found.layers] for found in profiles},
+            f"{loaded.name}, {size} px, {precision}: share of the forward pass",
+        )
         with replacing(Path(out) / "profile.png") as temporary:
-            figures.plot_profile(
-                {found.batch_size: [(one.layer, one.share, one.bound) for one in found.layers] for found in profiles},
-                f"{loaded.name}, {size} px, {precision}: share of the forward pass",
-            ).savefig(temporary, dpi=130)
+            save_figure(figure, temporary)
     return profiles
 
 

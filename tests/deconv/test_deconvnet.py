@@ -17,7 +17,7 @@ from qdv_gpu.deconv import deconvnet, record, rules, windows
 from qdv_gpu.errors import InputError
 from qdv_gpu.features.forward import network_input
 from qdv_gpu.machine import product_precision
-from qdv_gpu.report import figures
+from qdv_gpu.report.curves import plot_sanity
 
 
 @pytest.mark.parametrize("mode", ["deconvnet", "deconvnet-map", "guided", "gradient"])
@@ -337,8 +337,8 @@ def test_sanity_check_goes_down_from_the_layer():
     assert all(-1 <= mean < 0.95 for mean in check.mean)
     again = Deconvnet(net).sanity_check(normal(3, 96, 96), "conv3", maps=[0, 1, 2])
     assert torch.equal(check.similarity, again.similarity)
-    figure = figures.plot_sanity(check.modules, check.similarity.numpy(), "AlexNet conv3")
-    assert len(figure.axes[0].get_xticks()) == 4
+    _, ax = plot_sanity(check.modules, check.similarity.numpy(), "AlexNet conv3")
+    assert len(ax.get_xticks()) == 4
     branch = Deconvnet(network("googlenet")).sanity_check(normal(3, 96, 96), "inception3a.branch3", maps=[0])
     assert not any(path.startswith(("inception3a.branch1", "inception3a.branch2")) for path in branch.modules)
     plain = load_network("tiny_networks:cnn", weights="none", device="cpu")

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from qdv_gpu import Deconvnet, load_images, load_network
 from qdv_gpu.cli import app
-from qdv_gpu.report import figures
+from qdv_gpu.report import pictures as drawn_pictures
 from qdv_gpu.studies.deconv import picture
 
 TINY = ["tiny_networks:cnn", "tiny_networks:other"]
@@ -74,7 +74,7 @@ def test_bad_input_is_refused(arguments, message, tmp_path):
 def test_contrast():
     pictures = np.zeros((2, 1, 4, 4), np.float32)
     pictures[0, 0, 0, 0], pictures[1, 0, 0, 0] = 1, -4
-    by_map, by_layer = (figures._contrasted(pictures, axes) for axes in ((1, 2, 3), (0, 1, 2, 3)))
+    by_map, by_layer = (drawn_pictures._contrasted(pictures, axes) for axes in ((1, 2, 3), (0, 1, 2, 3)))
     assert (by_map[:, 0, 0, 0].tolist(), by_layer[:, 0, 0, 0].tolist()) == ([1, 0], [0.625, 0])
     assert by_map[0, 0, 1, 1] == 0.5
 
@@ -84,10 +84,12 @@ def test_networks_of_blue_first_are_drawn_red_first(tmp_path):
     net = replace(net, image_size=67)
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (67, 67, 3), dtype=np.uint8)).save(tmp_path / "x.png")
     drawn = []
-    original = figures.plot_reconstructions
+    original = drawn_pictures.plot_reconstructions
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            figures, "plot_reconstructions", lambda grids, *a, **k: drawn.append(grids[0]) or original(grids, *a, **k)
+            drawn_pictures,
+            "plot_reconstructions",
+            lambda grids, *a, **k: drawn.append(grids[0]) or original(grids, *a, **k),
         )
         picture([net], tmp_path, image=tmp_path / "x.png", layers=["maxpool1"], device="cpu")
     with np.load(tmp_path / "deconv" / "caffe_alexnet" / "maxpool1.npz") as arrays:

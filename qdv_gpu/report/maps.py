@@ -1,0 +1,197 @@
+"""Maps of layers as panels of points, coloured by class."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.markers import MarkerStyle
+
+from qdv_gpu.errors import InputError
+from qdv_gpu.report import drawing
+from qdv_gpu.report.drawing import COLOURS, GRAY, LINE, MARGIN, PAGE, PALE, TEXT, TITLE, plain, shortened
+
+ACROSS = 5  # panels in a row of maps
+NAMED = 20  # classes that have a colour and a marker of their own
+POINTS = ("o", "x")  # markers of the first and of the second ten classes
+
+
+def plot_maps(
+    maps: Sequence[np.ndarray],
+    labels: Any = None,
+    classes: Sequence[str] | None = None,
+    *,
+    titles: Sequence[str] | None = None,
+    subtitles: Sequence[str] | None = None,
+    groups: Sequence[str] | None = None,
+    difficulty: Any = None,
+) -> tuple[Figure, np.ndarray]:
+    """One panel for each map, its points coloured by class.
+
+    Up to 20 classes have a colour and a marker each. Of more, the 20 most difficult do (the most numerous, if
+    `difficulty` is not given), and the others are gray.
+
+    Parameters
+    ----------
+    maps : sequence of array
+        float [N, 2] each, finite.
+    labels : array, optional
+        Integers [N] from 0; without them all points have one colour.
+    classes : sequence of str, optional
+        Names of the C classes; default their numbers.
+    titles, subtitles : sequence of str, optional
+        One for each map, as a layer's name and a score.
+    groups : sequence of str, optional
+        For each map what it belongs to, as a network's name: each group begins a row of at most 5 panels, and its
+        name stands above.
+    difficulty : array, optional
+        float [C], higher is harder; NaN is easiest.
+
+    Returns
+    -------
+    Figure
+    array of Axes
+        [len(maps)], in the order of `maps`.
+
+    Raises
+    ------
+    InputError
+        If there is no map, one is not [N, 2] or not finite, a label has no class, or there is not one title,
+        subtitle or group for each map.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> figure, axes = plot_maps(rng.normal(size=(2, 60, 2)), np.arange(60) % 3, ["cat", "dog", "owl"], titles="ab")
+    >>> len(axes), [text.get_text() for text in figure.legends[0].get_texts()]
+    (2, ['cat', 'dog', 'owl'])
+    """
+    maps = [np.asarray(Z, dtype=np.float64) for Z in maps]
+    _check_maps(maps, {"titles": titles, "subtitles": subtitles, "groups": groups})
+    styles, others, heading = None, 0, None
+    handles: list[Line2D] = []
+    entries: list[str] = []
+    if labels is not None:
+        labels, names = _check_labels(labels, classes, len(maps[0]))
+        shown = np.arange(len(names))
+        if len(names) > NAMED:
+            counts = np.bincount(labels, minlength=len(names))
+            rank = counts if difficulty is None else np.nan_to_num(np.asarray(difficulty, np.float64), nan=-np.inf)
+            shown = np.argsort(-rank, kind="stable")[:NAMED]
+            others = len(names) - NAMED
+            heading = f"{NAMED} {'most numerous' if difficulty is None else 'most difficult'} of {len(names)} classes"
+        styles = np.full(len(names), -1)  # [C], the number of each class's colour and marker, -1 for gray
+        styles[shown] = np.arange(len(shown))
+        handles = [_point(style) for style in range(len(shown))]
+        entries = [names[int(c)] for c in shown]
+        if others:
+            handles.append(_point(-1))
+            entries.append(f"{others} other class{'es' if others > 1 else ''}")
+    rows = _rows(groups or [""] * len(maps))
+    across = max(len(row) for _, row in rows)
+    gap = 0.08
+    side = min((PAGE - 2 * MARGIN + gap) / across - gap, 2.2)  # inches of a panel
+    width = drawing.width_for(across * (side + gap) - gap + 2 * MARGIN, entries)
+    left = (width - across * (side + gap) + gap) / 2
+    figure = Figure(figsize=(width, 1))
+    bottom = drawing.add_legend(figure, handles, entries, title=heading)
+
+    # From the top down: where each row and each text begins, in inches; then the figure has its height.
+    above = [""] * len(maps)
+    if titles is not None:
+        above = [drawing.wrapped(plain(title), side, TEXT, lines=3) for title in titles]
+    if subtitles is not None:
+        above = [
+            f"{one}\n{shortened(plain(two), side, TEXT)}".lstrip("\n")
+            for one, two in zip(above, subtitles, strict=True)
+        ]
+    top, tops = MARGIN, []
+    headings: list[tuple[float, str]] = []
+    for group, row in rows:
+        if group is not None and groups is not None:
+            top += 0.1 if headings else 0
+            headings.append((top, group))
+            top += TITLE * LINE + 0.03
+        top += max(drawing.height_of(above[i], TEXT) if above[i] else 0 for i in row) + 0.03
+        tops.append(top)
+        top += side + gap
+    figure.set_size_inches(width, top + max(bottom - gap, 0) + (0 if bottom else MARGIN - gap))
+    for place, group in headings:
+        text = shortened(plain(group), width - left - MARGIN, TITLE)
+        drawing.add_text(figure, left, place, text, size=TITLE, weight="bold")
+    axes = np.empty(len(maps), dtype=object)
+    for (_, row), place in zip(rows, tops, strict=True):
+        for column, i in enumerate(row):
+            axes[i] = ax = drawing.add_panel(
+                figure, left + column * (side + gap), place, side, side, xticks=[], yticks=[]
+            )
+            _draw_map(ax, maps[i], None if styles is None else styles[labels])
+            if above[i]:
+                ax.set_title(above[i], fontsize=TEXT, pad=3, parse_math=False, linespacing=1.15)
+    return figure, axes
+
+
+def _check_maps(maps: Sequence[np.ndarray], named: Mapping[str, Sequence[str] | None]) -> None:
+    if not maps:
+        raise InputError("at least one map is required")
+    for Z in maps:
+        if Z.ndim != 2 or Z.shape[1] != 2 or Z.shape != maps[0].shape or not len(Z):
+            raise InputError(f"maps must all be [N, 2] with the same N of at least 1, got {list(Z.shape)}")
+        if not np.isfinite(Z).all():
+            raise InputError("maps must be finite, got NaN or infinity")
+    for name, given in named.items():
+        if given is not None and len(given) != len(maps):
+            raise InputError(f"{name} must be one for each of the {len(maps)} maps, got {len(given)}")
+
+
+def _check_labels(labels: Any, classes: Sequence[str] | None, N: int) -> tuple[np.ndarray, Sequence[str]]:
+    labels = np.asarray(labels)
+    if labels.shape != (N,) or labels.dtype.kind not in "iu":
+        raise InputError(f"labels must be integers of shape [{N}], got {labels.dtype} of shape {list(labels.shape)}")
+    names = [str(c) for c in range(int(labels.max()) + 1)] if classes is None else classes
+    if labels.min() < 0 or labels.max() >= len(names):
+        raise InputError(f"labels must be within 0 and {len(names) - 1}, got {labels.min()} to {labels.max()}")
+    return labels, names
+
+
+def _rows(groups: Sequence[str]) -> list[tuple[str | None, list[int]]]:
+    """Numbers of the maps in each row, and the group that begins there; the rows of a group are equally full."""
+    rows: list[tuple[str | None, list[int]]] = []
+    for group in dict.fromkeys(groups):
+        own = [i for i, name in enumerate(groups) if name == group]
+        lines = -(-len(own) // ACROSS)
+        fill = -(-len(own) // lines)
+        rows += [(group if start == 0 else None, own[start : start + fill]) for start in range(0, len(own), fill)]
+    return rows
+
+
+def _draw_map(ax: Axes, Z: np.ndarray, styles: np.ndarray | None) -> None:
+    """Points Z [N, 2] in a fixed random order, so that no class lies on top; those of style -1 below all others."""
+    order = np.random.default_rng(0).permutation(len(Z))
+    area = float(np.clip(2500 / len(Z), 0.7, 9))  # of a point, in square points
+    if styles is None:
+        ax.scatter(Z[order, 0], Z[order, 1], s=area, color=COLOURS[0], linewidths=0, rasterized=True)
+    else:
+        order = order[np.argsort(styles[order] >= 0, kind="stable")]
+        own = styles[order]
+        colours = np.array([*COLOURS, PALE])[np.where(own < 0, len(COLOURS), own % len(COLOURS))]
+        points = ax.scatter(Z[order, 0], Z[order, 1], s=area, c=colours, rasterized=True)
+        second = own >= len(COLOURS)
+        if second.any():  # a path for each point: classes of both markers in one order
+            shapes = [MarkerStyle(marker) for marker in POINTS]
+            paths = [shape.get_path().transformed(shape.get_transform()) for shape in shapes]
+            points.set_paths([paths[number] for number in second.astype(int)])
+        points.set_linewidth(np.where(second, 0.28 * area**0.5, 0).tolist())
+    middle, half = (Z.max(0) + Z.min(0)) / 2, max(float(np.ptp(Z, axis=0).max()) * 0.53, 1e-6)
+    ax.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] - half, middle[1] + half))
+    ax.spines[:].set_color(GRAY)
+
+
+def _point(style: int) -> Line2D:
+    """Mark of a class in the legend."""
+    colour = PALE if style < 0 else COLOURS[style % len(COLOURS)]
+    marker = POINTS[max(style, 0) // len(COLOURS)]
+    width = 0 if marker == "o" else 1.2
+    return Line2D([], [], linestyle="", marker=marker, markersize=4.5, markeredgewidth=width, color=colour)
