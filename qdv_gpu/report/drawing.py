@@ -46,7 +46,7 @@ def plain(text: Any) -> str:
     return "".join(letter if _shown(letter, drawable) else _escape(letter) for letter in str(text))
 
 
-def text_width(text: str, size: float) -> float:
+def text_width(text: str, size: float, *, weight: str = "normal") -> float:
     """Width in inches of a line of plain text at `size` points, with a little to spare for hinting.
 
     >>> 0.2 < text_width("conv3", 8) < 0.5 < text_width("a longer name", 8)
@@ -54,11 +54,13 @@ def text_width(text: str, size: float) -> float:
     """
     if not text:
         return 0.0
-    width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=size), ismath=False)
+    width, _, _ = text_to_path.get_text_width_height_descent(
+        text, FontProperties(size=size, weight=weight), ismath=False
+    )
     return 1.04 * width / 72
 
 
-def shortened(text: str, width: float, size: float) -> str:
+def shortened(text: str, width: float, size: float, *, weight: str = "normal") -> str:
     """Plain text that is at most `width` inches wide at `size` points: what is too much in its middle becomes "…".
 
     >>> shortened("features.denseblock1.denselayer12.conv2", 1.2, 8)
@@ -66,12 +68,12 @@ def shortened(text: str, width: float, size: float) -> str:
     >>> shortened("conv2", 1.2, 8)
     'conv2'
     """
-    if text_width(text, size) <= width:
+    if text_width(text, size, weight=weight) <= width:
         return text
     low, high = 0, len(text) - 1  # characters that are kept
     while low < high:
         kept = (low + high + 1) // 2
-        low, high = (kept, high) if text_width(_ends(text, kept), size) <= width else (low, kept - 1)
+        low, high = (kept, high) if text_width(_ends(text, kept), size, weight=weight) <= width else (low, kept - 1)
     return _ends(text, low)
 
 
@@ -101,15 +103,14 @@ def shortened_apart(texts: Sequence[str], width: float, size: float) -> list[str
     ['…1.conv', '…2.conv', 'fc']
     """
     short = [shortened(text, width, size) for text in texts]
-    for form in set(short):
-        same = {text for text, own in zip(texts, short, strict=True) if own == form}
-        if len(same) > 1:
-            # Up to the first place at which they differ.
-            start = next((i for i, letters in enumerate(zip(*same, strict=False)) if len(set(letters)) > 1), 0)
-            short = [
-                shortened(f"…{text[start:]}", width, size) if text in same else own
-                for text, own in zip(texts, short, strict=True)
-            ]
+    for _ in range(3):  # some of those may be the same again
+        for form in set(short):
+            same = {text for text, own in zip(texts, short, strict=True) if own == form}
+            if len(same) > 1:
+                # Up to the first place at which they differ.
+                start = next((i for i, letters in enumerate(zip(*same, strict=False)) if len(set(letters)) > 1), 0)
+                apart = {text: shortened(f"…{text[start:]}", width, size) for text in same}
+                short = [apart.get(text, own) for text, own in zip(texts, short, strict=True)]
     return short
 
 

@@ -89,11 +89,13 @@ def plot_maps(
         if others:
             handles.append(_point(-1))
             entries.append(f"{others} other class{'es' if others > 1 else ''}")
-    rows = _rows(groups or [""] * len(maps))
+    rows = _rows([""] * len(maps) if groups is None else groups)
     across = max(len(row) for _, row in rows)
     gap = 0.08
     side = min((PAGE - 2 * MARGIN + gap) / across - gap, 2.2)  # inches of a panel
     width = drawing.width_for(across * (side + gap) - gap + 2 * MARGIN, entries)
+    longest = max(drawing.text_width(plain(group), TITLE, weight="bold") for group, _ in rows if group is not None)
+    width = max(width, min(longest + 2 * MARGIN, PAGE))
     left = (width - across * (side + gap) + gap) / 2
     figure = Figure(figsize=(width, 1))
     bottom = drawing.add_legend(figure, handles, entries, title=heading)
@@ -119,8 +121,9 @@ def plot_maps(
         top += side + gap
     figure.set_size_inches(width, top + max(bottom - gap, 0) + (0 if bottom else MARGIN - gap))
     for place, group in headings:
-        text = shortened(plain(group), width - left - MARGIN, TITLE)
-        drawing.add_text(figure, left, place, text, size=TITLE, weight="bold")
+        text = shortened(plain(group), width - 2 * MARGIN, TITLE, weight="bold")
+        start = min(left, width - MARGIN - drawing.text_width(text, TITLE, weight="bold"))
+        drawing.add_text(figure, start, place, text, size=TITLE, weight="bold")
     axes = np.empty(len(maps), dtype=object)
     for (_, row), place in zip(rows, tops, strict=True):
         for column, i in enumerate(row):
@@ -183,7 +186,8 @@ def _draw_map(ax: Axes, Z: np.ndarray, styles: np.ndarray | None) -> None:
             shapes = [MarkerStyle(marker) for marker in POINTS]
             paths = [shape.get_path().transformed(shape.get_transform()) for shape in shapes]
             points.set_paths([paths[number] for number in second.astype(int)])
-        points.set_linewidth(np.where(second, 0.28 * area**0.5, 0).tolist())
+            points.set_sizes(np.where(second, 3 * area, 1.3 * area).tolist())  # crosses must be seen to be such
+        points.set_linewidth(np.where(second, 0.3 * area**0.5, 0).tolist())
     middle, half = (Z.max(0) + Z.min(0)) / 2, max(float(np.ptp(Z, axis=0).max()) * 0.53, 1e-6)
     ax.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] - half, middle[1] + half))
     ax.spines[:].set_color(GRAY)

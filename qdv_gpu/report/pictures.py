@@ -18,7 +18,7 @@ CONTRASTS = ("map", "layer")
 TILE, PATCH = 96, 40  # sides in pixels of a reconstruction and of a patch in a figure
 DPI = 200  # pixels of an inch of a figure
 INPUT = 1.2  # inches: side of the input image
-CAPTION = 2.4  # inches: least room for the title of a grid
+CAPTION = 2.4  # inches: room for the title of a narrower grid
 
 
 def plot_reconstructions(
@@ -63,11 +63,17 @@ def plot_reconstructions(
     tiles = [_tiles(_contrasted(grid, (1, 2, 3) if contrast == "map" else (0, 1, 2, 3)), TILE) for grid in grids]
     columns = [math.ceil(math.sqrt(len(grid))) for grid in grids]
     pictures = [_mosaic(own, width) for own, width in zip(tiles, columns, strict=True)]
-    rooms = [max(picture.shape[1] / DPI, CAPTION) for picture in pictures]
-    captions = [drawing.wrapped(plain(title), room, TEXT, lines=4) for title, room in zip(titles, rooms, strict=True)]
+    names = [plain(title) for title in titles]
+    rooms = [
+        max(picture.shape[1] / DPI, min(drawing.text_width(name, TEXT), CAPTION))
+        for picture, name in zip(pictures, names, strict=True)
+    ]
+    captions = [drawing.wrapped(name, room, TEXT, lines=4) for name, room in zip(names, rooms, strict=True)]
     top = MARGIN + max(drawing.height_of(caption, TEXT) for caption in captions) + 0.03
     gap, numbers = 0.2, 0.1 + drawing.text_width(str(max(len(grid) for grid in grids)), SMALL)
-    width = MARGIN + sum(rooms) + (gap + numbers) * len(grids) + sum(INPUT for one in inputs if one is not None)
+    width = (
+        2 * MARGIN - gap + sum(rooms) + (gap + numbers) * len(grids) + sum(INPUT for one in inputs if one is not None)
+    )
     tall = max(picture.shape[0] / DPI for picture in pictures)
     if images is not None:
         tall = max(tall, INPUT)
