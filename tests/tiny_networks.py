@@ -175,3 +175,13 @@ def attentive() -> nn.Module:
 def not_a_module() -> int:
     """Not a network."""
     return 1
+
+
+def wide(maps: int = 4) -> nn.Module:
+    """As wide as it is asked to be."""
+    return nn.Sequential(nn.Conv2d(1, maps, 3), nn.ReLU(), nn.MaxPool2d(2))
+
+
+def raising() -> nn.Module:
+    """A factory that fails."""
+    raise RuntimeError("no\nluck")

@@ -4,13 +4,14 @@ import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qdv_gpu.arrays import to_tensor
 from qdv_gpu.data.convert import as_images
+from qdv_gpu.data.decode import image_tensor, load_image
 from qdv_gpu.data.images import Images
 from qdv_gpu.deconv.backward import back_to_image
 from qdv_gpu.deconv.nodes import shape
@@ -106,8 +107,9 @@ class Deconvnet:
 
         Parameters
         ----------
-        image : array
-            uint8 [C, H, W], resized and normalised as the network wants it, or float [C, H, W] that already is.
+        image : array, PIL image or path
+            uint8 [C, H, W], resized and normalised as the network wants it, or float [C, H, W] that already is; else
+            as for `image_tensor` and `load_image`.
         layer : str
             A layer name or module path; "name@2" for the second call of a module that is used several times.
         maps : int, slice or sequence of int, optional
@@ -294,7 +296,10 @@ class Deconvnet:
     def _input(self, image: Tensor) -> Tensor:
         """An image [C, H, W] as the network's input [1, C, H, W]."""
         channels = self.network.channels
-        image = to_tensor(image)
+        if isinstance(image, str | Path):
+            image = load_image(image)
+        elif not isinstance(image, Tensor):
+            image = image_tensor(image)
         if image.ndim != 3:
             raise InputError(f"an image must have shape [C, H, W], got {list(image.shape)}")
         if not image.is_floating_point():
@@ -323,7 +328,10 @@ class Deconvnet:
         if maps is None:
             chosen: Any = range(count)
         elif isinstance(maps, slice):
-            chosen = range(count)[maps]
+            try:
+                chosen = range(count)[maps]
+            except (TypeError, ValueError):
+                raise InputError(f"maps must be some of 0 to {count - 1}, got {maps!r}") from None
         else:
             chosen = maps.tolist() if hasattr(maps, "tolist") else maps
             chosen = [chosen] if isinstance(chosen, int) else chosen

@@ -12,14 +12,16 @@ from torch import Tensor, nn
 
 from qdv_gpu.arrays import like
 from qdv_gpu.data.convert import as_images
+from qdv_gpu.data.geometry import Geometry
 from qdv_gpu.data.images import Images, prepare
 from qdv_gpu.errors import InputError, unknown
 from qdv_gpu.machine import Halving, in_parallel, product_precision, threads
 from qdv_gpu.networks.copies import shared_copy
 from qdv_gpu.networks.hooks import hooked
-from qdv_gpu.networks.layers import LayerName, numbered, trace_calls
+from qdv_gpu.networks.layers import LayerName, numbered, read_layers, trace_calls
 from qdv_gpu.networks.load import Source, load_network
 from qdv_gpu.networks.network import Network
+from qdv_gpu.networks.tokens import check_tokens, reduced, reduction
 from qdv_gpu.progress import advance
 
 T = TypeVar("T")
@@ -53,10 +55,12 @@ def activations(
     network: Source,
     images: Any,
     *,
-    layers: Iterable[str] | None = None,
+    layers: str | Iterable[str] | None = None,
     image_size: int | None = None,
     batch_size: int | None = None,
     precision: str = "fp32",
+    tokens: str = "auto",
+    crop: bool = False,
 ) -> dict[str, Any]:
     """Activations of several layers from one forward pass.
 
@@ -67,21 +71,28 @@ def activations(
         and stops behind the last layer asked for.
     images : Images, array, Dataset, DataLoader or list of PIL images
         As for `as_images`.
-    layers : iterable of str, optional
-        Layer names or dotted module paths; default the network's `layers`. A module that is called several times
-        in a pass gives "name@1", "name@2", ...
+    layers : str or iterable of str, optional
+        Layer names or dotted module paths, as one text separated by commas; default the network's `layers`. A module
+        that is called several times in a pass gives "name@1", "name@2", ...
     image_size : int, optional
         Side in pixels that the images are resized to; default the network's.
     batch_size : int, optional
         Default 256 on CUDA, halved when it runs out of memory; on a CPU it changes no bit of the result.
     precision : {"fp32", "tf32", "bf16"}
         float32; the same with products in TF32 (CUDA); or automatic mixed precision with bfloat16.
+    tokens : {"auto", "cls", "mean", "all"}
+        What is taken of a transformer's layer [T, C]: its class token, the mean of those that stand for parts of the
+        image, or all T * C numbers; "auto" is the class token where there is one, and else the mean.
+    crop : bool
+        Resize the shorter side of the images and cut out the centre, as the network was tested; else they are squeezed
+        into a square.
 
     Returns
     -------
     dict of str to array
         [N, D] for each layer, float32, or bfloat16 where mixed precision made a torch tensor so; D = C * H * W of its
-        maps in that order: torch tensors on the network's device, or arrays of the kind of `images`.
+        maps, in the order that the network has them in, or C of its tokens: torch tensors on the network's device, or
+        arrays of the kind of `images`.
 
     Raises
     ------
@@ -97,9 +108,11 @@ def activations(
     """
     loaded = load_network(network, device=None if isinstance(network, Network | nn.Module) else "auto")
     check_precision(precision, loaded.device)
-    asked = None if layers is None else [LayerName.parse(layer) for layer in layers]
+    check_tokens(tokens)
+    asked = read_layers(layers)
     selected = loaded.select(None if asked is None else [layer.path for layer in asked])
-    held = hold(ForwardPass(loaded, as_images(images), selected, image_size, batch_size, precision))
+    seen = shown(as_images(images), loaded, image_size, crop=crop)
+    held = hold(ForwardPass(loaded, seen, selected, image_size, batch_size, precision, tokens))
     if asked is not None:
         every = {layer.path for layer in asked if layer.call is None}
         if absent := next((str(one) for one in asked if one.call and str(one) not in held), None):
@@ -146,6 +159,18 @@ def network_input(network: Network, pixels: Tensor, size: int | None = None) -> 
     return inputs.to(network.dtype)
 
 
+def shown(images: Images, network: Network, image_size: int | None = None, *, crop: bool = False) -> Images:
+    """The images as they are decoded for a network, which resizes them further if they are not of its size.
+
+    With `crop` the shorter side is resized and the centre cut out, as the network was tested; else images of mixed
+    sizes are squeezed into a square of `image_size`, or the network's.
+    """
+    sized = network.at_size(image_size)
+    if crop:
+        return images.at(Geometry(sized.image_size, sized.resize, sized.interpolation))
+    return images.at(Geometry(sized.image_size)) if images.mixed else images
+
+
 def hold(pass_: "ForwardPass") -> dict[str, Tensor]:
     """Run the pass and keep every layer whole: float32 (or bfloat16) [N, D] on the network's device."""
     held: dict[tuple[str, int], Tensor] = {}
@@ -190,7 +215,9 @@ class ForwardPass:
     image_size: int | None = None
     batch_size: int | None = None
     precision: str = "fp32"
+    tokens: str = "auto"
     calls: dict[str, list[int]] = field(default_factory=dict)  # features of each call of each layer, once known
+    taken: dict[tuple[str, int], str | None] = field(default_factory=dict)  # of the tokens of each layer's calls
     halving: Halving = field(default_factory=Halving)  # shared by passes over parts of the layers
 
     def __post_init__(self) -> None:
@@ -221,9 +248,10 @@ class ForwardPass:
                 if pixels.is_cuda:
                     found = self.halving(partial(self._forward, store), pixels, rows)
                 else:
-                    tiles = list(zip(pixels.split(tile), rows.split(tile), strict=True))
-                    found = [] if self.calls else [self._forward(store, *tiles.pop(0))]  # which finds the calls
-                    found += in_parallel(lambda one: self._forward(store, *one), tiles)
+                    tiles, found = list(zip(pixels.split(tile), rows.split(tile), strict=True)), []
+                    first = 0 if self.calls else 1  # which finds the calls
+                    for some in (tiles[:first], tiles[first:]):
+                        found += in_parallel(lambda one: self._forward(store, *one), some)
             advance("activations", int(rows[-1]) + 1, len(self.images))
             yield _together(found)
             del found
@@ -261,7 +289,7 @@ class ForwardPass:
 
         def keep(path: str, _module: nn.Module, _inputs: Any, _options: Any, output: Any) -> None:
             for name in names[path]:
-                self._check(name, len(seen[name]), output, len(pixels))
+                output = self._checked(name, len(seen[name]), output, len(pixels))
                 seen[name].append(store(name, len(seen[name]), int(rows[0]), output))
             if sum(map(len, seen.values())) == expected:
                 raise _LastLayerSeenError
@@ -302,18 +330,22 @@ class ForwardPass:
         except IndexError:
             return shared_copy(self.network.module)
 
-    def _check(self, name: str, call: int, output: Any, batch: int) -> None:
-        """Raise InputError if the output is not a tensor with a row of always the same size for each image."""
+    def _checked(self, name: str, call: int, output: Any, batch: int) -> Tensor:
+        """The output, of tokens what is taken of them; InputError unless it has a row of one size for each image."""
         where = f"layer {name} of {self.network.name}" if name else f"the output of {self.network.name}"
         if not isinstance(output, Tensor):
             raise InputError(f"{where} gives a {type(output).__name__}, not a tensor: choose a layer inside it")
         if output.ndim < 2 or len(output) != batch:
             raise InputError(f"{where} must give a row for each of {batch} images, got shape {list(output.shape)}")
+        if (name, call) not in self.taken:
+            self.taken[name, call] = reduction(self.network, (*output.shape[1:],), self.tokens)
+        output = reduced(self.network, output, self.taken[name, call])
         features, before = output[0].numel(), self.calls.get(name)
         if before and call == len(before):
             raise InputError(f"{where} is called more often for one batch than for another")
         if before and features != before[call]:
             raise InputError(f"{where} changes its size from batch to batch: {before[call]}, then {features}")
+        return output
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Networks from what a user has: a name, a factory, a module, a checkpoint."""
 
-import importlib
-import re
-import sys
-from collections.abc import Sequence
+import logging
+import math
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,16 +14,23 @@ from torch import nn
 
 from qdv_gpu.errors import InputError
 from qdv_gpu.machine import resolve_device
+from qdv_gpu.networks.build import build
 from qdv_gpu.networks.copies import shared_copy
-from qdv_gpu.networks.layers import check_size, default_layers, head_path
+from qdv_gpu.networks.fit import head_classes, load_state, replace_head
+from qdv_gpu.networks.layers import check_size
 from qdv_gpu.networks.network import Network
-from qdv_gpu.networks.weights import Tensors, read_weights
-from qdv_gpu.networks.zoo import AUXILIARY, build
+from qdv_gpu.networks.spec import Spec
+from qdv_gpu.networks.stages import default_layers
+from qdv_gpu.networks.weights import read_weights
 
+logger = logging.getLogger(__name__)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SIZES = (224, 32, 64, 28, 96, 128, 16, 8, 256, 299)  # that a network is tried at which does not say its own
+CROP = 0.875  # of the shorter side, where nothing is said: 224 of 256 pixels
+CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
 Source = Network | nn.Module | str  # what a network is taken from, everywhere
+Sources = Source | Sequence[Source] | Mapping[str, Source]  # one or several, or several by their labels
 
 
 def load_network(
@@ -32,6 +39,8 @@ def load_network(
     weights: str | Path = "imagenet",
     num_classes: int | None = None,
     image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     seed: int = 0,
     device: str | torch.device | None = "auto",
 ) -> Network:
@@ -40,20 +49,25 @@ def load_network(
     Parameters
     ----------
     spec : str, nn.Module or Network
-        A torchvision classifier ("alexnet", "vgg19", ...), "caffe_alexnet", "zfnet", a module of yours, or
-        "package.module:factory", where `factory()` returns an `nn.Module` that takes images [B, C, H, W]; its
-        attributes `image_size`, `image_mean`, `image_std` (pixels in 0..1), `bgr` and `named_layers` (a dict of
-        name to module path: its default layers) are used where it has them, as are those of a module.
-        "SPEC=FILE" names the weights too; FILE may be the output folder of `qdv-gpu finetune`. A module or Network is
-        not changed: the result shares its weights, and is in evaluation mode and on `device` on its own.
+        `[LABEL=]NAME[(key=value, ...)][=CHECKPOINT]`, or a module of yours. NAME is a torchvision classifier
+        ("alexnet", "vgg19", ...), "timm:MODEL", "caffe_alexnet", "zfnet" or "package.module:factory", where the
+        factory, called with the arguments if there are any, returns an `nn.Module` that takes images [B, C, H, W].
+        CHECKPOINT is a file of weights, the output folder of `qdv-gpu finetune`, "imagenet" or "none".
+        A module's attributes `image_size`, `image_mean`, `image_std` (pixels in 0..1), `bgr` and `named_layers` (a dict
+        of name to module path: its default layers) are used where it has them, and timm's `pretrained_cfg` and
+        `feature_info`. A module or Network is not changed: the result shares its weights, and is in evaluation mode and
+        on `device` on its own.
     weights : str or Path
-        "imagenet" (torchvision's), "none" (random, from `seed`) or a `.safetensors`, `.pt` or (caffe_alexnet)
-        `.npy` file. With "imagenet" or "none" a module, and what a factory returns, is left as it is.
+        Where `spec` names no checkpoint: "imagenet" (the weights that come with the network), "none" (random, from
+        `seed`) or a file, as for `read_weights`. With "imagenet" or "none" a module, and what a factory returns, is
+        left as it is.
     num_classes : int, optional
         Replace the head by a new one for that many classes. AlexNet gets the paper's: one linear layer on
         maxpool5.
     image_size : int, optional
         Side in pixels of the images that a network will get which does not say its own.
+    mean, std : sequence of float, optional
+        Of each channel, for pixels in 0..1, instead of the network's own.
     device : str, torch.device or None
         "auto" is a GPU if there is one; None leaves a module where its weights are.
 
@@ -68,68 +82,93 @@ def load_network(
     {'relu': 'relu', 'layer1': 'layer1', 'layer2': 'layer2', 'layer3': 'layer3', 'layer4': 'layer4'}
     >>> load_network(torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, stride=2), torch.nn.Conv2d(4, 2, 3, stride=2))).layers
     {'0': '0', '1': '1'}
+    >>> load_network("small=resnet18(num_classes=10)=none").name
+    'small'
     """
     if isinstance(spec, Network):
         ready = _ready(spec, device)
-        if num_classes is None or head_classes(ready.module) == num_classes:
-            return ready
-        module = shared_copy(ready.module)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            _replace_head(module, spec.spec, num_classes)
-        return replace(ready, module=module.to(ready.device))
-    given = spec if isinstance(spec, nn.Module) else None
-    spec, _, checkpoint = (type(spec).__name__ if isinstance(spec, nn.Module) else spec).partition("=")
-    source = _weights_file(checkpoint) if checkpoint else weights
+        if num_classes is not None and head_classes(ready.module) != num_classes:
+            module = shared_copy(ready.module)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                replace_head(module, spec.spec, num_classes)
+            ready = replace(ready, module=module.to(ready.device))
+        return _normalising(ready, mean, std)
+    if not isinstance(spec, str | nn.Module):
+        raise InputError(f"a network is a name, an nn.Module or a Network, got {type(spec).__name__}")
+    asked = Spec.parse(spec) if isinstance(spec, str) else Spec(type(spec).__name__)
+    source = asked.checkpoint or weights
     from_file = str(source) not in ("imagenet", "none")
+    source = _weights_file(source) if from_file else source
     state, metadata = read_weights(source) if from_file else ({}, {})
-    if metadata.get("network", spec) != spec:
-        raise InputError(f"checkpoint {source} holds {metadata['network']}, not {spec}")
+    if metadata.get("network", asked.built) != asked.built:
+        raise InputError(f"checkpoint {source} holds {metadata['network']}, not {asked.built}")
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if given is not None:
-            module = shared_copy(given)
+        if isinstance(spec, nn.Module):
+            module, about = shared_copy(spec), dict[str, Any]()
         else:
-            module = _from_factory(spec) if ":" in spec else build(spec, imagenet=str(source) == "imagenet")
+            module, about = build(asked.name, asked.arguments, pretrained=str(source) == "imagenet")
         if from_file:
-            _load_state(module, state, spec, source, shared=given is not None)
+            load_state(module, state, asked.name, source, shared=isinstance(spec, nn.Module))
         if num_classes is not None and head_classes(module) != num_classes:
-            _replace_head(module, spec, num_classes)
-    as_made = not from_file and (given is not None or ":" in spec)
-    return _described(module, spec, "given" if as_made else str(source), metadata, device, image_size)
+            replace_head(module, asked.name, num_classes)
+    as_made = not from_file and (isinstance(spec, nn.Module) or (":" in asked.name and not _is_timm(module)))
+    network = _described(module, asked, "given" if as_made else str(source), about, metadata, device, image_size)
+    network = _normalising(network, mean, std)
+    logger.debug(
+        "%s: %d px, mean %s, std %s, weights %s; layers %s",
+        network.name, network.image_size, network.mean, network.std, network.source, ", ".join(network.layers),
+    )  # fmt: skip
+    return network
 
 
 def load_networks(
-    networks: Source | Sequence[Source],
+    networks: Sources,
     *,
     weights: str | Path = "imagenet",
     image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     device: str | torch.device = "auto",
 ) -> list[Network]:
     """Load one or several networks, as `load_network`, with names that tell them apart.
 
-    Networks of one name get the folder or file of their weights added, or else a number.
+    A label, or the key of a dict, is a network's name. Others of one name get the folder or file of their weights
+    added, or else a number.
 
     Raises
     ------
     InputError
-        If there is none, or as `load_network`.
+        If there is none, two have one label, or as `load_network`.
     """
-    chosen = [networks] if isinstance(networks, Source) else list(networks)
+    labels: list[str | None]
+    if isinstance(networks, Mapping):
+        labels, chosen = [str(label) for label in networks], list(networks.values())
+    else:
+        chosen = [networks] if isinstance(networks, Source) or not isinstance(networks, Iterable) else list(networks)
+        labels = [Spec.parse(one).label or None if isinstance(one, str) else None for one in chosen]
     if not chosen:
         raise InputError("at least one network is required")
-    loaded = [load_network(network, weights=weights, image_size=image_size, device=device) for network in chosen]
-    names = [network.name for network in loaded]
+    given = [label for label in labels if label]
+    if twice := next((label for label in given if given.count(label) > 1), None):
+        raise InputError(f"two networks are called {twice!r}: give each its own label")
+    loaded = [
+        load_network(network, weights=weights, image_size=image_size, mean=mean, std=std, device=device)
+        for network in chosen
+    ]
+    names = [label or network.name for label, network in zip(labels, loaded, strict=True)]
+    long = list(names)
     for position, network in enumerate(loaded):
         path = Path(network.source)
         stem = path.parent.name if path.name == "weights.safetensors" else path.stem
-        if path.suffix and [other.name for other in loaded].count(network.name) > 1:
-            names[position] = f"{network.name}-{stem}"
-    taken = list(names)
-    for position, name in enumerate(names):
-        if names.count(name) > 1:
-            taken[position] = f"{name}-{names[: position + 1].count(name)}"
+        if path.suffix and names.count(names[position]) > 1 and not labels[position]:
+            long[position] = f"{names[position]}-{stem}"
+    taken = list(long)
+    for position, name in enumerate(long):
+        if long.count(name) > 1:
+            taken[position] = f"{name}-{long[: position + 1].count(name)}"
     return [replace(network, name=name) for network, name in zip(loaded, taken, strict=True)]
 
 
@@ -145,29 +184,88 @@ def select_layers(networks: Sequence[Network], layers: Sequence[str] | None) -> 
 
 
 def _described(  # noqa: PLR0917 - what is known of it
-    module: nn.Module, spec: str, source: str, metadata: dict[str, Any], device: str | torch.device | None,
-    image_size: int | None,
+    module: nn.Module, asked: Spec, source: str, about: Mapping[str, Any], metadata: dict[str, Any],
+    device: str | torch.device | None, image_size: int | None,
 ) -> Network:  # fmt: skip
-    """A module with what it says, or its checkpoint, of its images, and with its default layers."""
+    """A module with what it says, or its checkpoint or library, of its images, and with its default layers."""
+    own = {name: value for name in ("image_size", "image_mean", "image_std", "bgr")
+           if (value := getattr(module, name, None)) is not None}  # fmt: skip
+    known = {**about, **_of_timm(module), **own, **metadata}
     convolution = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
     channels = 3 if convolution is None else convolution.in_channels
     usual = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,) * channels, (0.5,) * channels)
-    known = metadata.get("image_size") or getattr(module, "image_size", None)
+    size = _side(known.get("image_size"), asked)
     network = Network(
-        spec=spec,
+        spec=asked.built,
         source=source,
-        name=re.sub(r"[^\w.-]", "_", spec.rpartition(":")[2]),
+        name=asked.label or asked.built.rpartition(":")[2] or asked.built,
         module=module.eval() if device is None else module.eval().to(resolve_device(device)),
         layers={},
-        image_size=int(known or SIZES[0]),
+        image_size=size or SIZES[0],
+        resize=0,
+        interpolation=str(known.get("interpolation", "bilinear")),
         channels=channels,
-        mean=tuple(getattr(module, "image_mean", usual[0])),
-        std=tuple(getattr(module, "image_std", usual[1])),
-        bgr=bool(getattr(module, "bgr", False)),
+        mean=usual[0],
+        std=usual[1],
+        bgr=bool(known.get("bgr", False)),
+        class_token=any(path.rpartition(".")[2] in CLASS_TOKENS for path, _ in module.named_parameters()),
         metadata=metadata,
     )
-    network = network if known else replace(network, image_size=_accepted_size(network, image_size))
+    network = network if size else replace(network, image_size=_accepted_size(network, image_size))
+    resize = math.floor(network.image_size / known.get("crop", CROP) + 1e-6)
+    network = _normalising(replace(network, resize=resize), known.get("image_mean"), known.get("image_std"))
     return replace(network, layers=default_layers(network))
+
+
+def _is_timm(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "pretrained_cfg", None), dict)
+
+
+def _of_timm(module: nn.Module) -> dict[str, Any]:
+    """What a module of timm's says of the images that it was trained on."""
+    if not _is_timm(module):
+        return {}
+    config: Any = module.pretrained_cfg
+    built_for = getattr(getattr(module, "patch_embed", None), "img_size", None)
+    found = {
+        "image_size": built_for or (config.get("input_size") or [None])[-1],
+        "crop": config.get("crop_pct"),
+        "interpolation": config.get("interpolation"),
+        "image_mean": config.get("mean"),
+        "image_std": config.get("std"),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _side(size: Any, asked: Spec) -> int | None:
+    """An image size, of a number or of height and width, which must be the same."""
+    sides = set(size) if isinstance(size, Sequence) and not isinstance(size, str) else {size}
+    side: Any = sides.pop() if len(sides) == 1 else ""
+    if side is None or (isinstance(side, numbers.Integral) and not isinstance(side, bool) and int(side) > 0):
+        return None if side is None else int(side)
+    raise InputError(f"the image size of {asked.built} must be a positive number of pixels, of a square, got {size!r}")
+
+
+def _normalising(network: Network, mean: Any, std: Any) -> Network:
+    """The network with other means and standard deviations of its channels, where they are given."""
+    return replace(
+        network,
+        mean=network.mean if mean is None else _of_channels("mean", mean, network),
+        std=network.std if std is None else _of_channels("std", std, network),
+    )
+
+
+def _of_channels(name: str, values: Any, network: Network) -> tuple[float, ...]:
+    """A number for each channel, of as many or of one."""
+    given = [values] if isinstance(values, numbers.Real) else list(values) if isinstance(values, Iterable) else []
+    given = given * network.channels if len(given) == 1 else given
+    least = 0.0 if name == "std" else -math.inf
+    if len(given) == network.channels and all(
+        isinstance(v, numbers.Real) and least < float(v) < math.inf for v in given
+    ):
+        return tuple(map(float, given))
+    kind = "positive numbers" if name == "std" else "numbers"
+    raise InputError(f"{name} of {network.name} must be 1 or {network.channels} {kind}, got {values!r}")
 
 
 def _accepted_size(network: Network, asked: int | None) -> int:
@@ -191,75 +289,10 @@ def _ready(network: Network, device: str | torch.device | None) -> Network:
     return replace(network, module=shared_copy(network.module).to(target).eval())
 
 
-def _weights_file(checkpoint: str) -> Path:
+def _weights_file(checkpoint: str | Path) -> Path:
     path = Path(checkpoint)
     if not path.is_dir():
         return path
     if not (path / "weights.safetensors").is_file():
         raise InputError(f"{path} holds no weights.safetensors: finish `qdv-gpu finetune --out {path}` first")
     return path / "weights.safetensors"
-
-
-def _from_factory(spec: str) -> nn.Module:
-    module_name, _, factory_name = spec.partition(":")
-    if "" not in sys.path:
-        sys.path.append("")  # the current folder may hold the factory
-    try:
-        factory = getattr(importlib.import_module(module_name), factory_name)
-    except (ImportError, ValueError) as error:
-        raise InputError(f"network {spec}: {module_name} cannot be imported ({error})") from None
-    except AttributeError:
-        raise InputError(f"network {spec}: {module_name} has no {factory_name!r}") from None
-    module = factory() if callable(factory) else factory
-    if not isinstance(module, nn.Module):
-        raise InputError(f"network {spec}: the factory must return an nn.Module, got {type(module).__name__}")
-    return module
-
-
-def _load_state(module: nn.Module, state: Tensors, spec: str, source: str | Path, *, shared: bool) -> None:
-    if spec in AUXILIARY:
-        state = {name: tensor for name, tensor in state.items() if not name.lower().startswith("aux")}
-        for name in [name for name in module._modules if name.lower().startswith("aux")]:
-            setattr(module, name, None)
-        setattr(module, "aux_logits", False)  # noqa: B010 (mypy takes a plain assignment for a submodule)
-    head = head_path(module)
-    for path in ("classifier", head):  # "classifier" alone is AlexNet's head after fine-tuning
-        weight = state.get(f"{path}.weight")
-        if weight is not None and weight.shape[0] != head_classes(module):
-            _replace_head(module, spec, weight.shape[0])
-    own = module.state_dict()
-    missing, surplus = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    misfits = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
-    for problem, names in (
-        ("lacks", missing),
-        ("has no place for", surplus),
-        ("has another shape of", sorted(misfits)),
-    ):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise InputError(f"weights {source} do not fit {spec}: the file {problem} {names[0]}{more}")
-    # Copied into weights that a given module shares, they would change it.
-    fitting = {name: tensor.to(own[name].dtype) for name, tensor in state.items()}
-    module.load_state_dict(fitting, assign=shared)
-
-
-def head_classes(module: nn.Module) -> int:
-    """Number of logits that the head gives."""
-    head = module.get_submodule(head_path(module))
-    return head.out_features if isinstance(head, nn.Linear) else head.out_channels  # type: ignore[return-value]  # one of the two
-
-
-def _replace_head(module: nn.Module, spec: str, num_classes: int) -> None:
-    if spec in ("alexnet", "caffe_alexnet"):
-        module.classifier = nn.Linear(9216, num_classes)
-        return
-    path = head_path(module)
-    old = module.get_submodule(path)
-    new: nn.Module
-    if isinstance(old, nn.Linear):
-        new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
-    else:
-        assert isinstance(old, nn.Conv2d)
-        size, stride, padding = old.kernel_size, old.stride, old.padding
-        new = nn.Conv2d(old.in_channels, num_classes, size, stride, padding)  # type: ignore[arg-type]  # pairs
-    module.set_submodule(path, new)

@@ -1,7 +1,7 @@
 """A network with what is needed to feed it and to name its layers."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ class Network:
     Attributes
     ----------
     spec : str
-        What it was loaded by: a name or "package.module:factory".
+        What it was built by: a name with its arguments.
     source : str
         Where its weights are from: a file, "imagenet" or "none".
     name : str
@@ -27,12 +27,19 @@ class Network:
         The default layers: name to dotted module path, in forward order.
     image_size : int
         Side of the square input in pixels that it was made or trained for.
+    resize : int
+        Length in pixels that the shorter side of an image is resized to before the centre is cut out, where images are
+        cropped.
+    interpolation : str
+        Of that resizing: "bilinear", "bicubic", ...
     channels : int
         Input channels.
     mean, std : tuple of float
         Of the channels, for pixels in 0..1.
     bgr : bool
         Whether it takes blue first.
+    class_token : bool
+        Whether the first token of its layers is one that stands for the image.
     metadata : dict
         What its checkpoint says of the fine-tuning; empty otherwise.
     """
@@ -43,10 +50,13 @@ class Network:
     module: nn.Module
     layers: dict[str, str]
     image_size: int
+    resize: int
+    interpolation: str
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     bgr: bool
+    class_token: bool
     metadata: dict[str, Any]
 
     @property
@@ -62,6 +72,14 @@ class Network:
     @property
     def _first(self) -> torch.Tensor:
         return next(self.module.parameters(), torch.empty(0))
+
+    def at_size(self, image_size: int | None) -> "Network":
+        """The same network for images of another side in pixels; None leaves it as it is."""
+        if image_size is None or image_size == self.image_size:
+            return self
+        if image_size < 1:
+            raise InputError(f"image size must be at least 1 pixel, got {image_size}")
+        return replace(self, image_size=image_size, resize=round(self.resize * image_size / self.image_size))
 
     def has(self, layer: str) -> bool:
         """Whether `layer` is a layer name or a module path of this network."""

@@ -3,6 +3,7 @@
 import codecs
 import io
 import json
+import logging
 import pickle
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,31 @@ from qdv_gpu.errors import InputError
 from qdv_gpu.files import replacing
 
 Tensors = dict[str, Tensor]
+logger = logging.getLogger(__name__)
+TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")
+# Under which programs keep a state dict in a checkpoint; where there are several, the first of these is taken.
+WRAPPINGS = (
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "net",
+    "network",
+    "module",
+    "weights",
+    "params",
+    "state_dict_ema",
+    "model_ema",
+    "ema_state_dict",
+    "ema",
+)
 
 
 def read_weights(path: str | Path) -> tuple[Tensors, dict[str, Any]]:
-    """Read a `.safetensors`, `.pt`/`.pth` or (Caffe AlexNet) `.npy` file.
+    """Read a `.safetensors`, a PyTorch (`.pt`, `.pth`, `.ckpt`, `.bin`, `.tar`) or (Caffe AlexNet) `.npy` file.
+
+    A state dict inside of a training checkpoint (Lightning's, timm's, ...) is found by its usual names; what else such
+    a file holds is not made into objects.
 
     Returns
     -------
@@ -30,21 +52,32 @@ def read_weights(path: str | Path) -> tuple[Tensors, dict[str, Any]]:
     Raises
     ------
     InputError
-        If the file is absent, truncated, of another format, or a pickle that holds anything but tensors (which
-        is never executed).
+        If the file is absent, truncated, of another format, or holds tensors that are not dense numbers (quantised,
+        sparse, complex, without data) or names that are no text.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"weights file {path} does not exist")
-    readers = {
-        ".safetensors": _read_safetensors,
-        ".pt": _read_torch,
-        ".pth": _read_torch,
-        ".npy": _read_caffe,
-    }
+    readers = {".safetensors": _read_safetensors, ".npy": _read_caffe, **dict.fromkeys(TORCH_SUFFIXES, _read_torch)}
     if path.suffix not in readers:
         raise InputError(f"weights file {path} must end in {', '.join(readers)}")
-    return readers[path.suffix](path)
+    tensors, metadata = readers[path.suffix](path)
+    for name, tensor in tensors.items():
+        kind = _unusable(tensor)
+        if kind:
+            raise InputError(f"{path} holds {kind} tensor {name}: dense tensors of real numbers are required")
+    return tensors, metadata
+
+
+def _unusable(tensor: Tensor) -> str:
+    """What is wrong with a tensor as a weight; "" if nothing is."""
+    if tensor.is_meta:
+        return "the empty (meta)"
+    if tensor.is_quantized:
+        return "the quantised"
+    if tensor.layout != torch.strided:
+        return "the sparse"
+    return "the complex" if tensor.is_complex() else ""
 
 
 def write_weights(path: str | Path, tensors: Tensors, metadata: dict[str, Any]) -> None:
@@ -73,17 +106,45 @@ def _read_safetensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
 
 def _read_torch(path: Path) -> tuple[Tensors, dict[str, Any]]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = _load_inert(path)
     except pickle.UnpicklingError:
         raise InputError(f"{path} is not a plain state dict of tensors: nothing else is loaded from a pickle") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:
         raise InputError(f"{path} is truncated or not a PyTorch file ({_first_line(error)})") from None
-    for key in ("state_dict", "model"):  # the usual wrappings
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    while isinstance(state, dict):
+        inner = [key for key in WRAPPINGS if isinstance(state.get(key), dict) and state[key]]
+        if not inner:
+            break
+        if len(inner) > 1:
+            logger.warning("%s holds %s: the first of them is taken", path, ", ".join(inner))
+        state = state[inner[0]]
+    named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
+    if not named or not any(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{path} is not a state dict: a dict of names and tensors is required")
-    return {name.removeprefix("module."): value for name, value in state.items()}, {}
+    return {name: value.detach() for name, value in state.items() if isinstance(value, Tensor)}, {}
+
+
+def _load_inert(path: Path) -> Any:
+    """What torch.load makes of a file, every object that is no tensor or plain value being an empty `_Inert`."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except ValueError:  # files from before torch 1.6 are not searched
+        names = []
+    with torch.serialization.safe_globals([(_Inert, name) for name in names]):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+class _Inert:
+    """In the place of an object that a checkpoint holds beside tensors: it takes what it is given, and does nothing."""
+
+    def __new__(cls, *_: Any, **__: Any) -> "_Inert":
+        return object.__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
 
 
 class _ArrayUnpickler(pickle.Unpickler):

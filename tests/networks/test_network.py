@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from qdv_gpu.errors import InputError
-from qdv_gpu.networks.layers import describe_layers
 from qdv_gpu.networks.load import load_network
+from qdv_gpu.networks.tokens import describe_layers
 from qdv_gpu.networks.weights import read_weights, write_weights
 
 
@@ -26,14 +26,14 @@ from qdv_gpu.networks.weights import read_weights, write_weights
 def test_the_five_layers_of_the_paper(name, shapes):
     network = load_network(name, weights="none", num_classes=10)
     described = describe_layers(network)
-    assert [layer for layer, _, _ in described] == ["maxpool1", "maxpool2", "conv3", "conv4", "maxpool5"]
-    assert [shape for _, _, shape in described] == shapes
+    assert [row.layer for row in described] == ["maxpool1", "maxpool2", "conv3", "conv4", "maxpool5"]
+    assert [row.shape for row in described] == shapes
     assert not network.module.training
 
 
 def test_vgg19_layers_and_size():
     network = load_network("vgg19", weights="none", num_classes=10)
-    assert [(n, s) for n, _, s in describe_layers(network, 64)] == [
+    assert [(row.layer, row.shape) for row in describe_layers(network, 64)] == [
         ("maxpool1", (64, 32, 32)),
         ("maxpool2", (128, 16, 16)),
         ("maxpool3", (256, 8, 8)),
@@ -55,15 +55,23 @@ def test_vgg19_layers_and_size():
         ("tiny_networks:cnn", ["conv2", "pool"]),
         ("inception_v3", ["Conv2d_2b_3x3", "Conv2d_4a_3x3", "Mixed_5d", "Mixed_6e", "Mixed_7c"]),
         ("efficientnet_v2_s", ["features.1", "features.2", "features.3", "features.5", "features.7"]),
+        ("efficientnet_b0", ["features.1", "features.2", "features.3", "features.5", "features.8"]),
+        ("swin_t", ["features.1", "features.3", "features.5", "features.7"]),
+        ("timm:resnet18", ["act1", "layer1", "layer2", "layer3", "layer4"]),
+        ("timm:swin_tiny_patch4_window7_224", [f"layers.{i}" for i in range(4)]),
+        ("timm:convnext_atto", [f"stages.{i}" for i in range(4)]),
+        ("timm:pvt_v2_b0", [f"stages.{i}" for i in range(4)]),
+        ("timm:vit_tiny_patch16_224", [f"blocks.{i}" for i in range(1, 12, 2)]),
     ],
 )
 def test_default_layers_are_the_stages(name, stages):
     assert list(load_network(name, weights="none").layers) == stages
 
 
-def test_a_transformer_is_analysed_block_by_block():
+def test_a_plain_transformer_is_analysed_at_six_of_its_blocks():
     network = load_network("vit_b_32", weights="none")
-    assert list(network.layers) == [f"encoder.layers.encoder_layer_{i}" for i in range(12)]
+    assert list(network.layers) == [f"encoder.layers.encoder_layer_{i}" for i in range(1, 12, 2)]
+    assert {(row.features, row.tokens) for row in describe_layers(network)} == {(768, "cls")}
 
 
 def test_paper_head_and_other_heads():
@@ -141,6 +149,7 @@ def test_bad_weight_files(tmp_path, monkeypatch):
     np.save("bomb.npy", np.array({"conv1": _Bomb()}, dtype=object), allow_pickle=True)
     torch.save([1, 2], "list.pt")
     Path("w.bin").touch()
+    Path("w.onnx").touch()
     cases = {
         "short.safetensors": "truncated",
         "short.pt": "truncated or not",
@@ -149,7 +158,8 @@ def test_bad_weight_files(tmp_path, monkeypatch):
         "bomb2.pt": "not a plain state dict",
         "bomb.npy": "not in the layout",
         "list.pt": "not a state dict",
-        "w.bin": "must end in",
+        "w.bin": "truncated or not",
+        "w.onnx": "must end in",
         "absent.pt": "does not exist",
     }
     for file, message in cases.items():
@@ -201,8 +211,8 @@ def test_cached_weights_are_checked_and_never_executed(monkeypatch, tmp_path):
     torch.save({**state, "bomb": _Bomb()}, cached)
     with pytest.raises(InputError, match=r"squeezenet1_1-b8a52dc0\.pth is damaged"):
         load_network("squeezenet1_1")
-    monkeypatch.setattr("qdv_gpu.networks.zoo._download", lambda *_: None)  # as if the hash were right
-    with pytest.raises(InputError, match="could not be downloaded or read"):
+    monkeypatch.setattr("qdv_gpu.networks.build._download", lambda *_: None)  # as if the hash were right
+    with pytest.raises(InputError, match="cannot be built: it holds other things than tensors"):
         load_network("squeezenet1_1")
     assert not Path("executed").exists()
     torch.save(state, cached)

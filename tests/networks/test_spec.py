@@ -1,0 +1,105 @@
+"""The grammar of a network's name."""
+
+import pytest
+import torch
+
+from qdv_gpu import load_network
+from qdv_gpu.errors import InputError
+from qdv_gpu.networks.load import load_networks
+from qdv_gpu.networks.spec import Spec
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "arguments", "checkpoint", "label"),
+    [
+        ("resnet18", "resnet18", {}, "", ""),
+        ("resnet18=best.pt", "resnet18", {}, "best.pt", ""),
+        ("resnet18=runs/lr=0.1/best.pt", "resnet18", {}, "runs/lr=0.1/best.pt", ""),
+        ("mine=resnet18=runs/a=b.pt", "resnet18", {}, "runs/a=b.pt", "mine"),
+        ("mine=resnet18", "resnet18", {}, "", "mine"),
+        ("a b=timm:resnet18.a1_in1k=none", "timm:resnet18.a1_in1k", {}, "none", "a b"),
+        ("tiny_networks:cnn=x.pt", "tiny_networks:cnn", {}, "x.pt", ""),
+        ("m=pkg.sub:make(depth=3, kind='a=b)')=w.pt", "pkg.sub:make", {"depth": 3, "kind": "a=b)"}, "w.pt", "m"),
+        ("resnet18(num_classes=10)", "resnet18", {"num_classes": 10}, "", ""),
+        ("resnet18(replace_stride_with_dilation=[False, True, False])", "resnet18",
+         {"replace_stride_with_dilation": [False, True, False]}, "", ""),
+        ("alexnt=best.pt", "alexnt", {}, "best.pt", ""),
+    ],
+)  # fmt: skip
+def test_parts_of_a_name(text, name, arguments, checkpoint, label):
+    spec = Spec.parse(text)
+    assert (spec.name, spec.arguments, spec.checkpoint, spec.label) == (name, arguments, checkpoint, label)
+    assert Spec.parse(spec.built).arguments == arguments
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["resnet18(10)", "resnet18(num_classes=x)", "resnet18(num_classes=1", "resnet18(**{})", "resnet18()(a=1)",
+     "resnet18(num_classes=__import__('os'))", "resnet18(a=1, a=2)", "resnet18(num_classes=1) + 1"],
+)  # fmt: skip
+def test_arguments_are_literals_by_name(text):
+    with pytest.raises(InputError, match="key=value with Python literals"):
+        Spec.parse(text)
+
+
+@pytest.mark.parametrize("text", ["", "=x.pt", "(a=1)"])
+def test_a_name_is_required(text):
+    with pytest.raises(InputError, match="a network's name is required"):
+        Spec.parse(text)
+
+
+def test_arguments_reach_torchvision_timm_and_factories():
+    assert load_network("resnet18(num_classes=7)=none").module.fc.out_features == 7
+    assert load_network("timm:resnet18(num_classes=7)=none").module.fc.out_features == 7
+    assert load_network("tiny_networks:wide(maps=3)").module[0].out_channels == 3
+    assert load_network("vit_b_32(image_size=64)=none").image_size == 64
+    assert load_network("timm:vit_tiny_patch16_224(img_size=96)=none").image_size == 96
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("resnet18(nun_classes=7)=none", "network resnet18 cannot be built: TypeError.*nun_classes"),
+        ("zfnet(a=1)=none", "zfnet takes no arguments"),
+        ("tiny_networks:wide(width=3)", "tiny_networks:wide cannot be built: TypeError"),
+        ("tiny_networks:raising", "tiny_networks:raising cannot be built: RuntimeError: no luck"),
+        ("timm:resnet18.nope", "cannot be built: RuntimeError: Invalid pretrained tag"),
+        ("timm:resnt18=none", "unknown network of timm 'resnt18': did you mean resnet18"),
+        ("timm:resnet18(nun_classes=7)=none", "cannot be built: TypeError"),
+    ],
+)
+def test_what_cannot_be_built(text, message):
+    with pytest.raises(InputError, match=message) as caught:
+        load_network(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_timm_says_how_its_images_are_prepared():
+    vit = load_network("timm:vit_tiny_patch16_224=none")
+    assert (vit.mean, vit.std, vit.image_size, vit.resize, vit.interpolation) == (
+        (0.5,) * 3, (0.5,) * 3, 224, 248, "bicubic",
+    )  # fmt: skip
+    assert vit.class_token
+    import timm
+
+    given = load_network(timm.create_model("vit_tiny_patch16_224"), device="cpu")
+    assert (given.mean, given.resize, list(given.layers)) == (vit.mean, vit.resize, list(vit.layers))
+
+
+def test_labels_name_networks(tmp_path):
+    torch.save(load_network("tiny_networks:cnn").module.state_dict(), tmp_path / "best.pt")
+    specs = [f"tiny_networks:cnn={tmp_path / 'best.pt'}", f"mine=tiny_networks:cnn={tmp_path / 'best.pt'}"]
+    assert [network.name for network in load_networks(specs)] == ["cnn", "mine"]
+    assert [n.name for n in load_networks({"a": specs[0], "b": torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3))})] == [
+        "a", "b",
+    ]  # fmt: skip
+    with pytest.raises(InputError, match="two networks are called 'mine'"):
+        load_networks([specs[1], specs[1]])
+
+
+def test_mean_and_std_of_ones_own():
+    assert load_network("resnet18=none", mean=[0.1], std=[1, 2, 3]).mean == (0.1,) * 3
+    with pytest.raises(InputError, match="std of resnet18 must be 1 or 3 positive numbers"):
+        load_network("resnet18=none", std=[1, 0, 1])
+    with pytest.raises(InputError, match="mean of resnet18 must be 1 or 3 numbers"):
+        load_network("resnet18=none", mean=[0.1, 0.2])
