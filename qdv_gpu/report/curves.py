@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from qdv_gpu.errors import InputError
 from qdv_gpu.report import drawing
-from qdv_gpu.report.drawing import COLOURS, GRAY, LINE, MARGIN, PAGE, SMALL, TEXT, TITLE, plain
+from qdv_gpu.report.drawing import COLOURS, GRAY, LINE, MARGIN, PAGE, SMALL, TEXT, TITLE, NotebookFigure, plain
 
 BOUNDS = {"compute": COLOURS[0], "memory": COLOURS[1]}  # what a layer's time is bound by
 _CURVE: dict[str, Any] = {"marker": "o", "markersize": 3, "linewidth": 1.1, "markeredgewidth": 0}
@@ -40,7 +40,7 @@ def plot_training(history: Sequence[Mapping[str, float]], title: str) -> tuple[F
     ['cross-entropy (nats)', 'accuracy']
     """
     width, tall, left, gap = 6.0, 2.0, 0.55, 0.7
-    figure = Figure(figsize=(width, 1))
+    figure = NotebookFigure(figsize=(width, 1))
     top = _title_height(title, width)
     handles = [Line2D([], [], color=COLOURS[0], **_CURVE), Line2D([], [], color=COLOURS[1], **_CURVE)]
     bottom = drawing.add_legend(figure, handles, ["training images", "test images"])
@@ -96,7 +96,7 @@ def plot_profile(shares: Mapping[int, Sequence[tuple[str, float, str]]], title: 
     across, gap = min(1.6, max(1.1, (PAGE - left) / len(shares) - 0.15)), 0.15
     width = max(left + len(shares) * (across + gap) - gap + 0.2, 3.5)
     across = (width - left - 0.2 + gap) / len(shares) - gap
-    figure = Figure(figsize=(width, 1))
+    figure = NotebookFigure(figsize=(width, 1))
     bottom = drawing.add_legend(
         figure, [Patch(color=colour) for colour in BOUNDS.values()], [f"bound by {b}" for b in BOUNDS]
     )
@@ -151,7 +151,7 @@ def plot_sanity(modules: Sequence[str], similarity: Any, title: str) -> tuple[Fi
         raise InputError(f"similarity must have a row for each of {len(modules)} modules, got {list(similarity.shape)}")
     count, right = len(modules) + 1, 0.12
     width = float(np.clip(1.5 + 0.35 * count, 4.0, PAGE))
-    figure = Figure(figsize=(width, 1))
+    figure = NotebookFigure(figsize=(width, 1))
     curve = Line2D([], [], color=COLOURS[0], **_CURVE)
     half = Patch(color=COLOURS[0], alpha=0.25, linewidth=0)
     bottom = drawing.add_legend(figure, [curve, half], ["median map", "half of the maps"])

@@ -1,5 +1,6 @@
 """What all figures share: colours, text as it is, text that fits, panels placed in inches, legends below them."""
 
+import io
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
@@ -21,6 +22,19 @@ PAGE = 7.0  # inches: the width of a page's text
 COLOURS = ["#0072b2", "#e69f00", "#cc3311", "#005f56", "#88ccee", "#000000", "#ddcc77", "#661100", "#7fd1ae", "#0f2080"]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">", "p"]  # of curves, beside their colours
 GRAY, PALE = "#777777", "#d0d0d0"
+
+
+class NotebookFigure(Figure):
+    """A figure that a notebook shows where it is the last value of a cell, without pyplot.
+
+    >>> NotebookFigure((1, 1))._repr_png_()[1:4]
+    b'PNG'
+    """
+
+    def _repr_png_(self) -> bytes:
+        contents = io.BytesIO()
+        self.savefig(contents, format="png")
+        return contents.getvalue()
 
 
 def plain(text: Any) -> str:

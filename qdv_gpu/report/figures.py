@@ -1,5 +1,6 @@
 """The figures of an analysis, from its records."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from qdv_gpu.scores.quality import LayerScores
 from qdv_gpu.scores.statistics import standard_error
 
 
-def maps_figure(layers: Sequence[AnalysedLayer], labels: np.ndarray, classes: Sequence[str]) -> Figure:
+def maps_figure(layers: Sequence[AnalysedLayer], labels: np.ndarray | None, classes: Sequence[str]) -> Figure:
     """The maps of the first seed, a row or more for each network, with the first k's NH.
 
     Beyond 20 classes those are named whose mean hit over all layers is lowest.
@@ -20,20 +21,25 @@ def maps_figure(layers: Sequence[AnalysedLayer], labels: np.ndarray, classes: Se
     Parameters
     ----------
     layers : sequence of AnalysedLayer
-    labels : array
+    labels : array, optional
         int64 [N].
     classes : sequence of str
     """
+    maps, groups = [layer.Z[0] for layer in layers], [layer.network for layer in layers]
+    titles = [layer.title for layer in layers]
+    if labels is None:
+        faithful = [f"trustworthiness {layer.scores[0].mean.trustworthiness:.3f}" for layer in layers]
+        return plot_maps(maps, titles=titles, subtitles=faithful, groups=groups)[0]
     hits = np.mean([layer.scores[0].hits.mean(dim=0).numpy() for layer in layers], axis=0)  # [N]
     counts = np.bincount(labels, minlength=len(classes))
     sums = np.bincount(labels, weights=hits, minlength=len(classes))
     figure, _ = plot_maps(
-        [layer.Z[0] for layer in layers],
+        maps,
         labels,
         classes,
-        titles=[layer.layer for layer in layers],
+        titles=titles,
         subtitles=[f"NH {layer.scores[0].mean.nh:.3f}" for layer in layers],
-        groups=[layer.network for layer in layers],
+        groups=groups,
         difficulty=np.where(counts > 0, 1 - sums / np.maximum(counts, 1), np.nan),
     )
     return figure
@@ -64,11 +70,12 @@ def nh_figure(layers: Sequence[AnalysedLayer], labels: np.ndarray, k: int) -> Fi
             name = f"{second} − {first}"
             differences[name] = [b.mean.nh - a.mean.nh for a, b in pairs]
             errors[name] = [_difference_error(a, b, labels) for a, b in pairs]
+    space = {network: [layer.of(k).nh_feature_space for layer in own] for network, own in networks.items()}
     figure, _ = plot_nh(
         {network: [layer.of(k).nh for layer in own] for network, own in networks.items()},
         {network: [layer.of(k).standard_error for layer in own] for network, own in networks.items()},
-        layers={network: [layer.layer for layer in own] for network, own in networks.items()},
-        space={network: [layer.of(k).nh_feature_space for layer in own] for network, own in networks.items()},
+        layers={network: [layer.title for layer in own] for network, own in networks.items()},
+        space=None if any(math.isnan(value) for values in space.values() for value in values) else space,
         chance=layers[0].of(k).chance,
         k=k,
         differences=differences,

@@ -1,7 +1,8 @@
 """A run folder: a view of stages in the store, all of whose files can be made again."""
 
+import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,28 @@ from matplotlib.figure import Figure
 from qdv_gpu.errors import InputError, unknown
 from qdv_gpu.files import TEMPORARY, locked, read_json, remove_leftovers, replacing, safe_name, write_json, write_text
 
+logger = logging.getLogger(__name__)
 RUN = "run.json"
 FORMATS = ("png", "pdf", "svg")  # of figures
 DPI = 200  # of a figure in pixels, and of what a drawing holds as pixels
 
 
-def check_formats(formats: Sequence[str]) -> None:
-    """Raise InputError if a format of figures is unknown.
+def read_formats(formats: str | Sequence[str]) -> tuple[str, ...]:
+    """Formats of figures, of one text, separated by commas, or of several.
 
-    >>> check_formats(["png", "svg"])
+    Raises
+    ------
+    InputError
+        If there is none, or one is unknown.
+
+    >>> read_formats("png,svg")
+    ('png', 'svg')
     """
-    for suffix in formats:
+    chosen = tuple(part.strip() for part in formats.split(",")) if isinstance(formats, str) else tuple(formats)
+    for suffix in chosen or ("",):
         if suffix not in FORMATS:
-            raise unknown("figure format", suffix, FORMATS)
+            raise unknown("figure format", str(suffix), FORMATS)
+    return chosen
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -108,6 +118,18 @@ class RunFolder:
             np.savez(temporary, **arrays)  # type: ignore[arg-type]  # the stubs take its options for arrays
         return self.out / name
 
+    def parquet(self, name: str, columns: Mapping[str, Sequence[Any]]) -> Path | None:
+        """Write columns as Parquet; where pyarrow is not installed, say so and do not."""
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError:
+            logger.warning("%s is not written: pip install pyarrow", name)
+            return None
+        with replacing(self._path(name)) as temporary:
+            pyarrow.parquet.write_table(pyarrow.table(dict(columns)), temporary)
+        return self.out / name
+
     def figure(self, name: str, figure: Figure, formats: Sequence[str] = ("png",)) -> list[Path]:
         """Write a picture in each format, the same bytes for the same picture.
 
@@ -128,8 +150,7 @@ class RunFolder:
         >>> [path.name for path in RunFolder(tmp_path).figure("empty", Figure((1, 1)), ["pdf", "svg"])]
         ['empty.pdf', 'empty.svg']
         """
-        check_formats(formats)
-        written = [f"{name}.{suffix}" for suffix in formats]
+        written = [f"{name}.{suffix}" for suffix in read_formats(formats)]
         for path in written:
             with replacing(self._path(path)) as temporary:
                 save_figure(figure, temporary)

@@ -11,7 +11,19 @@ from matplotlib.markers import MarkerStyle
 
 from qdv_gpu.errors import InputError
 from qdv_gpu.report import drawing
-from qdv_gpu.report.drawing import COLOURS, GRAY, LINE, MARGIN, PAGE, PALE, TEXT, TITLE, plain, shortened
+from qdv_gpu.report.drawing import (
+    COLOURS,
+    GRAY,
+    LINE,
+    MARGIN,
+    PAGE,
+    PALE,
+    TEXT,
+    TITLE,
+    NotebookFigure,
+    plain,
+    shortened,
+)
 
 ACROSS = 5  # panels in a row of maps
 NAMED = 20  # classes that have a colour and a marker of their own
@@ -97,7 +109,7 @@ def plot_maps(
     longest = max(drawing.text_width(plain(group), TITLE, weight="bold") for group, _ in rows if group is not None)
     width = max(width, min(longest + 2 * MARGIN, PAGE))
     left = (width - across * (side + gap) + gap) / 2
-    figure = Figure(figsize=(width, 1))
+    figure = NotebookFigure(figsize=(width, 1))
     bottom = drawing.add_legend(figure, handles, entries, title=heading)
 
     # From the top down: where each row and each text begins, in inches; then the figure has its height.

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from qdv_gpu.errors import InputError
 from qdv_gpu.report import drawing
-from qdv_gpu.report.drawing import COLOURS, GRAY, LINE, MARGIN, MARKERS, PAGE, SMALL, TEXT
+from qdv_gpu.report.drawing import COLOURS, GRAY, LINE, MARGIN, MARKERS, PAGE, SMALL, TEXT, NotebookFigure
 
 PANEL = 2.3  # inches: height of the panel of NH
 
@@ -84,7 +84,7 @@ def plot_nh(
         entries.append("in the layer's own space")
 
     width = drawing.width_for(float(np.clip(2 + 0.5 * depth, 3.4, PAGE)), entries)
-    figure = Figure(figsize=(width, 1))
+    figure = NotebookFigure(figsize=(width, 1))
     bottom = drawing.add_legend(figure, handles, entries)
     right, ticks = 0.12, names or [str(i + 1) for i in range(depth)]
     left, below = drawing.room_for_names(ticks, width - right, 0.55)

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from qdv_gpu.errors import InputError
 from qdv_gpu.report import drawing
-from qdv_gpu.report.drawing import LINE, MARGIN, SMALL, TEXT, TITLE, plain
+from qdv_gpu.report.drawing import LINE, MARGIN, SMALL, TEXT, TITLE, NotebookFigure, plain
 
 CONTRASTS = ("map", "layer")
 TILE, PATCH = 96, 40  # sides in pixels of a reconstruction and of a patch in a figure
@@ -77,7 +77,7 @@ def plot_reconstructions(
     tall = max(picture.shape[0] / DPI for picture in pictures)
     if images is not None:
         tall = max(tall, INPUT)
-    figure = Figure(figsize=(width, top + tall + MARGIN), dpi=DPI)
+    figure = NotebookFigure(figsize=(width, top + tall + MARGIN), dpi=DPI)
     left = MARGIN
     axes = np.empty(len(grids), dtype=object)
     for number, (picture, image, room) in enumerate(zip(pictures, inputs, rooms, strict=True)):
@@ -131,7 +131,7 @@ def plot_top(patches: np.ndarray, pictures: np.ndarray, maps: Sequence[int], tit
     total = max(across * (cell + gap) - gap + 2 * MARGIN, 4.0)
     caption = drawing.wrapped(plain(title), total - 2 * MARGIN, TITLE, lines=3)
     top, down = MARGIN + drawing.height_of(caption, TITLE), math.ceil(M / across)
-    figure = Figure(figsize=(total, top + down * (height / DPI + head + 0.04) + MARGIN), dpi=DPI)
+    figure = NotebookFigure(figsize=(total, top + down * (height / DPI + head + 0.04) + MARGIN), dpi=DPI)
     drawing.add_text(figure, MARGIN, MARGIN, caption, size=TITLE)
     axes = np.empty(M, dtype=object)
     for m, halves in enumerate(cells):

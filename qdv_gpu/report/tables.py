@@ -13,26 +13,42 @@ from qdv_gpu.results.records import AnalysedLayer, Predictions
 COLUMNS = ["network", "layer", "features", "samples", "perplexity", "seed", "k", "nh", "nh_feature_space"]
 COLUMNS += ["chance", "tied", "trustworthiness", "continuity", "kl", "seconds"]
 
-MEANS = ["position", "network", "layer", "k", "nh", "standard_error", "nh_feature_space"]
+MEANS = ["position", "network", "layer", "tokens", "k", "nh", "standard_error", "nh_feature_space"]
 MEANS += ["chance", "tied", "trustworthiness", "continuity"]
 
 
 def nh_table(layers: Sequence[AnalysedLayer], k: int) -> list[list[str]]:
-    """The paper's Table 3 as rows of cells, a header first: layers down, networks across, NH ± standard error."""
+    """The paper's Table 3 as rows of cells, a header first: layers down, networks across, NH ± standard error.
+
+    Of images without labels the cells are trustworthiness.
+    """
     networks = list(dict.fromkeys(layer.network for layer in layers))
     cells = {(layer.position, layer.network): layer for layer in layers}
     depth = max(layer.position for layer in layers)
-    names = [{cells[i, n].layer for n in networks if (i, n) in cells} for i in range(1, depth + 1)]
+    names = [{cells[i, n].title for n in networks if (i, n) in cells} for i in range(1, depth + 1)]
     shared = all(len(found) == 1 for found in names)
-    rows = [["layer", *networks, "chance"]]
+    chance = layers[0].of(k).chance
+    rows = [["layer", *networks, *(["chance"] if layers[0].labelled else [])]]
     for i in range(1, depth + 1):
         row = [next(iter(names[i - 1])) if shared else str(i)]
         for network in networks:
             layer = cells.get((i, network))
-            text = "" if layer is None else f"{layer.of(k).nh:.3f} ± {layer.of(k).standard_error:.3f}"
-            row.append(text if shared or layer is None else f"{layer.layer} {text}")
-        rows.append([*row, f"{layers[0].of(k).chance:.3f}"])
+            text = "" if layer is None else _score(layer, k)
+            row.append(text if shared or layer is None else f"{layer.title} {text}")
+        rows.append([*row, f"{chance:.3f}"] if layers[0].labelled else row)
     return rows
+
+
+def _score(layer: AnalysedLayer, k: int) -> str:
+    one = layer.of(k)
+    return f"{one.nh:.3f} ± {one.standard_error:.3f}" if layer.labelled else f"{one.trustworthiness:.3f}"
+
+
+def caption(layers: Sequence[AnalysedLayer], k: int) -> str:
+    """What the cells of `nh_table` are."""
+    if not layers[0].labelled:
+        return f"Trustworthiness (k = {k}) of images without labels"
+    return f"Neighborhood hit (k = {k}) ± standard error"
 
 
 def nh_markdown(layers: Sequence[AnalysedLayer], ks: Sequence[int], *, iterations: int) -> str:
@@ -41,52 +57,82 @@ def nh_markdown(layers: Sequence[AnalysedLayer], ks: Sequence[int], *, iteration
     for k in ks:
         header, *body = nh_table(layers, k)
         for line in (header, ["---"] * len(header), *body):
-            text += "| " + " | ".join(line) + " |\n"
+            text += "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |\n"
         text += (
-            f"\nNeighborhood hit (k = {k}) ± standard error, {one.samples} test images, mean of {len(one.Z)} "
-            f"t-SNE maps (perplexity {one.perplexity:g}, {iterations} iterations).\n\n"
+            f"\n{caption(layers, k)}, {one.samples} images, mean of {len(one.Z)} t-SNE maps (perplexity "
+            f"{one.perplexity:g}, {iterations} iterations).{_about_tokens(layers)}\n\n"
         )
     return text.rstrip() + "\n"
+
+
+def _about_tokens(layers: Sequence[AnalysedLayer]) -> str:
+    meanings = {"cls": "its class token", "mean": "the mean of its tokens", "all": "all numbers of its tokens"}
+    used = dict.fromkeys(layer.tokens for layer in layers if layer.tokens is not None)
+    return "".join(f" [{kind}]: of the layer {meanings[kind]}." for kind in used)
 
 
 def scores_csv(layers: Sequence[AnalysedLayer]) -> str:
     """The mean scores, one row for each layer and k."""
     rows = [
-        {"position": layer.position, "network": layer.network, "layer": layer.layer, **asdict(one.mean)}
+        {
+            "position": layer.position,
+            "network": layer.network,
+            "layer": layer.layer,
+            "tokens": layer.tokens,
+            **asdict(one.mean),
+        }
         for layer in layers
         for one in layer.scores
     ]
     return csv_text(rows, MEANS)
 
 
-def predictions_csv(
+def predictions_table(
     names: Sequence[str],
-    labels: np.ndarray,
+    labels: np.ndarray | None,
     classes: Sequence[str],
     predictions: Mapping[str, Predictions],
     layers: Sequence[AnalysedLayer],
-) -> str:
-    """One row for each image: its label, and by network the prediction, its probability and the hit in each layer.
+) -> dict[str, Sequence[Any]]:
+    """Columns with one value for each image: its file or number and its label, and by network the prediction, its
+    probability, and the hit in each layer.
 
     A hit is the mean over the maps, for the first k.
     """
-    columns: dict[str, Sequence[Any]] = {"image": names, "label": [classes[c] for c in labels]}
+    columns: dict[str, Sequence[Any]] = {"file": [text_of(name) for name in names]}
+    if labels is not None:
+        columns["label"] = [text_of(classes[c]) for c in labels]
     for network in dict.fromkeys(layer.network for layer in layers):
         if network in predictions:
             said = predictions[network]
-            columns[f"{network} prediction"] = [classes[c] for c in said.classes]
-            columns[f"{network} probability"] = [f"{p:.6g}" for p in said.probabilities]
+            columns[f"{network} prediction"] = [text_of(classes[c]) for c in said.classes]
+            columns[f"{network} probability"] = [float(f"{p:.6g}") for p in said.probabilities]
         for layer in layers:
-            if layer.network == network:
-                columns[f"{network} {layer.layer}"] = [f"{h:g}" for h in layer.scores[0].hits.mean(dim=0).tolist()]
-    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+            if layer.network == network and layer.labelled:
+                columns[f"{network} {layer.layer}"] = layer.scores[0].hits.mean(dim=0).tolist()
+    return columns
+
+
+def text_of(name: str) -> str:
+    r"""A name as text that every encoding has: bytes that are no UTF-8 become "\xNN".
+
+    >>> text_of(b"caf\xe9".decode(errors="surrogateescape"))
+    'caf\\xe9'
+    """
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def columns_csv(columns: Mapping[str, Sequence[Any]]) -> str:
+    """Columns as CSV with a header."""
+    cells = [[f"{v:g}" if isinstance(v, float) else v for v in column] for column in columns.values()]
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*cells, strict=True)]
     return csv_text(rows, list(columns))
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """Rows as CSV with a header."""
+    """Rows as CSV with a header; a number that is not known is left empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows([{name: "" if value != value else value for name, value in row.items()} for row in rows])
     return text.getvalue()

@@ -1,5 +1,6 @@
 """What an analysis found, as plain records."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ class AnalysedLayer:
     position : int
         Of the layer in its network, from 1.
     features, samples : int
+    tokens : {"cls", "mean", "all"} or None
+        What was taken of the layer's tokens, if it has any.
     perplexity : float
     engine : str
         Of t-SNE.
@@ -37,12 +40,23 @@ class AnalysedLayer:
     position: int
     features: int
     samples: int
+    tokens: str | None
     perplexity: float
     engine: str
     Z: np.ndarray
     kl: list[float]
     scores: tuple[LayerScores, ...]
     stages: dict[str, dict[str, float]]
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the images have labels; without, what needs them is NaN."""
+        return not math.isnan(self.scores[0].mean.nh)
+
+    @property
+    def title(self) -> str:
+        """Its name in tables and figures, with what was taken of its tokens."""
+        return self.layer if self.tokens is None else f"{self.layer} [{self.tokens}]"
 
     @property
     def seconds(self) -> float:

@@ -19,7 +19,7 @@ from qdv_gpu.networks.layers import LayerName
 from qdv_gpu.networks.network import Network
 from qdv_gpu.results.store import Key
 
-VERSIONS = {"weights": 1, "outputs": 1, "predictions": 1, "components": 1, "map": 1, "scores": 1}
+VERSIONS = {"weights": 1, "outputs": 2, "predictions": 1, "components": 2, "map": 1, "scores": 1}
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,9 @@ class Subject:
         )
 
 
-def outputs_key(subject: Subject, paths: Sequence[str], classes: int) -> Key:
+def outputs_key(subject: Subject, paths: Sequence[str], classes: int, *, tokens: str) -> Key:
     """How often the modules `paths` are called, how wide their outputs are, and whether the network has the classes."""
-    return subject.key("outputs", paths=list(paths), classes=classes)
+    return subject.key("outputs", paths=list(paths), classes=classes, tokens=tokens)
 
 
 def predictions_key(subject: Subject) -> Key:
@@ -78,11 +78,17 @@ def predictions_key(subject: Subject) -> Key:
     return subject.key("predictions")
 
 
-def components_key(subject: Subject, layer: LayerName, *, normalise: str, pca: int, columns: int) -> Key:
-    """A layer's components; `layer` is by module path, `columns` those that the PCA works with."""
+def components_key(
+    subject: Subject, layer: LayerName, *, tokens: str | None, normalise: str, pca: int, columns: int
+) -> Key:
+    """A layer's components.
+
+    `layer` is by module path, `tokens` what is taken of them if there are any, `columns` those that the PCA works with.
+    """
     return subject.key(
-        "components", str(layer), path=layer.path, call=layer.call, normalise=normalise, pca=pca, columns=columns
-    )
+        "components", str(layer), path=layer.path, call=layer.call, tokens=tokens, normalise=normalise, pca=pca,
+        columns=columns,
+    )  # fmt: skip
 
 
 def map_key(components: Key, *, seed: int, **parameters: Any) -> Key:

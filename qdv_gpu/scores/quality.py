@@ -1,7 +1,8 @@
 """How well a map keeps classes and neighbours together."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -175,20 +176,22 @@ class LayerScores:
 def score_maps(
     X: torch.Tensor,
     Z: torch.Tensor,
-    labels: torch.Tensor,
+    labels: torch.Tensor | None,
     *,
     k: Sequence[int] = (5,),
     seeds: Sequence[int] | None = None,
 ) -> list[LayerScores]:
     """Score the maps Z [S, N, 2] of a layer X [N, d] with class labels int64 [N], for each k.
 
-    `seeds` are the seeds of the maps, by default 0, 1, ...
+    Without labels what needs them is NaN. `seeds` are the seeds of the maps, by default 0, 1, ...
 
     >>> X = torch.rand(60, 5, generator=torch.Generator().manual_seed(0))
     >>> (scores,) = score_maps(X, X[None, :, :2], torch.arange(60) % 3, k=[5])
     >>> scores.influence.shape, abs(float(scores.influence.mean()) - scores.mean.nh) < 1e-12
     (torch.Size([1, 60]), True)
     """
+    if labels is None:
+        return [_unlabelled(scores) for scores in score_maps(X, Z, torch.arange(len(X)) % 2, k=k, seeds=seeds)]
     labels = labels.to(X.device)
     most = max(k)
     near_X = knn(X, most)
@@ -220,6 +223,18 @@ def score_maps(
         mean = Score(k=n, standard_error=error, **means)
         result.append(LayerScores(n, maps, mean, phi, map_hits, influence_values(own.indices, labels), own_hits))
     return result
+
+
+def _unlabelled(scores: LayerScores) -> LayerScores:
+    """The same without what depends on the labels."""
+    nan = math.nan
+    per_image = (scores.influence, scores.hits, scores.influence_feature_space, scores.hits_feature_space)
+    return LayerScores(
+        scores.k,
+        tuple(replace(row, nh=nan, nh_feature_space=nan, chance=nan) for row in scores.maps),
+        replace(scores.mean, nh=nan, nh_feature_space=nan, chance=nan, standard_error=nan),
+        *(torch.full_like(values, nan) for values in per_image),
+    )
 
 
 def _ranks_torch(XT: torch.Tensor, indices: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:

@@ -14,18 +14,17 @@ from torch import Tensor
 
 import qdv_gpu
 from qdv_gpu.data.convert import as_images
-from qdv_gpu.data.datasets import check_data, load_images, stratified
+from qdv_gpu.data.datasets import check_data, drawn, load_images, stratified
 from qdv_gpu.data.images import Images
 from qdv_gpu.features.budget import FORWARD, Layer, Plan, Task, plan
-from qdv_gpu.features.forward import ForwardPass, check_precision, default_batch, hold, tile_images
+from qdv_gpu.features.forward import ForwardPass, check_precision, default_batch, hold, shown, tile_images
 from qdv_gpu.features.pca import reduce
 from qdv_gpu.machine import free_memory, measured, resolve_device, return_freed_memory, threads
-from qdv_gpu.networks.layers import LayerName, trace_calls
-from qdv_gpu.networks.load import Source, load_networks, select_layers
-from qdv_gpu.networks.network import Network
-from qdv_gpu.progress import advance
+from qdv_gpu.networks.layers import read_layers, trace_calls
+from qdv_gpu.networks.load import Sources, load_networks, select_layers
+from qdv_gpu.progress import part, whole
 from qdv_gpu.report import figures, tables
-from qdv_gpu.report.folder import RunFolder
+from qdv_gpu.report.folder import RunFolder, read_formats
 from qdv_gpu.results.records import Analysis
 from qdv_gpu.results.store import Store
 from qdv_gpu.scores.quality import score_maps
@@ -40,13 +39,14 @@ AFFINITIES, BLOCKS = {"cpu": 200, "cuda": 320}, {"cpu": 0, "cuda": 10**9}
 
 
 def analyze(
-    networks: Source | Sequence[Source],
+    networks: Sources,
     data: Any,
     out: str | Path,
     *,
     settings: Settings | str = "default",
     weights: str | Path = "imagenet",
     device: str | torch.device = "auto",
+    formats: Sequence[str] = ("png",),
     store: str | Path | None = None,
     skip_bad: bool = False,
     **changes: Any,
@@ -55,16 +55,20 @@ def analyze(
 
     Parameters
     ----------
-    networks : str, nn.Module or Network, or sequence of them
+    networks : str, nn.Module or Network, or sequence or dict of them
         As for `load_network`: "alexnet", "vgg19=runs/vgg19", "package.module:factory", ...; modules are not changed.
+        The keys of a dict are their labels.
     data : str, Path or anything that `as_images` takes
-        A data set's name or folder, whose test images are analysed, or the images themselves, with labels.
+        What `load_images` takes, whose test images are analysed, or the images themselves. Without labels there are
+        maps and their trustworthiness, and no neighborhood hit.
     out : str or Path
-        The run folder, a view of the results: run.json, layers.csv, table3.md and .csv, predictions.csv, timings.json,
-        embeddings/<network>/<layer>.npz (Z float32 [S, N, 2], labels, indices) and figures/*.png.
+        The run folder, a view of the results: run.json, layers.csv, table3.md and .csv, predictions.csv and .parquet,
+        timings.json, embeddings/<network>/<layer>.npz (Z float32 [S, N, 2], labels, indices) and figures.
     settings : Settings or "default" or "paper"
     weights : str or Path
         For the networks that name no checkpoint, as for `load_network`.
+    formats : sequence of str
+        Of the figures: "png", "pdf", "svg".
     store : str or Path, optional
         Where stages are kept; see `Store.beside`. Whatever is there already is not computed again: a killed run goes on
         where it was, and another k, seed, layer or network costs only what is new.
@@ -91,13 +95,16 @@ def analyze(
     0.09090909090909091
     """
     chosen = changed(preset(settings) if isinstance(settings, str) else settings, changes)
+    formats = read_formats(formats)
     if isinstance(data, str | Path):
         check_data(data)
     target = resolve_device(device)
     tsne_of(chosen, target).check_engine(target.type)
     check_precision(chosen.precision, target)
-    loaded = load_networks(networks, weights=weights, image_size=chosen.image_size, device=target)
-    asked = None if chosen.layers is None else [LayerName.parse(layer) for layer in chosen.layers]
+    loaded = load_networks(
+        networks, weights=weights, image_size=chosen.image_size, mean=chosen.mean, std=chosen.std, device=target
+    )
+    asked = read_layers(chosen.layers)
     selected = select_layers(loaded, None if asked is None else [layer.path for layer in asked])
     images = _images(data, chosen, skip_bad=skip_bad)
     chosen.check_images(images)
@@ -107,32 +114,42 @@ def analyze(
 
     if chosen.memory is not None and target.type == "cpu":
         return_freed_memory()
+    limit = chosen.memory and chosen.memory // 2
+    views = {network.name: shown(images, network, chosen.image_size, crop=chosen.crop) for network in loaded}
+    views = {one: view.to(target, limit=limit) for one, view in views.items()}
     jobs = [
-        Job.find(network, images, layers, asked=asked, settings=chosen, store=kept)
+        Job.find(network, views[network.name], layers, asked=asked, settings=chosen, store=kept)
         for network, layers in zip(loaded, selected, strict=True)
     ]
-    images = images.to(target, limit=chosen.memory and chosen.memory // 2)
-    taken = _taken(loaded, images, chosen)
+    taken = _taken(jobs, chosen)
     budget = chosen.memory or taken + free_memory(target) * 4 // 5
-    tasks = [_task(job, images, chosen) for job in jobs]
-    plans = plan(tasks, budget=budget, reserved=taken)  # or nothing is written
+    plans = plan([_task(job, chosen) for job in jobs], budget=budget, reserved=taken)  # or nothing is written
     about = _about(jobs, images, chosen, target)
-    with folder.locked(about), kept.used():
-        for job, planned in zip(jobs, plans, strict=True):
-            for line in job.reused():
-                logger.info(line)
-            _compute(job, planned, images, chosen, kept)
-        result = _view(folder, jobs, images, chosen)
+    with folder.locked(about), kept.used(), whole(sum(job.cost() for job in jobs)):
+        try:
+            for job, planned in zip(jobs, plans, strict=True):
+                for line in job.reused():
+                    logger.info(line)
+                _compute(job, planned, chosen, kept)
+        except KeyboardInterrupt:
+            outputs = [output for job in jobs for output in job.outputs]
+            done = sum(output.complete for output in outputs)
+            logger.warning("%d of %d layers are finished and kept in %s", done, len(outputs), kept.path)
+            raise
+        result = _view(folder, jobs, images, chosen, formats)
         folder.finish(about | {"stages": sorted({key.digest for job in jobs for key in job.stages()})})
         kept.refer(folder.out)
     return result
 
 
 def _images(data: Any, settings: Settings, *, skip_bad: bool) -> Images:
+    side = None if settings.crop else settings.image_size
     if isinstance(data, str | Path):
-        return load_images(data, "test", samples=settings.samples, image_size=settings.image_size, skip_bad=skip_bad)
-    images = as_images(data, image_size=settings.image_size)
-    return images.take(stratified(images.require_labels("an analysis"), images.classes, settings.samples))
+        return load_images(data, settings.split, samples=settings.samples, image_size=side, skip_bad=skip_bad)
+    images = as_images(data, image_size=side)
+    if images.labels is None:
+        return images.take(drawn(len(images), settings.samples))
+    return images.take(stratified(images.labels, images.classes, settings.samples))
 
 
 def _about(jobs: Sequence[Job], images: Images, settings: Settings, device: torch.device) -> dict[str, Any]:
@@ -140,7 +157,7 @@ def _about(jobs: Sequence[Job], images: Images, settings: Settings, device: torc
     return {
         "settings": asdict(settings),
         "data": images.name,
-        "images": {"digest": images.digest, "labels": images.labels_digest, "samples": len(images)},
+        "images": {"labels": images.labels_digest, "samples": len(images)},
         "classes": list(images.classes),
         "skipped": images.skipped,
         "networks": {job.network.name: job.about() for job in jobs},
@@ -156,19 +173,19 @@ def _about(jobs: Sequence[Job], images: Images, settings: Settings, device: torc
     }
 
 
-def _taken(networks: Sequence[Network], images: Images, settings: Settings) -> int:
+def _taken(jobs: Sequence[Job], settings: Settings) -> int:
     """Bytes of weights and images on the networks' device."""
-    weights = [tensor for network in networks for tensor in network.module.state_dict().values()]
+    weights = [tensor for job in jobs for tensor in job.network.module.state_dict().values()]
     largest = max((tensor.nbytes for tensor in weights), default=0)
     copied = largest // 2 if settings.precision == "bf16" else 0  # the one in use
-    pixels = images.pixels
-    on_device = 0 if pixels is None or pixels.device != networks[0].device else pixels.nbytes
-    return sum(tensor.nbytes for tensor in weights) + copied + on_device
+    held = [job.images.pixels for job in jobs if job.images.pixels is not None]
+    on_device = {pixels.data_ptr(): pixels.nbytes for pixels in held if pixels.device == jobs[0].network.device}
+    return sum(tensor.nbytes for tensor in weights) + copied + sum(on_device.values())
 
 
-def _task(job: Job, images: Images, settings: Settings) -> Task:
+def _task(job: Job, settings: Settings) -> Task:
     """What is to be computed of one network, and what it needs."""
-    network, N = job.network, len(images)
+    network, images, N = job.network, job.images, len(job.images)
     kind, S, size = network.device.type, settings.seeds, settings.image_size or network.image_size
     layers = [Layer(source, tuple(job.calls([source])[source]), job.element) for source, _ in job.missing()]
     widest = max((output.features for output in job.outputs), default=0)
@@ -193,9 +210,9 @@ def _task(job: Job, images: Images, settings: Settings) -> Task:
     )
 
 
-def _compute(job: Job, planned: Plan, images: Images, settings: Settings, store: Store) -> None:
+def _compute(job: Job, planned: Plan, settings: Settings, store: Store) -> None:
     """Compute what is missing of one network, stage by stage, each kept as soon as it is there."""
-    network = job.network
+    network, images = job.network, job.images
     job.keep_outputs(store)
     missing = dict(job.missing())
     row = job.element * len(images)
@@ -207,12 +224,13 @@ def _compute(job: Job, planned: Plan, images: Images, settings: Settings, store:
             torch.cuda.empty_cache()  # blocks of other sizes, which the budget does not count
         pass_ = ForwardPass(
             network, images, {source: job.path(source) for source in group}, settings.image_size,
-            planned.batches[group[0]], settings.precision, job.calls(group),
+            planned.batches[group[0]], settings.precision, settings.tokens, job.calls(group),
         )  # fmt: skip
         held: dict[str, Tensor] = {}
         timing: dict[str, float] = {"seconds": 0.0, "peak_bytes": 0.0}
         if number < len(planned.passes):
-            with measured(network.device) as timing:
+            share = len(group) / max(1, sum(map(len, planned.passes)))
+            with measured(network.device) as timing, part(job.forward_cost() * share, network.name):
                 held = hold(pass_)
             timing["seconds"] = round(timing["seconds"] / len(held), 3)
         for source in group:
@@ -223,7 +241,7 @@ def _compute(job: Job, planned: Plan, images: Images, settings: Settings, store:
                 if source == OUTPUT:
                     job.keep_predictions(torch.cat([tile.float() for tile in tiles]), store)
                     continue
-                with measured(network.device) as reduced:
+                with measured(network.device) as reduced, part(output.pca_cost(), f"{network.name} {name}"):
                     components = reduce(
                         tiles, settings.pca, normalise=settings.normalise, name=f"{network.name} {name}",
                         workspace=planned.workspaces[source],
@@ -231,19 +249,20 @@ def _compute(job: Job, planned: Plan, images: Images, settings: Settings, store:
                 del tiles
                 timings = {"activations": timing, "pca": reduced}
                 output.keep_components(components, planned.workspaces[source].columns, timings, store)
-                _embed_and_score(job, output, components, images, store)
+                _embed_and_score(job, output, components, store)
     for output in job.outputs:
         if not output.complete:
             X = torch.from_numpy(output.components().arrays["X"]).to(network.device)
-            _embed_and_score(job, output, X, images, store)
+            _embed_and_score(job, output, X, store)
 
 
-def _embed_and_score(job: Job, output: Output, X: Tensor, images: Images, store: Store) -> None:
+def _embed_and_score(job: Job, output: Output, X: Tensor, store: Store) -> None:
     """The maps and scores of one layer that are missing, from its components X [N, n]."""
     network, settings = job.network, output.settings
     seeds = [seed for seed, record in output.maps.items() if record is None]
+    where = f"{network.name} {output.name}"
     if seeds:
-        with measured(network.device) as spent:
+        with measured(network.device) as spent, part(output.maps_cost(), where):
             tsne = tsne_of(settings, network.device)
             Z = tsne.fit_transform(X, seeds=seeds)  # [missing, N, 2]
         spent["seconds"] = round(spent["seconds"] / len(seeds), 3)
@@ -251,36 +270,45 @@ def _embed_and_score(job: Job, output: Output, X: Tensor, images: Images, store:
             output.keep_map(seed, z, {"kl": float(kl), "engine": tsne.engine_, "timing": spent}, store)
     ks = [k for k, record in output.scores.items() if record is None]
     if ks:
-        with measured(network.device) as spent:
+        with measured(network.device) as spent, part(output.scores_cost(), where):
             Z = torch.from_numpy(output.Z).to(network.device)
-            scored = score_maps(X, Z, images.require_labels("an analysis"), k=ks, seeds=list(output.maps))
+            scored = score_maps(X, Z, job.images.labels, k=ks, seeds=list(output.maps))
         for scores in scored:
             output.keep_scores(scores, spent, store)
     best = output.scored(settings.neighbors[0]).mean
-    logger.info(
-        "%s %s: NH %.3f ± %.3f (%d features)", network.name, output.name, best.nh, best.standard_error, output.features
-    )
-    advance("layers", sum(one.complete for one in job.outputs), len(job.outputs))
+    said = f"NH {best.nh:.3f} ± {best.standard_error:.3f}"
+    if job.images.labels is None:
+        said = f"trustworthiness {best.trustworthiness:.3f}"
+    logger.info("%s: %s (%d features)", where, said, output.features)
+    costs = output.record(network.name, 0, len(job.images)).stages
+    logger.debug("%s: %s", where, ", ".join(f"{stage} {cost['seconds']:.2f} s" for stage, cost in costs.items()))
 
 
-def _view(folder: RunFolder, jobs: Sequence[Job], images: Images, settings: Settings) -> Analysis:
+def _view(
+    folder: RunFolder, jobs: Sequence[Job], images: Images, settings: Settings, formats: Sequence[str]
+) -> Analysis:
     """Write tables and figures from what is in the store."""
     layers = [layer for job in jobs for layer in job.records(len(images))]
     predictions = {job.network.name: said for job in jobs if (said := job.predictions()) is not None}
-    labels, ks = images.require_labels("an analysis").numpy(), settings.neighbors
+    labels = None if images.labels is None else images.labels.numpy()
+    own = {} if labels is None else {"labels": labels}
     for layer in layers:
         folder.arrays(
             folder.embedding(layer.network, layer.layer),
-            Z=layer.Z, labels=labels, indices=images.indices.numpy(),
+            Z=layer.Z, indices=images.indices.numpy(), **own,
         )  # fmt: skip
     rows = [row for layer in layers for row in layer.rows()]
     folder.text("layers.csv", tables.csv_text(rows, tables.COLUMNS))
     folder.text("table3.csv", tables.scores_csv(layers))
-    folder.text("table3.md", tables.nh_markdown(layers, ks, iterations=settings.iterations))
-    folder.text("predictions.csv", tables.predictions_csv(images.names, labels, images.classes, predictions, layers))
+    folder.text("table3.md", tables.nh_markdown(layers, settings.neighbors, iterations=settings.iterations))
+    columns = tables.predictions_table(images.names, labels, images.classes, predictions, layers)
+    folder.text("predictions.csv", tables.columns_csv(columns))
+    folder.parquet("predictions.parquet", columns)
     folder.json("timings.json", {f"{layer.network}/{layer.layer}": layer.stages for layer in layers})
     pictures = [
-        *folder.figure("figures/maps", figures.maps_figure(layers, labels, images.classes)),
-        *folder.figure("figures/nh", figures.nh_figure(layers, labels, ks[0])),
+        *folder.figure("figures/maps", figures.maps_figure(layers, labels, images.classes), formats),
     ]
+    if labels is not None:
+        curves = figures.nh_figure(layers, labels, settings.neighbors[0])
+        pictures += folder.figure("figures/nh", curves, formats)
     return Analysis(folder.out, layers, predictions, pictures)

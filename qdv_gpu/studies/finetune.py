@@ -21,7 +21,7 @@ from qdv_gpu.data.convert import as_images
 from qdv_gpu.data.datasets import load_images, stratified
 from qdv_gpu.data.images import Images
 from qdv_gpu.errors import InputError
-from qdv_gpu.features.forward import network_input
+from qdv_gpu.features.forward import network_input, shown
 from qdv_gpu.files import TEMPORARY, locked, remove_leftovers, replacing, write_json
 from qdv_gpu.machine import Halving
 from qdv_gpu.networks.load import Source, load_network
@@ -93,17 +93,18 @@ def finetune(
         raise InputError(f"{out} is not empty and holds no {CHECKPOINT}: choose another --out")
     train, test = _images(data, settings, skip_bad=skip_bad)
     loaded = load_network(
-        network, weights=weights, num_classes=len(train.classes), image_size=settings.image_size, seed=settings.seed,
-        device=device,
+        network, weights=weights, num_classes=len(train.classes), image_size=settings.image_size, mean=settings.mean,
+        std=settings.std, seed=settings.seed, device=device,
     )  # fmt: skip
     if not isinstance(network, str):  # its weights are somebody else's
         loaded = replace(loaded, module=copy.deepcopy(loaded.module))
-    loaded = replace(loaded, image_size=settings.image_size or loaded.image_size)
+    loaded = loaded.at_size(settings.image_size)
+    train, test = (shown(images, loaded, crop=settings.crop) for images in (train, test))
     about = {
         "network": loaded.spec,
         "weights": loaded.source,
         "data": train.name,
-        **{key: value for key, value in asdict(settings).items() if key != "epochs"},
+        **{key: value for key, value in asdict(settings).items() if key not in ("epochs", "mean", "std")},
         "image_size": loaded.image_size,
     }
     images = {"train": [train.digest, train.labels_digest], "test": [test.digest, test.labels_digest]}
@@ -120,6 +121,7 @@ def finetune(
             result = _trained(run, train, test, settings)
             result["settings"] = {**about, "epochs": run.epoch}
             metadata = {name: about[name] for name in ("network", "image_size", "data")}
+            metadata |= {"image_mean": loaded.mean, "image_std": loaded.std}
             write_weights(out / WEIGHTS, loaded.module.state_dict(), metadata)
             kept.write(key, about=result, files={WEIGHTS: out / WEIGHTS})
         else:
@@ -144,7 +146,7 @@ def _holds_others(out: Path) -> bool:
 
 def _images(data: Any, settings: Training, *, skip_bad: bool) -> tuple[Images, Images]:
     """The training images and the test images."""
-    side = settings.image_size
+    side = None if settings.crop else settings.image_size
     if isinstance(data, dict):
         if set(data) != {"train", "test"}:
             raise InputError(
@@ -155,7 +157,7 @@ def _images(data: Any, settings: Training, *, skip_bad: bool) -> tuple[Images, I
         train = train.take(stratified(labels, classes, settings.samples))
     else:
         train = load_images(data, "train", samples=settings.samples, image_size=side, skip_bad=skip_bad)
-        test = load_images(data, "test", image_size=side, skip_bad=skip_bad)
+        test = load_images(data, settings.split or "test", image_size=side, skip_bad=skip_bad)
     test.require_labels("fine-tuning")
     if train.classes != test.classes:
         raise InputError(f"{train.name}: the classes of train and test differ")

@@ -1,5 +1,6 @@
 """What is in the store of one network's analysis, and what is missing."""
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -46,10 +47,14 @@ class Output:
     name, place : LayerName
         By the layer's name, and by its module path.
     features : int
+    tokens : str or None
+        What is taken of its tokens, if it has any.
     subject : Subject
     settings : Settings
     labels : str
         Digest of the images' labels.
+    samples : int
+        Number of images.
     engine : str
         Of t-SNE.
     found : Record or None
@@ -63,9 +68,11 @@ class Output:
     name: LayerName
     place: LayerName
     features: int
+    tokens: str | None
     subject: Subject
     settings: Settings
     labels: str
+    samples: int
     engine: str
     columns: int = 0
     found: Record | None = None
@@ -94,7 +101,9 @@ class Output:
     @property
     def components_key(self) -> Key:
         s = self.settings
-        return components_key(self.subject, self.place, normalise=s.normalise, pca=s.pca, columns=self.columns)
+        return components_key(
+            self.subject, self.place, tokens=self.tokens, normalise=s.normalise, pca=s.pca, columns=self.columns
+        )
 
     def map_key(self, seed: int) -> Key:
         s = self.settings
@@ -105,6 +114,19 @@ class Output:
 
     def scores_key(self, k: int) -> Key:
         return scores_key([self.map_key(seed) for seed in range(self.settings.seeds)], self.labels, k=k)
+
+    def pca_cost(self) -> float:
+        """How long the PCA may take, in units that compare the stages (about a second of two cores)."""
+        return 0.0 if self.complete or self.found is not None else 3e-8 * self.samples * self.features
+
+    def maps_cost(self) -> float:
+        """The same of the maps that are missing."""
+        missing = sum(record is None for record in self.maps.values())
+        return missing * 6.7e-11 * self.samples**2 * self.settings.iterations
+
+    def scores_cost(self) -> float:
+        """The same of the scores that are missing."""
+        return 4e-9 * self.samples**2 * len(self.maps) if None in self.scores.values() else 0.0
 
     def stages(self) -> Iterator[Key]:
         """Of all its stages."""
@@ -171,6 +193,7 @@ class Output:
             position=position,
             features=self.features,
             samples=samples,
+            tokens=self.tokens,
             perplexity=self.settings.perplexity,
             engine=maps[0].about["engine"],
             Z=self.Z,
@@ -194,9 +217,11 @@ class Job:
     subject : Subject
     layers : dict of str to str
         Names and module paths.
+    images : Images
+        As this network is shown them.
     found : dict
-        calls (features of each call of each path), element (bytes of an activation), predicts (whether the output is
-        of the images' classes).
+        calls (features of each call of each path), tokens (what is taken of each call's), element (bytes of an
+        activation), seconds (of an image), predicts (whether the output is of the images' classes).
     looked : Key
         Under which that is kept.
     outputs : list of Output
@@ -205,6 +230,7 @@ class Job:
     """
 
     network: Network
+    images: Images
     subject: Subject
     layers: Mapping[str, str]
     found: dict[str, Any]
@@ -228,16 +254,16 @@ class Job:
         Of layers that are `asked` for by the number of a call, only that output is taken.
         """
         subject = Subject.of(network, images, image_size=settings.image_size, precision=settings.precision)
-        looked = outputs_key(subject, list(layers.values()), len(images.classes))
+        looked = outputs_key(subject, list(layers.values()), len(images.classes), tokens=settings.tokens)
         record = store.read(looked)
         found = _tried(network, images, layers, settings) if record is None else record.about
         engine = tsne_of(settings, network.device).engine_for(len(images), network.device.type)
         outputs = [
-            Output(name, place, features, subject, settings, images.labels_digest, engine)
+            Output(name, place, features, tokens, subject, settings, images.labels_digest, len(images), engine)
             for layer, path in layers.items()
-            for name, place, features in zip(
+            for name, place, features, tokens in zip(
                 numbered(layer, len(found["calls"][path])), numbered(path, len(found["calls"][path])),
-                found["calls"][path], strict=True,
+                found["calls"][path], found["tokens"][path], strict=True,
             )
         ]  # fmt: skip
         for one in asked or []:
@@ -248,7 +274,7 @@ class Job:
         for output in outputs:
             output.look(store)
         said = store.read(predictions_key(subject)) if found["predicts"] else None
-        return cls(network, subject, layers, found, looked, outputs, said)
+        return cls(network, images, subject, layers, found, looked, outputs, said)
 
     def path(self, source: str) -> str:
         """Module path of a layer, or of the network itself."""
@@ -270,8 +296,19 @@ class Job:
         missing = [(source, [o for o in self.outputs if o.name.path == source]) for source in sources]
         if self.found["predicts"] and self.said is None:
             name = LayerName(OUTPUT)
-            missing.append((OUTPUT, [Output(name, name, self.found["predicts"], self.subject, Settings(), "", "")]))
+            missing.append(
+                (OUTPUT, [Output(name, name, self.found["predicts"], None, self.subject, Settings(), "", 0, "")])
+            )
         return missing
+
+    def forward_cost(self) -> float:
+        """How long the forward passes may take, in the units of `Output.pca_cost`."""
+        return len(self.images) * float(self.found["seconds"]) if self.missing() else 0.0
+
+    def cost(self) -> float:
+        """The same of all that is missing."""
+        outputs = sum(one.pca_cost() + one.maps_cost() + one.scores_cost() for one in self.outputs)
+        return self.forward_cost() + outputs
 
     def reused(self) -> Iterator[str]:
         """What is in the store, in words."""
@@ -315,6 +352,7 @@ class Job:
             "structure": self.subject.structure,
             "weights_digest": self.subject.weights,
             **self.subject.feeding,
+            "images": self.subject.images,
             "layers": dict(self.layers),
         }
 
@@ -327,12 +365,19 @@ class Job:
 def _tried(network: Network, images: Images, layers: Mapping[str, str], settings: Settings) -> dict[str, Any]:
     """What the first two images show of the layers, and of the output."""
     two = images.take(torch.arange(2))
-    pass_ = ForwardPass(network, two, dict(layers), settings.image_size, precision=settings.precision)
+    pass_ = ForwardPass(
+        network, two, dict(layers), settings.image_size, precision=settings.precision, tokens=settings.tokens
+    )
     pass_.run()
     predicts, pixels = 0, torch.stack([two[0], two[1]]).to(network.device)
+    started = time.perf_counter()
     with torch.inference_mode(), suppress(RuntimeError, ValueError, AssertionError):  # it may not run to its end
         output = network.module(network_input(network, pixels, settings.image_size))
         if isinstance(output, Tensor) and output.shape == (2, len(images.classes)):
             predicts = len(images.classes)
     calls = {path: pass_.calls[name] for name, path in layers.items()} | ({OUTPUT: [predicts]} if predicts else {})
-    return {"calls": calls, "element": pass_.element, "predicts": predicts}
+    seconds = (time.perf_counter() - started) / len(two)
+    tokens = {
+        path: [pass_.taken[name, call] for call in range(len(pass_.calls[name]))] for name, path in layers.items()
+    }
+    return {"calls": calls, "tokens": tokens, "element": pass_.element, "predicts": predicts, "seconds": seconds}

@@ -6,7 +6,9 @@ The command line's options with their help, the keys of the store, and the check
 import dataclasses
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+import operator
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -16,6 +18,7 @@ from qdv_gpu.files import parse_bytes
 if TYPE_CHECKING:
     from qdv_gpu.data.images import Images  # torch is not needed to show the command line's help
 
+LARGEST = 2**63 - 1
 T = TypeVar("T", bound="Settings | Training")
 Stage = Literal["images", "layers", "components", "map", "scores", "machine", "weights"]
 
@@ -74,28 +77,47 @@ def of_stage(table: Any, stage: Stage) -> dict[str, Any]:
 
 
 def _check_all(table: Any) -> None:
+    """Check every value, and keep numbers as Python's own."""
+    if table.split is not None and (not isinstance(table.split, str) or not table.split):
+        raise InputError(f"split must be the name of one, got {table.split!r}")
+    values: dict[str, Any] = {name: _numbers(name, getattr(table, name)) for name in ("mean", "std")}
+    values["samples"] = read_samples(table.samples)
     for field in dataclasses.fields(table):
-        _check(field, getattr(table, field.name))
+        value = _checked(field, values.get(field.name, getattr(table, field.name)))
+        object.__setattr__(table, field.name, value)
 
 
-def _check(field: Any, value: Any) -> None:
+def _numbers(name: str, values: Any) -> tuple[float, ...] | None:
+    given = (values,) if isinstance(values, numbers.Real) else values
+    if given is None:
+        return None
+    if isinstance(given, str) or not isinstance(given, Iterable) or not all(isinstance(v, numbers.Real) for v in given):
+        raise InputError(f"{name} must be numbers, got {values!r}")
+    return tuple(map(float, given))
+
+
+def _checked(field: Any, value: Any) -> Any:
     name, least, among = field.name.replace("_", " "), field.metadata["least"], field.metadata["among"]
-    if value == field.default and type(value) is type(field.default):
-        return
+    if field.type is bool and not isinstance(value, bool):
+        raise InputError(f"{name} must be true or false, got {value!r}")
     if among is not None and value not in among:
         raise unknown(f"value of {name}", str(value), among)
-    if least is None:
-        return
-    number = value if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+    if least is None or (value is None and field.default is None):
+        return value
     whole = field.type in (int, int | None)
-    if not least <= number < math.inf or (whole and not isinstance(value, numbers.Integral)):
-        kind = "an integer of" if whole else "a number of"
-        raise InputError(f"{name} must be {kind} at least {least:g}, got {value!r}")
+    kind = numbers.Integral if whole else numbers.Real
+    most = LARGEST if whole else sys.float_info.max
+    if not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= most:
+        what = "an integer of" if whole else "a number of"
+        raise InputError(f"{name} must be {what} at least {least:g}, got {value!r:.40}")
+    return operator.index(value) if isinstance(value, numbers.Integral) else float(value)
 
 
 def read_samples(text: str | int) -> int | str:
     """A number of images, or "all"."""
-    if text == "all" or (isinstance(text, int) and not isinstance(text, bool)):
+    if isinstance(text, numbers.Integral) and not isinstance(text, bool):
+        return int(text)
+    if isinstance(text, str) and text == "all":
         return text
     if isinstance(text, str) and text.isascii() and text.isdigit():
         return int(text)
@@ -115,6 +137,14 @@ def read_integers(text: str) -> tuple[int, ...]:
         raise InputError(f"integers separated by commas are required, got {text!r}") from None
 
 
+def read_numbers(text: str) -> tuple[float, ...]:
+    """Numbers separated by commas."""
+    try:
+        return tuple(float(part) for part in read_list(text))
+    except ValueError:
+        raise InputError(f"numbers separated by commas are required, got {text!r}") from None
+
+
 def read_rate(text: str) -> float | str:
     """A number, or "auto"."""
     if text == "auto":
@@ -131,10 +161,19 @@ class Settings:
 
     Attributes
     ----------
+    split : str, optional
+        Which images of the data set; None is "test", or a folder's own images if it has no folder of that name.
     samples : int or "all"
-        Test images, the same number of each class.
+        Images, the same number of each class.
     image_size : int, optional
         Side in pixels that images are resized to; None takes the size that each network was trained at.
+    crop : bool
+        Resize the shorter side of an image and cut out the centre, as each network was tested, instead of squeezing it
+        into a square.
+    mean, std : sequence of float, optional
+        Of each channel, for pixels in 0..1, instead of each network's own.
+    tokens : {"auto", "cls", "mean", "all"}
+        What is taken of a transformer's layers, as for `activations`.
     layers : sequence of str, optional
         Layer names or module paths, of which each network has at least one; None takes its default layers.
     normalise : {"minmax", "l2", "standard", "none"}
@@ -165,12 +204,26 @@ class Settings:
     (3,)
     """
 
-    samples: int | str = setting(
-        "all", "Test images, as many of each class, or all.", stage="images", read=read_samples
-    )
+    split: str | None = setting(None, "Which images, e.g. val; by default test.", stage="images")
+    samples: int | str = setting("all", "Images, as many of each class, or all.", stage="images", read=read_samples)
     image_size: int | None = setting(
         None, "Side in pixels that images are resized to; by default each network's own.", stage="components", least=1
     )
+    crop: bool = setting(
+        default=False, help="Resize the shorter side and cut out the centre, as each network was tested.",
+        stage="images",
+    )  # fmt: skip
+    mean: Sequence[float] | None = setting(
+        None, "Of each channel, for pixels in 0..1; by default each network's own.", stage="components",
+        read=read_numbers,
+    )  # fmt: skip
+    std: Sequence[float] | None = setting(
+        None, "Of each channel; by default each network's own.", stage="components", read=read_numbers
+    )
+    tokens: str = setting(
+        "auto", "Of a transformer's layers: cls, mean, all, or auto: cls where there is one, else mean.",
+        stage="components", among=("auto", "cls", "mean", "all"),
+    )  # fmt: skip
     layers: Sequence[str] | None = setting(
         None, "Names or module paths, separated by commas; by default the outputs of the stages.", stage="layers",
         read=read_list,
@@ -196,12 +249,16 @@ class Settings:
 
     def __post_init__(self) -> None:
         _check_all(self)
-        read_samples(self.samples)
         layers = self.layers
         k: Any = (self.k,) if isinstance(self.k, numbers.Integral) else self.k
-        if layers is not None:
-            object.__setattr__(self, "layers", (layers,) if isinstance(layers, str) else tuple(layers))
-        if isinstance(k, str) or not all(isinstance(n, numbers.Integral) and not isinstance(n, bool) for n in k):
+        if isinstance(layers, str):
+            object.__setattr__(self, "layers", read_list(layers))
+        elif layers is not None:
+            if not isinstance(layers, Iterable) or not all(isinstance(layer, str) for layer in layers):
+                raise InputError(f"layers must be names or module paths, got {layers!r:.60}")
+            object.__setattr__(self, "layers", tuple(layers))
+        listed = isinstance(k, Iterable) and not isinstance(k, str)
+        if not listed or not all(isinstance(n, numbers.Integral) and not isinstance(n, bool) for n in k):
             raise InputError(f"k must be integers, got {self.k!r}")
         object.__setattr__(self, "k", tuple(int(n) for n in k))
         if not self.neighbors or min(self.neighbors) < 1 or len(set(self.neighbors)) < len(self.neighbors):
@@ -225,7 +282,9 @@ class Settings:
             )
         if max(self.neighbors) >= N / 2:
             raise InputError(f"k must be smaller than half the number of images ({N}), got {max(self.neighbors)}")
-        counts = images.require_labels("an analysis").bincount(minlength=len(images.classes))
+        if images.labels is None:
+            return
+        counts = images.labels.bincount(minlength=len(images.classes))
         for name, count in zip(images.classes, counts.tolist(), strict=True):
             if count < 2:
                 raise InputError(f"class {name!r} has {count} images: at least 2 are required")
@@ -247,10 +306,16 @@ class Training:
 
     Attributes
     ----------
+    split : str, optional
+        Which images the accuracy is measured on; None is "test".
     samples : int or "all"
         Training images, the same number of each class.
     image_size : int, optional
         Side in pixels that images are resized to; None takes the network's own.
+    crop : bool
+        As for `Settings`.
+    mean, std : sequence of float, optional
+        As for `Settings`; kept with the weights.
     epochs : int
         Passes over the training images.
     batch_size : int
@@ -261,11 +326,22 @@ class Training:
         Of the head's weights, the order and dropout.
     """
 
+    split: str | None = setting(None, "Images to test on, e.g. val; by default test.", stage="images")
     samples: int | str = setting(
         "all", "Training images, as many of each class, or all.", stage="weights", read=read_samples
     )
     image_size: int | None = setting(
         None, "Side in pixels that images are resized to; by default the network's own.", stage="weights", least=1
+    )
+    crop: bool = setting(
+        default=False, help="Resize the shorter side and cut out the centre, as the network was tested.",
+        stage="images",
+    )  # fmt: skip
+    mean: Sequence[float] | None = setting(
+        None, "Of each channel, for pixels in 0..1; by default the network's own.", stage="images", read=read_numbers
+    )
+    std: Sequence[float] | None = setting(
+        None, "Of each channel; by default the network's own.", stage="images", read=read_numbers
     )
     epochs: int = setting(10, "Passes over the training images.", stage="weights", least=1)
     batch_size: int = setting(16, "Images in a step.", stage="weights", least=1)
@@ -274,6 +350,5 @@ class Training:
 
     def __post_init__(self) -> None:
         _check_all(self)
-        read_samples(self.samples)
         if not self.lr > 0:
             raise InputError(f"lr must be a number above 0, got {self.lr!r}")

@@ -54,7 +54,7 @@ def counted(monkeypatch):
 def test_run_folder(finished):
     out = finished.out
     files = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
-    tables = ["layers.csv", "table3.md", "table3.csv", "predictions.csv", "timings.json"]
+    tables = ["layers.csv", "table3.md", "table3.csv", "predictions.csv", "predictions.parquet", "timings.json"]
     maps = [f"embeddings/{network}/{layer}.npz" for network in ("cnn", "other") for layer in LAYERS]
     made = [*tables, "figures/maps.png", "figures/nh.png", *maps]
     assert files == sorted([*made, "run.json"])

@@ -1,0 +1,160 @@
+"""The figures of a run, drawn again from its folder."""
+
+import csv
+import logging
+import math
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from qdv_gpu.errors import InputError, unknown
+from qdv_gpu.files import read_json, replacing
+from qdv_gpu.neighbors import knn
+from qdv_gpu.report import figures
+from qdv_gpu.report.folder import RUN, RunFolder, read_formats, save_figure
+from qdv_gpu.results.records import AnalysedLayer
+from qdv_gpu.scores.quality import LayerScores, MapScore, Score, chance
+from qdv_gpu.scores.statistics import hits, influence_values, standard_error
+
+logger = logging.getLogger(__name__)
+KEPT = ("nh_feature_space", "tied", "trustworthiness", "continuity")  # what needs more than the maps
+
+
+def plot(
+    run: str | Path,
+    out: str | Path | None = None,
+    *,
+    networks: Sequence[str] | None = None,
+    layers: Sequence[str] | None = None,
+    k: int | None = None,
+    seed: int = 0,
+    formats: Sequence[str] = ("png",),
+) -> list[Path]:
+    """Draw the figures of a finished run again, of some of its networks and layers, for another k or in other formats.
+
+    Parameters
+    ----------
+    run : str or Path
+        The folder that `analyze` wrote.
+    out : str or Path, optional
+        Folder for maps and nh; default `run`/figures.
+    networks, layers : sequence of str, optional
+        Names as in the run's tables; default all.
+    k : int, optional
+        Neighbours of the neighborhood hit; default the run's first. NH in a layer's own space is drawn for the k of the
+        run only.
+    seed : int
+        Number of the t-SNE map that is drawn, from 0.
+    formats : sequence of {"png", "pdf", "svg"}
+
+    Returns
+    -------
+    list of Path
+        The figures.
+
+    Raises
+    ------
+    InputError
+        If the folder holds no finished run, its files are damaged, or it has no such network, layer, map or format.
+
+    Examples
+    --------
+    >>> from qdv_gpu import analyze
+    >>> network = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2))
+    >>> result = analyze(network, "digits", tmp_path / "run", layers="2", samples=100, perplexity=8, seeds=1)
+    >>> [path.name for path in plot(result.out, tmp_path / "paper", k=3, formats=["pdf"])]
+    ['maps.pdf', 'nh.pdf']
+    """
+    formats = read_formats(formats)
+    folder = RunFolder(run)
+    about = _about(folder.out)
+    found = list(_layers(folder, about, k, seed))
+    found = _chosen(found, "network", networks)
+    found = _chosen(found, "layer", layers)
+    labels, classes = found[0][1], [str(name) for name in about["classes"]]
+    records = [record for record, _ in found]
+    drawn = {"maps": figures.maps_figure(records, labels, classes)}
+    if labels is not None:
+        drawn["nh"] = figures.nh_figure(records, labels, records[0].scores[0].k)
+    target = folder.out / "figures" if out is None else Path(out)
+    written = []
+    for name, figure in drawn.items():
+        for suffix in formats:
+            written.append(target / f"{name}.{suffix}")
+            with replacing(written[-1]) as temporary:
+                save_figure(figure, temporary)
+    return written
+
+
+def _about(run: Path) -> Mapping[str, Any]:
+    if not (run / RUN).is_file() or not (run / "table3.csv").is_file():
+        raise InputError(f"{run} holds no finished run of qdv-gpu analyze")
+    about = read_json(run / RUN)
+    if not isinstance(about, dict) or not isinstance(about.get("classes"), list) or "settings" not in about:
+        raise InputError(f"{run / RUN} is not of qdv-gpu analyze, or damaged")
+    return about
+
+
+def _layers(
+    folder: RunFolder, about: Mapping[str, Any], k: int | None, seed: int
+) -> Iterator[tuple[AnalysedLayer, np.ndarray | None]]:
+    """The layers of a run in order, each with the map of `seed` first, and the labels."""
+    try:
+        with (folder.out / "table3.csv").open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        chosen = int(rows[0]["k"]) if k is None else k
+        of_layer: dict[tuple[str, str], list[Any]] = {(row["network"], row["layer"]): [] for row in rows}
+        for row in rows:
+            of_layer[row["network"], row["layer"]].append(row)
+        for (network, layer), own in of_layer.items():
+            with np.load(folder.out / folder.embedding(network, layer)) as arrays:
+                Z, labels = arrays["Z"], arrays.get("labels")
+            if not 0 <= seed < len(Z):
+                raise InputError(f"seed must be within 0 and {len(Z) - 1}, the maps of {folder.out}, got {seed}")
+            row = next((row for row in own if int(row["k"]) == chosen), {**own[0], "nh_feature_space": "nan"})
+            yield _layer(row, np.roll(Z, -seed, axis=0), labels, chosen, about["settings"]["perplexity"]), labels
+    except (KeyError, ValueError, IndexError, OSError, EOFError, zipfile.BadZipFile) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{folder.out} is damaged ({type(error).__name__}: {error}): run its command again") from None
+
+
+def _layer(
+    row: Mapping[str, str], Z: np.ndarray, labels: np.ndarray | None, k: int, perplexity: float
+) -> AnalysedLayer:
+    """A row of the table with its maps Z [S, N, 2], scored again."""
+    kept = {name: float(row[name] or "nan") for name in KEPT}
+    if labels is None:
+        nan = torch.full((len(Z), Z.shape[1]), math.nan)
+        mean = Score(k=k, nh=math.nan, chance=math.nan, standard_error=math.nan, **kept)
+        scores = LayerScores(k, (), mean, nan, nan, nan[0], nan[0])
+    else:
+        y = torch.from_numpy(labels)
+        near = [knn(torch.from_numpy(z), k).indices for z in Z]
+        hit = torch.stack([hits(indices, y) for indices in near])
+        phi = torch.stack([influence_values(indices, y) for indices in near])
+        expected, nh = chance(y), hit.mean(dim=1).tolist()
+        maps = tuple(MapScore(seed=s, k=k, nh=value, chance=expected, **kept) for s, value in enumerate(nh))
+        error = standard_error(phi, y, seed_values=nh)
+        mean = Score(k=k, nh=float(np.mean(nh)), chance=expected, standard_error=error, **kept)
+        scores = LayerScores(k, maps, mean, phi, hit, phi[0], hit[0])
+    return AnalysedLayer(
+        network=row["network"], layer=row["layer"], position=int(row["position"]), features=0, samples=Z.shape[1],
+        tokens=row["tokens"] or None, perplexity=perplexity, engine="", Z=Z, kl=[], scores=(scores,), stages={},
+    )  # fmt: skip
+
+
+def _chosen(found: list[Any], what: str, names: Sequence[str] | None) -> list[Any]:
+    """The layers with these names of networks or layers."""
+    if names is None:
+        return found
+    names = [names] if isinstance(names, str) else list(names)
+    known = [getattr(record, what) for record, _ in found]
+    for name in names:
+        if name not in known:
+            raise unknown(f"{what} of the run", str(name), known)
+    return [pair for pair in found if getattr(pair[0], what) in names]
