@@ -20,7 +20,7 @@ from qdv_gpu.deconv.unpool import max_pool, unpool
 from qdv_gpu.machine import exact_convolutions
 from qdv_gpu.networks.network import Network
 from qdv_gpu.studies.deconv import picture
-from qdv_gpu.studies.profile import copy_bandwidth
+from qdv_gpu.studies.peaks import copy_bandwidth
 
 VGG19 = [(64, 224), (128, 112), (256, 56), (512, 28), (512, 14)]  # maps and side before each pooling
 ALEXNET = [(64, 55), (192, 27), (256, 13)]

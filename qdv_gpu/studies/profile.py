@@ -1,17 +1,17 @@
 """How fast each layer of a network is, and how near to what the device can do."""
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,20 +19,20 @@ import qdv_gpu
 from qdv_gpu.errors import InputError
 from qdv_gpu.features.forward import check_precision, computing
 from qdv_gpu.files import replacing, write_json
-from qdv_gpu.machine import free_memory
+from qdv_gpu.machine import threads
 from qdv_gpu.networks.hooks import hooked
 from qdv_gpu.networks.layers import LayerName, trace_calls
 from qdv_gpu.networks.load import Source, load_network
 from qdv_gpu.networks.network import Network
+from qdv_gpu.progress import advance
 from qdv_gpu.report.curves import plot_profile
 from qdv_gpu.report.folder import save_figure
+from qdv_gpu.studies.peaks import SECONDS, ahead, measured_peaks, timed
 
 logger = logging.getLogger(__name__)
 ELSEWHERE = "(between layers)"
-SECONDS = 1.0  # of repeats for each batch size, at least three of them
+SPREAD = 0.2  # of repeats, beyond which they are doubted
 BATCH_SIZES = {"cpu": (1, 16, 64), "cuda": (1, 16, 64, 256)}
-PRODUCT = {"cpu": 2048, "cuda": 8192}  # side of the matrices whose product is the peak
-COPY = {"cpu": 2**28, "cuda": 2**31}  # bytes of the copy
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,8 @@ class Profile:
     all_seconds : list of float
     gflop_per_second, gb_per_second : float
         The device's measured peaks, of a product and of a copy.
+    notes : list of str
+        What makes the times doubtful: repeats far apart, a machine that was busy before, a peak that has changed.
     layers : list of LayerTime
     """
 
@@ -95,6 +97,7 @@ class Profile:
     gflop_per_second: float
     gb_per_second: float
     layers: list[LayerTime]
+    notes: list[str]
 
     @property
     def sum_of_layers(self) -> float:
@@ -102,35 +105,15 @@ class Profile:
         return sum(layer.seconds for layer in self.layers)
 
     @property
+    def spread(self) -> float:
+        """Between the quartiles of the bare passes, over the median."""
+        low, _, high = quantiles(self.all_seconds, n=4)
+        return (high - low) / self.seconds
+
+    @property
     def share_of_peak(self) -> float:
         """Operations a second of the bare forward pass over the peak."""
         return sum(layer.gflop for layer in self.layers) / self.seconds / self.gflop_per_second
-
-
-def measured_peaks(device: torch.device, precision: str, dtype: torch.dtype = torch.float32) -> tuple[float, float]:
-    """Operations a second of a product, and bytes a second (read and written) of a copy.
-
-    The product is that of two square matrices or, where that is faster, a 3 x 3 convolution of as many operations: on
-    some CPUs torch has the better library for these. Its numbers are of `dtype`, or bfloat16 if that is the precision.
-    """
-    copy = copy_bandwidth(device)
-    side, kind = PRODUCT[device.type], torch.bfloat16 if precision == "bf16" else dtype
-    a, b = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))
-    maps = max(1, side // 8)
-    images = max(1, side**3 // (maps**2 * 9 * 32**2))
-    x = torch.randn(images, maps, 32, 32, device=device, dtype=kind)
-    weight = torch.randn(maps, maps, 3, 3, device=device, dtype=kind)
-    with torch.inference_mode(), computing(precision, device):
-        products = 2 * side**3 / _time(lambda: a @ b, device, of=min)
-        convolved = 2 * x.numel() * maps * 9 / _time(lambda: functional.conv2d(x, weight, padding=1), device, of=min)
-    return max(products, convolved), copy
-
-
-def copy_bandwidth(device: torch.device) -> float:
-    """Bytes read and written a second by a copy."""
-    source = torch.zeros(min(COPY[device.type], free_memory(device) // 4) // 4, device=device)
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / _time(lambda: target.copy_(source), device, of=min)
 
 
 def profile(
@@ -170,7 +153,7 @@ def profile(
     """
     loaded = load_network(network, weights=weights, device=device if isinstance(network, str) else None)
     target = loaded.device
-    batch_sizes = BATCH_SIZES[target.type] if batch_sizes is None else batch_sizes
+    batch_sizes = BATCH_SIZES[target.type] if batch_sizes is None else list(dict.fromkeys(batch_sizes))
     if not batch_sizes or min(batch_sizes) < 1:
         raise InputError(f"batch sizes must be at least 1, got {', '.join(map(str, batch_sizes)) or 'none'}")
     check_precision(precision, target)
@@ -180,6 +163,7 @@ def profile(
     if loaded.device.type == "cuda":
         torch.cuda.set_device(loaded.device)  # whose events and streams these are
     trace_calls(loaded, size)  # or it cannot take images of that size
+    load = os.getloadavg()[0]
     operations, bandwidth = measured_peaks(loaded.device, precision, loaded.dtype)
     numbers = str(loaded.dtype).removeprefix("torch.") if precision == "fp32" else precision
     logger.info(
@@ -194,12 +178,24 @@ def profile(
         if images.is_cuda:  # as the forward passes of an analysis
             images = images.contiguous(memory_format=torch.channels_last)
         try:
-            profiles.append(_profile(loaded, images, precision, operations, bandwidth))
+            found = _profile(loaded, images, precision, operations, bandwidth)
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             logger.warning("batch size %d does not fit the device's memory: left out", batch)
+            continue
+        advance("batch sizes", batch_sizes.index(batch) + 1, len(batch_sizes))
+        if found.spread > SPREAD:
+            low, high = min(found.all_seconds) * 1e3, max(found.all_seconds) * 1e3
+            found.notes.append(f"repeats took {low:.2f} to {high:.2f} ms: the machine was busy, or its clock changed")
+        if target.type == "cpu" and load > threads() / 2:
+            found.notes.append(f"the machine was busy before it began (load {load:.1f} on {threads()} threads)")
+        profiles.append(found)
     if not profiles:
         raise InputError("no batch size fits the device's memory: choose smaller --batch-sizes")
+    again = measured_peaks(loaded.device, precision, loaded.dtype)[0] / operations
+    if abs(again - 1) > SPREAD:
+        for found in profiles:
+            found.notes.append(f"the device's peak was {again:.0%} of what it was at first: its clock changed")
     if out is not None:
         name = torch.cuda.get_device_name(loaded.device) if loaded.device.type == "cuda" else "cpu"
         write_json(
@@ -211,7 +207,12 @@ def profile(
                 "threads": torch.get_num_threads(),
                 "versions": {"qdv_gpu": qdv_gpu.__version__, "torch": torch.__version__},
                 "profiles": [
-                    asdict(found) | {"sum_of_layers": found.sum_of_layers, "share_of_peak": found.share_of_peak}
+                    asdict(found)
+                    | {
+                        "sum_of_layers": found.sum_of_layers,
+                        "share_of_peak": found.share_of_peak,
+                        "spread": found.spread,
+                    }
                     for found in profiles
                 ],
             },
@@ -231,13 +232,14 @@ def _profile(network: Network, images: Tensor, precision: str, operations: float
         calls = _innermost_calls(module, images)
         paths = dict.fromkeys(call.path for call in calls)
         flops = _operations(module, images, paths)
-        whole = _time(lambda: module(images), device)
-        busy = _ahead(lambda: module(images), device)
+        module(images)
+        whole = timed(lambda: module(images), device, repeats=1)
+        busy = ahead(lambda: module(images), device)
         passes: list[list[float]] = []
         bare = []
         repeats = max(3, min(100, int(SECONDS / whole)))
         for _ in range(repeats):  # in turns, so that what else the machine does meets both
-            bare.append(_time(lambda: module(images), device, repeats=1))
+            bare.append(timed(lambda: module(images), device, repeats=1))
             busy()
             with _watching(module, paths, _event if device.type == "cuda" else time.perf_counter) as watch:
                 module(images)
@@ -265,7 +267,7 @@ def _profile(network: Network, images: Tensor, precision: str, operations: float
                 share=seconds / sum(spent),
             )
         )
-    return Profile(len(images), precision, median(bare), bare, operations / 1e9, bandwidth / 1e9, layers)
+    return Profile(len(images), precision, median(bare), bare, operations / 1e9, bandwidth / 1e9, layers, [])
 
 
 @dataclass(frozen=True)
@@ -342,44 +344,7 @@ def _operations(module: nn.Module, images: Tensor, paths: Iterable[str]) -> list
     return watch.spent(lambda a, b: b - a)
 
 
-def _ahead(work: Callable[[], Any], device: torch.device) -> Callable[[], None]:
-    """What gives a GPU enough to do while `work` is launched that events time the work and not the launches."""
-    if device.type == "cpu":
-        return lambda: None
-    work()
-    torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    work()
-    launching = time.perf_counter() - started
-    cycles = int(8e9 * launching)  # at about 2e9 a second four times as long, since hooks and events are launched too
-    return lambda: torch.cuda._sleep(cycles)
-
-
 def _event() -> torch.cuda.Event:
     event = torch.cuda.Event(enable_timing=True)
     event.record()
     return event
-
-
-def _time(
-    work: Callable[[], Any], device: torch.device, of: Callable[[list[float]], float] = median, repeats: int = 0
-) -> float:
-    """Median (or least) seconds of some or `repeats` calls, after a first one that does not count."""
-    if not repeats:
-        work()
-    busy = _ahead(work, device)
-    spent: list[float] = []
-    while len(spent) < (repeats or 3) or (not repeats and sum(spent) < SECONDS and len(spent) < 100):
-        if device.type == "cuda":
-            busy()
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
-            work()
-            end.record()
-            torch.cuda.synchronize(device)
-            spent.append(begin.elapsed_time(end) / 1e3)
-        else:
-            started = time.perf_counter()
-            work()
-            spent.append(time.perf_counter() - started)
-    return of(spent)

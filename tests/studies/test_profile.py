@@ -10,15 +10,18 @@ from typer.testing import CliRunner
 from qdv_gpu import load_network
 from qdv_gpu.cli import app
 from qdv_gpu.errors import InputError
+from qdv_gpu.studies import peaks
 from qdv_gpu.studies import profile as throughput
-from qdv_gpu.studies.profile import ELSEWHERE, measured_peaks, profile
+from qdv_gpu.studies.peaks import measured_peaks
+from qdv_gpu.studies.profile import ELSEWHERE, profile
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(throughput, "SECONDS", 0.01)
-    monkeypatch.setattr(throughput, "PRODUCT", {"cpu": 64, "cuda": 1024})
-    monkeypatch.setattr(throughput, "COPY", {"cpu": 2**16, "cuda": 2**24})
+    monkeypatch.setattr(peaks, "SECONDS", 0.01)
+    monkeypatch.setattr(peaks, "PRODUCT", {"cpu": 64, "cuda": 1024})
+    monkeypatch.setattr(peaks, "COPY", {"cpu": 2**16, "cuda": 2**24})
 
 
 def test_operations_bytes_and_shares(tmp_path):
