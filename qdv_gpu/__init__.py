@@ -15,10 +15,16 @@ if TYPE_CHECKING:
     from qdv_gpu.deconv.deconvnet import Deconvnet
     from qdv_gpu.features.forward import activations
     from qdv_gpu.networks.load import load_network
+    from qdv_gpu.networks.tokens import describe_layers
+    from qdv_gpu.report.curves import plot_profile, plot_sanity, plot_training
+    from qdv_gpu.report.maps import plot_maps
+    from qdv_gpu.report.nh import plot_nh
+    from qdv_gpu.report.pictures import plot_reconstructions, plot_top
     from qdv_gpu.scores.quality import neighborhood_hit
     from qdv_gpu.studies.analyze import analyze
     from qdv_gpu.studies.deconv import picture
     from qdv_gpu.studies.finetune import finetune
+    from qdv_gpu.studies.plot import plot
     from qdv_gpu.studies.profile import profile
     from qdv_gpu.studies.settings import Settings, Training
     from qdv_gpu.tsne.estimator import TSNE
@@ -32,11 +38,20 @@ _HOME = {
     "activations": "features.forward",
     "analyze": "studies.analyze",
     "as_images": "data.convert",
+    "describe_layers": "networks.tokens",
     "finetune": "studies.finetune",
     "load_images": "data.datasets",
     "load_network": "networks.load",
     "neighborhood_hit": "scores.quality",
     "picture": "studies.deconv",
+    "plot": "studies.plot",
+    "plot_maps": "report.maps",
+    "plot_nh": "report.nh",
+    "plot_profile": "report.curves",
+    "plot_reconstructions": "report.pictures",
+    "plot_sanity": "report.curves",
+    "plot_top": "report.pictures",
+    "plot_training": "report.curves",
     "profile": "studies.profile",
 }
 __all__ = [
@@ -48,11 +63,20 @@ __all__ = [
     "activations",
     "analyze",
     "as_images",
+    "describe_layers",
     "finetune",
     "load_images",
     "load_network",
     "neighborhood_hit",
     "picture",
+    "plot",
+    "plot_maps",
+    "plot_nh",
+    "plot_profile",
+    "plot_reconstructions",
+    "plot_sanity",
+    "plot_top",
+    "plot_training",
     "profile",
 ]
 

@@ -1,87 +1,78 @@
 """The command `qdv-gpu`: each command parses its options and calls one function."""
 
-import dataclasses
 import inspect
 import logging
-import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qdv_gpu.studies.settings import Settings, Training
+from qdv_gpu.options import (
+    Crop,
+    Data,
+    Device,
+    Formats,
+    ImageSize,
+    NetworkName,
+    Networks,
+    Out,
+    Quiet,
+    SkipBad,
+    Split,
+    StorePath,
+    Verbose,
+    Weights,
+    keywords,
+    signed,
+    with_settings,
+)
+from qdv_gpu.studies.settings import Settings, Training, read_list
+from qdv_gpu.terminal import Said, StoppedError, console, say, working
 
 if TYPE_CHECKING:
     from qdv_gpu.results.records import Analysis
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help="At which layer, and by how much, does one image network represent the classes better than another?",
 )
 
-Networks = Annotated[
-    list[str], typer.Argument(help="NETWORK, NETWORK=CHECKPOINT or package.module:factory, one or more.")
-]
-NetworkName = Annotated[
-    str, typer.Argument(help="A torchvision classifier, caffe_alexnet, zfnet or package.module:factory.")
-]
-Data = Annotated[str, typer.Option(help="cifar10, fashion-mnist, digits or a folder DIR/{train,test}/<class>/*.")]
-Out = Annotated[Path, typer.Option(help="Folder for the results; a run that was killed goes on from it.")]
-Weights = Annotated[str, typer.Option(help="imagenet, none or a .safetensors, .pt or .npy file.")]
-ImageSize = Annotated[int | None, typer.Option(help="Side in pixels that images are resized to.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-StorePath = Annotated[
-    Path | None,
-    typer.Option(help="Where stages are kept; default $QDV_GPU_STORE, or .qdv-store in the folder that holds --out."),
-]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out image files that cannot be read, and count them.")]
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Add a command, and to it the options that all commands have."""
+
+    def run(*, verbose: bool, quiet: bool, **given: Any) -> None:
+        logging.getLogger("qdv_gpu").setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+        function(**given)
+
+    own = inspect.signature(function, eval_str=True).parameters.values()
+    app.command()(signed(run, function, [*own, *keywords({"verbose": Verbose, "quiet": Quiet}, default=False)]))
+    return function
 
 
-def with_settings(table: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command an option for each setting of a table, in place of its `**settings`.
+def _show_version(asked: bool) -> None:  # noqa: FBT001 - as typer calls it
+    if asked:
+        import qdv_gpu
 
-    The command gets, by name, the settings that were given on the command line.
-    """
-    fields = dataclasses.fields(table)
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        def run(**given: Any) -> None:
-            for field in fields:
-                value, read = given.pop(field.name), field.metadata["read"]
-                if value is not None and value != []:
-                    text = ",".join(value) if isinstance(value, list) else value
-                    given[field.name] = read(text) if read else value
-            command(**given)
-
-        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
-        options = [inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_option(f))
-                   for f in fields]  # fmt: skip
-        setattr(run, "__signature__", inspect.Signature([*own, *options]))  # noqa: B010 - functions have none to mypy
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *options)}
-        run.__name__, run.__doc__ = command.__name__, command.__doc__
-        return run
-
-    return decorate
+        print(f"qdv-gpu {qdv_gpu.__version__}")
+        raise typer.Exit
 
 
-def _option(field: Any) -> Any:
-    """The option of a setting; several values may be given one by one, or separated by commas."""
-    several = "Sequence" in str(field.type)
-    kind: Any = str if field.metadata["read"] else next(k for k in (float, int, str) if k.__name__ in str(field.type))
-    default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-    shown = field.metadata["help"]
-    return Annotated[
-        list[kind] | None if several else kind | None,
-        typer.Option(help=shown, show_default=False if default is None else str(default)),
-    ]
+@app.callback()
+def options(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options before any command."""
 
 
-@app.command()
+@command
 @with_settings(Settings)
 def analyze(
     networks: Networks,
@@ -91,6 +82,7 @@ def analyze(
     weights: Weights = "imagenet",
     device: Device = "auto",
     preset: Annotated[str, typer.Option(help="default, or paper for the values of the CIKM 2024 paper.")] = "default",
+    formats: Formats = "png",
     store: StorePath = None,
     skip_bad: SkipBad = False,
     **settings: Any,
@@ -98,15 +90,15 @@ def analyze(
     """Score every layer of one or more networks: activations, PCA, t-SNE, neighborhood hit."""
     from qdv_gpu.studies.analyze import analyze as run
 
-    with progress_bar():
+    with working():
         result = run(
-            networks, data, out, settings=preset, weights=weights, device=device, store=store, skip_bad=skip_bad,
-            **settings,
+            networks, data, out, settings=preset, weights=weights, device=device, formats=read_list(formats),
+            store=store, skip_bad=skip_bad, **settings,
         )  # fmt: skip
     show(result)
 
 
-@app.command()
+@command
 @with_settings(Training)
 def finetune(
     network: NetworkName,
@@ -122,7 +114,7 @@ def finetune(
     """Fine-tune every weight of a network on a data set; the defaults are the paper's."""
     from qdv_gpu.studies.finetune import finetune as train
 
-    with progress_bar():
+    with working():
         result = train(
             network, data, out, weights=weights, device=device, store=store, skip_bad=skip_bad, **settings
         )  # fmt: skip
@@ -130,7 +122,7 @@ def finetune(
     print(f"weights: {out / 'weights.safetensors'}\ncurve: {out / 'training.png'}")
 
 
-@app.command()
+@command
 def store(
     *,
     path: Annotated[Path | None, typer.Option("--store", help="Default: $QDV_GPU_STORE, or .qdv-store here.")] = None,
@@ -162,13 +154,14 @@ def store(
         print(f"{len(unused)} of {len(entries)} stages, {size}, are in no run folder: --remove-unused deletes them")
 
 
-@app.command()
+@command
 def deconv(
     networks: Networks,
     *,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")],
-    data: Annotated[str | None, typer.Option(help="As for analyze; its test images.")] = None,
-    index: Annotated[int | None, typer.Option(help="Of the test image to reconstruct from; default 0.")] = None,
+    data: Annotated[str | None, typer.Option(help="As for analyze.")] = None,
+    split: Split = None,
+    index: Annotated[int | None, typer.Option(help="Of the image to reconstruct from; default 0.")] = None,
     image: Annotated[Path | None, typer.Option(help="An image file to reconstruct from, instead of --index.")] = None,
     layers: Annotated[str, typer.Option(help="Names or module paths, separated by commas, or all.")] = "all",
     mode: Annotated[str, typer.Option(help="deconvnet, deconvnet-map, guided or gradient.")] = "deconvnet",
@@ -178,49 +171,76 @@ def deconv(
     ] = "map",
     weights: Weights = "imagenet",
     image_size: ImageSize = None,
+    crop: Crop = False,
     device: Device = "auto",
+    formats: Formats = "png",
     skip_bad: SkipBad = False,
 ) -> None:
     """Draw what every feature map of every layer responds to in an image (Zeiler & Fergus 2014)."""
     from qdv_gpu.studies.deconv import picture
 
-    chosen = None if layers == "all" else tuple(layer.strip() for layer in layers.split(","))
-    paths = picture(
-        networks,
-        out,
-        data=data,
-        index=index,
-        image=image,
-        layers=chosen,
-        mode=mode,
-        top=top,
-        contrast=contrast,
-        weights=weights,
-        image_size=image_size,
-        skip_bad=skip_bad,
-        device=device,
-    )
+    with working():
+        paths = picture(
+            networks, out, data=data, split=split, index=index, image=image,
+            layers=None if layers == "all" else read_list(layers), mode=mode, top=top, contrast=contrast,
+            weights=weights, image_size=image_size, crop=crop, formats=read_list(formats), skip_bad=skip_bad,
+            device=device,
+        )  # fmt: skip
     print("\n".join(map(str, paths)))
 
 
-@app.command()
-def layers(network: NetworkName, *, weights: Weights = "none", image_size: ImageSize = None) -> None:
-    """List the layers that a network is analysed at: name, module path, shape, number of features."""
-    from math import prod
+@command
+def plot(
+    run: Annotated[Path, typer.Argument(help="Folder of `qdv-gpu analyze`.")],
+    *,
+    out: Annotated[Path | None, typer.Option(help="Folder for the figures; default RUN/figures.")] = None,
+    networks: Annotated[str | None, typer.Option(help="Names, separated by commas; default all.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Names, separated by commas; default all.")] = None,
+    k: Annotated[int | None, typer.Option(help="Neighbours of the neighborhood hit; default the run's first.")] = None,
+    seed: Annotated[int, typer.Option(help="Number of the t-SNE map that is drawn.")] = 0,
+    formats: Formats = "png",
+) -> None:
+    """Draw the figures of a run again: some of its networks and layers, another k or map, other formats."""
+    from qdv_gpu.studies.plot import plot as draw
 
+    with working():
+        paths = draw(
+            run, out, networks=None if networks is None else read_list(networks),
+            layers=None if layers is None else read_list(layers), k=k, seed=seed, formats=read_list(formats),
+        )  # fmt: skip
+    print("\n".join(map(str, paths)))
+
+
+@command
+def layers(
+    network: NetworkName,
+    *,
+    every: Annotated[bool, typer.Option("--all", help="Every module instead of the default layers.")] = False,
+    tokens: Annotated[str, typer.Option(help="Of a transformer's layers: auto, cls, mean or all.")] = "auto",
+    weights: Weights = "none",
+    image_size: ImageSize = None,
+) -> None:
+    """List the layers that a network is analysed at: name, module path, shape, number of features.
+
+    With --all every module that can be analysed, in the order that they are called in.
+    """
     from rich.table import Table
 
-    from qdv_gpu.networks.layers import describe_layers
     from qdv_gpu.networks.load import load_network
+    from qdv_gpu.networks.tokens import describe_layers
 
-    loaded = load_network(network, weights=weights, device="cpu")
-    table = Table("layer", "module", "shape", "features")
-    for name, path, shape in describe_layers(loaded, image_size):
-        table.add_row(name, path, " x ".join(map(str, shape)), f"{prod(shape):,}")
+    with working():
+        loaded = load_network(network, weights=weights, image_size=image_size, device="cpu")
+        rows = describe_layers(loaded, image_size, tokens=tokens, every=every)
+    table = Table("layer", *([] if every else ["module"]), "kind", "shape", "features")
+    for row in rows:
+        shape = " x ".join(map(str, row.shape))
+        taken = f"{row.features:,}" + (f" [{row.tokens}]" if row.tokens else "")
+        table.add_row(row.layer, *([] if every else [row.path]), row.kind, shape, taken)
     console().print(table)
 
 
-@app.command()
+@command
 def profile(
     network: NetworkName,
     *,
@@ -243,15 +263,11 @@ def profile(
         sizes = None if batch_sizes is None else [int(size) for size in batch_sizes.split(",")]
     except ValueError:
         raise InputError(f"batch sizes must be integers separated by commas, got {batch_sizes!r}") from None
-    profiles = run(
-        network,
-        out,
-        batch_sizes=sizes,
-        precision=precision,
-        weights=weights,
-        image_size=image_size,
-        device=device,
-    )
+    with working():
+        profiles = run(
+            network, out, batch_sizes=sizes, precision=precision, weights=weights, image_size=image_size,
+            device=device,
+        )  # fmt: skip
     for found in profiles:
         rate = found.batch_size / found.seconds
         title = f"batch of {found.batch_size}: {found.seconds * 1e3:.2f} ms, {rate:,.0f} images/s, {found.precision}; "
@@ -267,24 +283,30 @@ def profile(
                 f"{row.gflop:.2f}",
                 f"{row.bytes / 1e6:.2f}",
                 row.bound if row.bytes else "",
-                f"{row.share_of_peak:.0%}" if row.bytes else "",
+                f"{row.share_of_peak:.0%}{'*' * (row.share_of_peak > 1)}" if row.bytes else "",
                 f"{row.share:.1%}",
             )
             table.add_row(row.layer, row.kind, *cells)
         console().print(table)
+        if any(row.share_of_peak > 1 and row.bytes for row in found.layers):
+            print("* above the measured peak: its data stays in a cache, or the library skips operations (padding)")
+        for note in found.notes:
+            print(f"note: {note}")
     if out is not None:
         print(out / "profile.json", out / "profile.png", sep="\n")
 
 
-@app.command()
+@command
 def demo(*, out: Out = Path("qdv-demo"), device: Device = "auto") -> None:
     """Train two small networks on digits and compare their layers: a minute, no network needed."""
     from qdv_gpu.studies.demo import demo as run
 
-    show(run(out, device=device))
+    with working():
+        result = run(out, device=device)
+    show(result)
 
 
-@app.command()
+@command
 def doctor(*, device: Device = "auto") -> None:
     """Show devices, versions and engines, what is missing, and test every backend against the reference."""
     from qdv_gpu.doctor import diagnose
@@ -293,28 +315,15 @@ def doctor(*, device: Device = "auto") -> None:
         raise typer.Exit(1)
 
 
-def console(*, stderr: bool = False) -> Any:
-    """A rich console that cuts no lines when it writes to a file."""
-    from rich.console import Console
-
-    stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else 200)
-
-
-def say(line: str) -> None:
-    """Tell the user something, on stderr."""
-    print(line, file=sys.stderr, flush=True)
-
-
 def show(result: "Analysis") -> None:
     """Print the table for each k, and where the files are."""
     from rich.table import Table
 
-    from qdv_gpu.report.tables import nh_table
+    from qdv_gpu.report.tables import caption, nh_table
 
     for k in result.k:
         header, *rows = nh_table(result.layers, k)
-        table = Table(*header, title=f"neighborhood hit (k = {k}) ± standard error")
+        table = Table(*header, title=caption(result.layers, k), title_justify="left")
         for row in rows:
             table.add_row(*row)
         console().print(table)
@@ -322,46 +331,17 @@ def show(result: "Analysis") -> None:
         print(path)
 
 
-@contextmanager
-def progress_bar() -> Iterator[None]:
-    """On a terminal, draw a bar on stderr for the stage that is running."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    from rich.progress import Progress
-
-    from qdv_gpu.progress import watched
-
-    with Progress(console=console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
-
-        def update(stage: str, done: int, total: int) -> None:
-            if bar.tasks[0].description != stage:
-                bar.reset(task, description=stage)
-            bar.update(task, completed=done, total=total)
-
-        with watched(update):
-            yield
-
-
-class _Said(logging.Handler):
-    """Says what the library logs, on stderr."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        say(f"{'warning: ' if record.levelno >= logging.WARNING else ''}{record.getMessage()}")
-
-
-def main() -> None:
+def main() -> int:
     """Run the command line: 0 for success, 2 and one line on stderr for a mistake in the input."""
     warnings.showwarning = lambda message, *_args, **_kwargs: say(f"warning: {message}")
-    logger, handler = logging.getLogger("qdv_gpu"), _Said()
+    logger, handler = logging.getLogger("qdv_gpu"), Said()
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
-        status = app(standalone_mode=False)
-    except (KeyboardInterrupt, typer.Abort):
-        say("interrupted: the same command goes on from what is finished")
-        status = 130
+        return app(standalone_mode=False) or 0
+    except StoppedError as stopped:
+        say(str(stopped))
+        return stopped.code
     except Exception as error:
         from qdv_gpu.errors import InputError
 
@@ -370,7 +350,7 @@ def main() -> None:
         elif hasattr(error, "format_message"):  # the parser's own
             message = error.format_message()
             if not message:  # there were no arguments, and the help has been printed
-                sys.exit(2)
+                return 2
         elif type(error).__name__ == "OutOfMemoryError":
             message = f"{error}: lower --image-size or --samples"
         elif isinstance(error, OSError) and error.filename:
@@ -378,7 +358,6 @@ def main() -> None:
         else:
             raise
         say("qdv-gpu: " + " ".join(message.split()))
-        status = 2
+        return 2
     finally:
         logger.removeHandler(handler)
-    sys.exit(status)

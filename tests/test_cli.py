@@ -1,5 +1,7 @@
 """The command line: what it prints, and one line and exit code 2 for bad input."""
 
+import csv
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import qdv_gpu
 from qdv_gpu import cli
 
 QUICK = ["--samples", "60", "--pca", "5", "--perplexity", "5", "--iterations", "20", "--seeds", "2", "--device", "cpu"]
@@ -19,10 +22,9 @@ def qdv(monkeypatch, capsys):
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["qdv-gpu", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
+        code = cli.main()
         captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
+        return code, captured.out, captured.err
 
     return run
 
@@ -156,3 +158,56 @@ def test_help_does_not_import_torch():
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "finetune" in done.stdout
+
+
+def test_version_and_short_help(qdv):
+    code, out, _ = qdv("--version")
+    assert (code, out) == (0, f"qdv-gpu {qdv_gpu.__version__}\n")
+    for command in ("analyze", "finetune", "deconv", "plot", "layers", "profile", "store", "demo", "doctor"):
+        code, out, _ = qdv(command, "-h")
+        assert code == 0
+        assert "--quiet" in out
+    code, out, _ = qdv("analyze", "-h")
+    for shown in ("(40.0)", "(1000)", "(auto)", "imagenet", "(5)"):
+        assert f"default: {shown}" in out
+
+
+def test_what_is_said(qdv, tmp_path):
+    """A line a layer; with -v what it took, with -q nothing."""
+    arguments = ["analyze", "tiny_networks:cnn", "--data", "digits", *QUICK, "--out"]
+    _, out, err = qdv(*arguments, tmp_path / "1" / "a")
+    assert err.count(": NH 0.") == 3
+    assert "tsne" not in err
+    _, _, err = qdv(*arguments, tmp_path / "2" / "a", "-v")
+    assert err.count("tsne") == 3
+    assert "cnn: 8 px, mean (0.5,)" in err
+    code, again, err = qdv(*arguments, tmp_path / "3" / "a", "-q")
+    assert (code, err) == (0, "")
+    assert again.splitlines()[:5] == out.splitlines()[:5]
+
+
+def test_every_module_is_listed(qdv):
+    _, out, _ = qdv("layers", "tiny_networks:cnn", "--all")
+    names = [line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│")]
+    assert names == ["conv1", "relu@1", "pool@1", "conv2", "relu@2", "pool@2", "dropout", "fc"]
+    _, out, _ = qdv("layers", "timm:vit_tiny_patch16_224", "--tokens", "all")
+    assert "37,824" in out
+    assert "[all]" in out
+
+
+def test_names_as_they_are(qdv, tmp_path):
+    """Classes, files and labels with signs that mean something to figures, tables and terminals."""
+    for name in ("a$b$", "_c<d>", "e\nf", "[red]g"):
+        folder = tmp_path / "data" / "test" / name
+        folder.mkdir(parents=True)
+        for i in range(15):
+            pixels = np.random.default_rng(i).integers(0, 256, (8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(os.fsencode(folder) + f"/{i}$".encode() + b"\xe9.png")
+    arguments = ["[x]$y$=tiny_networks:cnn", "--data", tmp_path / "data", *QUICK, "--samples", "all"]
+    code, out, err = qdv("analyze", *arguments, "--out", tmp_path / "o", "--format", "png,pdf,svg")
+    assert code == 0, err
+    assert "[x]$y$" in out
+    with (tmp_path / "o" / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["label"] for row in rows} == {"a$b$", "_c<d>", "e\nf", "[red]g"}
+    assert rows[0]["file"].endswith("0$\\xe9.png")

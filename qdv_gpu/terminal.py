@@ -1,0 +1,106 @@
+"""How a command talks to its user: what it says on stderr, tables, the progress bar, and how it is stopped."""
+
+import logging
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+def console(*, stderr: bool = False) -> Any:
+    """A rich console that cuts no lines when it writes to a file."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else 200
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=width)  # names as they are
+
+
+def say(line: str) -> None:
+    """Tell the user something, on stderr, above the progress bar if there is one."""
+    if _bar is not None:
+        _bar.console.print(line, soft_wrap=True)
+    else:
+        print(line, file=sys.stderr, flush=True)
+
+
+_bar: Any = None  # the progress bar, while it is drawn
+
+
+@contextmanager
+def working() -> Iterator[None]:
+    """Ctrl-C and SIGTERM stop the block in order; on a terminal a bar on stderr shows how far it has come."""
+    with _stoppable(), _shown():
+        yield
+
+
+@contextmanager
+def _shown() -> Iterator[None]:
+    global _bar
+    if not sys.stderr.isatty() or not logging.getLogger("qdv_gpu").isEnabledFor(logging.INFO):
+        yield
+        return
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from qdv_gpu.progress import watched
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
+               TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
+        task, size = bar.add_task("", total=None), 0.0
+
+        def update(stage: str, done: float, total: float) -> None:
+            nonlocal size
+            if total != size:
+                bar.reset(task, total=total)
+                size = total
+            bar.update(task, description=stage, completed=max(done, bar.tasks[0].completed))
+
+        _bar = bar
+        try:
+            with watched(update):
+                yield
+        finally:
+            _bar = None
+
+
+class StoppedError(Exception):
+    """Ctrl-C or SIGTERM stopped a command; `code` is what it exits with."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__("interrupted: the same command goes on from what is finished")
+        self.code = code
+
+
+class _TerminatedError(KeyboardInterrupt):
+    """SIGTERM came, which stops what Ctrl-C stops."""
+
+
+def _terminate(*_: Any) -> None:
+    raise _TerminatedError
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Have signals stop the block in order, and end it with a StoppedError, which no parser of options swallows."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        raise StoppedError(143 if isinstance(stopped, _TerminatedError) else 130) from None
+
+
+class Said(logging.Handler):
+    """Says what the library logs, on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"{'warning: ' if record.levelno >= logging.WARNING else ''}{record.getMessage()}")
