@@ -55,7 +55,7 @@ def _shown() -> Iterator[None]:
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
                TextColumn("left"), TimeRemainingColumn())  # fmt: skip
     with Progress(*columns, console=console(stderr=True), transient=True) as bar:
-        task, size = bar.add_task("", total=None), 0.0
+        task, size = bar.add_task("starting", total=None), 0.0
 
         def update(stage: str, done: float, total: float) -> None:
             nonlocal size

@@ -117,16 +117,16 @@ class Output:
 
     def pca_cost(self) -> float:
         """How long the PCA may take, in units that compare the stages (about a second of two cores)."""
-        return 0.0 if self.complete or self.found is not None else 3e-8 * self.samples * self.features
+        return 0.0 if self.complete or self.found is not None else 0.1 + 3e-8 * self.samples * self.features
 
     def maps_cost(self) -> float:
         """The same of the maps that are missing."""
         missing = sum(record is None for record in self.maps.values())
-        return missing * 6.7e-11 * self.samples**2 * self.settings.iterations
+        return missing * (0.1 + 6.7e-11 * self.samples**2 * self.settings.iterations)
 
     def scores_cost(self) -> float:
         """The same of the scores that are missing."""
-        return 4e-9 * self.samples**2 * len(self.maps) if None in self.scores.values() else 0.0
+        return 0.1 + 4e-9 * self.samples**2 * len(self.maps) if None in self.scores.values() else 0.0
 
     def stages(self) -> Iterator[Key]:
         """Of all its stages."""
@@ -303,7 +303,8 @@ class Job:
 
     def forward_cost(self) -> float:
         """How long the forward passes may take, in the units of `Output.pca_cost`."""
-        return len(self.images) * float(self.found["seconds"]) if self.missing() else 0.0
+        of_two = float(self.found["seconds"])  # of one image; in a larger batch it takes less
+        return 0.5 * of_two * len(self.images) if self.missing() else 0.0
 
     def cost(self) -> float:
         """The same of all that is missing."""
