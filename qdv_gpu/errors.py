@@ -5,7 +5,10 @@ traceback.
 """
 
 import difflib
+import numbers
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 
 class InputError(ValueError):
@@ -14,6 +17,25 @@ class InputError(ValueError):
 
 class MissingPackageError(InputError, ImportError):
     """An optional package is needed and not installed. The message holds the pip command."""
+
+
+def check_count(name: str, value: Any, *, least: int = 1, most: int = 2**63 - 1) -> int:
+    """A whole number as Python's own; InputError unless it is one from `least` to `most`.
+
+    >>> check_count("k", 5)
+    5
+    """
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and least <= int(value) <= most:
+        return int(value)
+    allowed = f"at least {least}" if most == 2**63 - 1 else f"within {least} and {most}"
+    raise InputError(f"{name} must be an integer {'of ' * (most == 2**63 - 1)}{allowed}, got {value!r:.60}")
+
+
+def as_path(name: str, value: Any) -> Path:
+    """A path; InputError unless it is text or a path."""
+    if isinstance(value, str | Path) and "\0" not in str(value):
+        return Path(value)
+    raise InputError(f"{name} must be a path, got {value!r:.60}")
 
 
 def unknown(kind: str, value: str, allowed: Iterable[str]) -> InputError:

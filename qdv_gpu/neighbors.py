@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from qdv_gpu.errors import InputError, MissingPackageError, unknown
+from qdv_gpu.errors import InputError, MissingPackageError, check_count, unknown
 
 ENGINES = ("auto", "faiss", "torch", "direct")
 BLOCK = 1 << 24  # distances held at once on a GPU, in elements
@@ -156,8 +156,7 @@ def distances_to_all(XT: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 def _validated(X: torch.Tensor, k: int) -> torch.Tensor:
     if X.ndim != 2:
         raise InputError(f"points must have shape [N, d], got {list(X.shape)}")
-    if k < 1:
-        raise InputError(f"k must be at least 1, got {k}")
+    check_count("k", k)
     if k >= len(X):
         raise InputError(f"k must be smaller than the number of points N, got k={k}, N={len(X)}")
     X = X.detach().to(torch.float64)

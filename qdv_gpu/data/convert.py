@@ -23,7 +23,7 @@ from qdv_gpu.data.geometry import Geometry
 from qdv_gpu.data.images import Images
 from qdv_gpu.data.labels import check_labels
 from qdv_gpu.data.readers import BATCH, Item, ItemReader, read, read_again
-from qdv_gpu.errors import InputError
+from qdv_gpu.errors import InputError, check_count
 from qdv_gpu.machine import free_memory
 from qdv_gpu.progress import advance
 
@@ -78,8 +78,8 @@ def as_images(
     >>> as_images((np.zeros((5, 1, 8, 8), np.uint8), [0, 1, 0, 1, 0]))
     Images('arrays', 5 of uint8 [1, 8, 8], 2 classes)
     """
-    if image_size is not None and image_size < 1:
-        raise InputError(f"image size must be at least 1 pixel, got {image_size}")
+    if image_size is not None:
+        check_count("image size", image_size)
     if isinstance(data, Images):
         return data
     if isinstance(data, tuple):

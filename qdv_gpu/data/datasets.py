@@ -2,6 +2,7 @@
 
 import gzip
 import logging
+import numbers
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from qdv_gpu.data.geometry import Geometry
 from qdv_gpu.data.images import Images
 from qdv_gpu.data.readers import FileReader, hold, refusal, workers
 from qdv_gpu.data.tables import TABLE_SUFFIXES, list_table
-from qdv_gpu.errors import InputError, unknown
+from qdv_gpu.errors import InputError, as_path, check_count, unknown
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ def load_images(
     Images('digits', 20 of uint8 [1, 8, 8], 10 classes)
     """
     check_data(data)
-    geometry = None if image_size is None else Geometry(image_size)
+    geometry = None if image_size is None else Geometry(check_count("image size", image_size))
     if data not in DATASETS:
         listing = _listing(Path(data), split)
         return _of_files(listing, samples, geometry, skip_bad=skip_bad, seed=seed)
@@ -98,7 +99,7 @@ def load_images(
 
 def check_data(data: str | Path) -> None:
     """Raise InputError unless `data` names a data set, a folder or a table."""
-    path = Path(data)
+    path = as_path("data", data)
     if data in DATASETS or path.is_dir():
         return
     table = path.suffix.lower() in TABLE_SUFFIXES
@@ -140,10 +141,11 @@ def drawn(count: int, samples: int | str, *, seed: int = 222) -> Tensor:
 
 
 def _number(samples: int | str) -> int:
-    try:
+    if isinstance(samples, numbers.Integral) and not isinstance(samples, bool):
         return int(samples)
-    except ValueError:
-        raise InputError(f"samples must be a number or all, got {samples!r}") from None
+    if isinstance(samples, str) and samples.isascii() and samples.isdigit():
+        return int(samples)
+    raise InputError(f"samples must be a number or all, got {samples!r}")
 
 
 def _digits(split: str) -> Images:

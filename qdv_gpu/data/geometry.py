@@ -28,6 +28,8 @@ class Geometry:
     resize : int, optional
         The shorter edge is resized to this, and the centre is cropped, or padded with 0 where the image is smaller.
         None squeezes the whole image into the square, bilinear, whatever `interpolation` is.
+    squash : bool
+        Resize both edges to `resize`, whatever the image's proportions.
     interpolation : str
         "bilinear", "bicubic", "lanczos" or "nearest"; all but the last are antialiased.
 
@@ -47,6 +49,7 @@ class Geometry:
     side: int
     resize: int | None = None
     interpolation: str = "bilinear"
+    squash: bool = False
 
     def __post_init__(self) -> None:
         if self.side < 1:
@@ -58,7 +61,9 @@ class Geometry:
 
     def __str__(self) -> str:
         """The same text for the same pixels, as digests hold it."""
-        return str(self.side) if self.resize is None else f"{self.side} of {self.resize} {self.interpolation}"
+        if self.resize is None:
+            return str(self.side)
+        return f"{self.side} of {self.resize} {self.interpolation}{' squashed' * self.squash}"
 
     def of_picture(self, picture: "Picture") -> "Picture":
         """The square of a PIL image of mode L or RGB."""
@@ -82,12 +87,15 @@ class Geometry:
         if self.interpolation == "lanczos":  # which torch has not
             planes = [self.of_picture(Image.fromarray(plane.numpy())) for plane in pixels]
             return torch.stack([functional.pil_to_tensor(plane)[0] for plane in planes])
-        resized = functional.resize(pixels, [self.resize], InterpolationMode(self.interpolation), antialias=True)
+        edges = [self.resize] * (2 if self.squash else 1)
+        resized = functional.resize(pixels, edges, InterpolationMode(self.interpolation), antialias=True)
         return functional.center_crop(resized, [self.side])
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """Width and height once the shorter edge is resized."""
         assert self.resize is not None
+        if self.squash:
+            return self.resize, self.resize
         long = int(self.resize * max(width, height) / min(width, height))
         return (self.resize, long) if width <= height else (long, self.resize)
 

@@ -223,7 +223,7 @@ class Images:
     @property
     def labels_digest(self) -> str:
         """sha256 of the labels and the names of the classes."""
-        digest = sha256("\0".join(self.classes).encode() + b"\0\0")
+        digest = sha256("\0".join(self.classes).encode(errors="surrogateescape") + b"\0\0")
         digest.update(b"unlabelled" if self.labels is None else self.labels.contiguous().numpy().tobytes())
         return digest.hexdigest()
 

@@ -17,7 +17,7 @@ from qdv_gpu.deconv.backward import back_to_image
 from qdv_gpu.deconv.nodes import shape
 from qdv_gpu.deconv.record import Record, record_forward
 from qdv_gpu.deconv.windows import Signal, Window, all_of
-from qdv_gpu.errors import InputError, unknown
+from qdv_gpu.errors import InputError, check_count, unknown
 from qdv_gpu.features.forward import ForwardPass, network_input
 from qdv_gpu.machine import exact_convolutions, free_memory
 from qdv_gpu.networks.layers import LayerName
@@ -186,8 +186,7 @@ class Deconvnet:
             As `reconstruct`, or if k is not within 1 and the number of images.
         """
         images = as_images(images)
-        if not 1 <= k <= len(images):
-            raise InputError(f"k must be within 1 and the number of images, {len(images)}, got {k}")
+        k = check_count("k", k, most=len(images))
         first = record_forward(self.network, self._load(images, torch.tensor([0]), image_size), layer, "deconvnet")
         shape = first.activations.shape[1:]
         chosen = self._maps(maps, shape[0])

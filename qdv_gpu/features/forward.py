@@ -162,12 +162,12 @@ def network_input(network: Network, pixels: Tensor, size: int | None = None) -> 
 def shown(images: Images, network: Network, image_size: int | None = None, *, crop: bool = False) -> Images:
     """The images as they are decoded for a network, which resizes them further if they are not of its size.
 
-    With `crop` the shorter side is resized and the centre cut out, as the network was tested; else images of mixed
-    sizes are squeezed into a square of `image_size`, or the network's.
+    With `crop`, and where a network was fine-tuned so, the shorter side is resized and the centre cut out, as the
+    network was tested; else images of mixed sizes are squeezed into a square of `image_size`, or the network's.
     """
     sized = network.at_size(image_size)
-    if crop:
-        return images.at(Geometry(sized.image_size, sized.resize, sized.interpolation))
+    if crop or network.metadata.get("crop"):
+        return images.at(Geometry(sized.image_size, sized.resize, sized.interpolation, squash=sized.squash))
     return images.at(Geometry(sized.image_size)) if images.mixed else images
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qdv_gpu.errors import InputError
+from qdv_gpu.errors import InputError, check_count
 from qdv_gpu.machine import resolve_device
 from qdv_gpu.networks.build import build
 from qdv_gpu.networks.copies import shared_copy
@@ -36,7 +36,7 @@ Sources = Source | Sequence[Source] | Mapping[str, Source]  # one or several, or
 def load_network(
     spec: Source,
     *,
-    weights: str | Path = "imagenet",
+    weights: str | Path | Mapping[str, torch.Tensor] | None = "imagenet",
     num_classes: int | None = None,
     image_size: int | None = None,
     mean: Sequence[float] | None = None,
@@ -57,10 +57,10 @@ def load_network(
         of name to module path: its default layers) are used where it has them, and timm's `pretrained_cfg` and
         `feature_info`. A module or Network is not changed: the result shares its weights, and is in evaluation mode and
         on `device` on its own.
-    weights : str or Path
-        Where `spec` names no checkpoint: "imagenet" (the weights that come with the network), "none" (random, from
-        `seed`) or a file, as for `read_weights`. With "imagenet" or "none" a module, and what a factory returns, is
-        left as it is.
+    weights : str, Path, dict or None
+        Where `spec` names no checkpoint: "imagenet" (the weights that come with the network), "none" or None (random,
+        from `seed`), a file, as for `read_weights`, or a state dict. With "imagenet" or "none" a module, and what a
+        factory returns, is left as it is.
     num_classes : int, optional
         Replace the head by a new one for that many classes. AlexNet gets the paper's: one linear layer on
         maxpool5.
@@ -97,7 +97,22 @@ def load_network(
     if not isinstance(spec, str | nn.Module):
         raise InputError(f"a network is a name, an nn.Module or a Network, got {type(spec).__name__}")
     asked = Spec.parse(spec) if isinstance(spec, str) else Spec(type(spec).__name__)
-    source = asked.checkpoint or weights
+    if num_classes is not None:
+        check_count("num_classes", num_classes)
+    if image_size is not None:
+        check_count("image_size", image_size)
+    check_count("seed", seed, least=0)
+    if isinstance(weights, Mapping) and not asked.checkpoint:
+        module = load_network(spec, weights="none", image_size=image_size, seed=seed, device=device).module
+        if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()):
+            raise InputError("weights must be a name, a file or a state dict of names and tensors")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            load_state(module, dict(weights), asked.name, "given", shared=True)
+        spec, weights = module, "none"
+    source = asked.checkpoint or ("none" if weights is None else weights)
+    if not isinstance(source, str | Path):
+        raise InputError(f"weights must be a name, a file or a state dict, got {type(source).__name__}")
     from_file = str(source) not in ("imagenet", "none")
     source = _weights_file(source) if from_file else source
     state, metadata = read_weights(source) if from_file else ({}, {})
@@ -190,7 +205,10 @@ def _described(  # noqa: PLR0917 - what is known of it
     """A module with what it says, or its checkpoint or library, of its images, and with its default layers."""
     own = {name: value for name in ("image_size", "image_mean", "image_std", "bgr")
            if (value := getattr(module, name, None)) is not None}  # fmt: skip
-    known = {**about, **_of_timm(module), **own, **metadata}
+    said: dict[str, Any] = {
+        name: metadata[name] for name in ("image_size", "image_mean", "image_std") if name in metadata
+    }
+    known: dict[str, Any] = {**about, **_of_timm(module), **own, **said}
     convolution = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
     channels = 3 if convolution is None else convolution.in_channels
     usual = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,) * channels, (0.5,) * channels)
@@ -204,14 +222,24 @@ def _described(  # noqa: PLR0917 - what is known of it
         image_size=size or SIZES[0],
         resize=0,
         interpolation=str(known.get("interpolation", "bilinear")),
+        squash=known.get("crop_mode") == "squash",
         channels=channels,
         mean=usual[0],
         std=usual[1],
         bgr=bool(known.get("bgr", False)),
-        class_token=any(path.rpartition(".")[2] in CLASS_TOKENS for path, _ in module.named_parameters()),
+        class_token=any(
+            path.rpartition(".")[2].rstrip("0123456789") in CLASS_TOKENS for path, _ in module.named_parameters()
+        ),
         metadata=metadata,
     )
+    if channels not in (1, 3) and _takes(network, 3) and not _takes(network, channels):
+        channels, usual = 3, (IMAGENET_MEAN, IMAGENET_STD)  # the first convolution comes behind something else
+        network = replace(network, channels=3, mean=usual[0], std=usual[1])
     network = network if size else replace(network, image_size=_accepted_size(network, image_size))
+    for name in ("image_mean", "image_std"):
+        values = known.get(name)
+        if isinstance(values, Sequence) and len(values) == 3 != channels:  # a library's, of colours
+            known[name] = [sum(values) / 3] if channels == 1 else None
     resize = math.floor(network.image_size / known.get("crop", CROP) + 1e-6)
     network = _normalising(replace(network, resize=resize), known.get("image_mean"), known.get("image_std"))
     return replace(network, layers=default_layers(network))
@@ -230,6 +258,7 @@ def _of_timm(module: nn.Module) -> dict[str, Any]:
     found = {
         "image_size": built_for or (config.get("input_size") or [None])[-1],
         "crop": config.get("crop_pct"),
+        "crop_mode": config.get("crop_mode"),
         "interpolation": config.get("interpolation"),
         "image_mean": config.get("mean"),
         "image_std": config.get("std"),
@@ -266,6 +295,14 @@ def _of_channels(name: str, values: Any, network: Network) -> tuple[float, ...]:
         return tuple(map(float, given))
     kind = "positive numbers" if name == "std" else "numbers"
     raise InputError(f"{name} of {network.name} must be 1 or {network.channels} {kind}, got {values!r}")
+
+
+def _takes(network: Network, channels: int) -> bool:
+    """Whether the network takes images of so many channels."""
+    with suppress(InputError):
+        check_size(network, (channels, network.image_size, network.image_size))
+        return True
+    return False
 
 
 def _accepted_size(network: Network, asked: int | None) -> int:

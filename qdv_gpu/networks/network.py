@@ -32,6 +32,8 @@ class Network:
         cropped.
     interpolation : str
         Of that resizing: "bilinear", "bicubic", ...
+    squash : bool
+        Whether both sides are resized to that, whatever the image's proportions.
     channels : int
         Input channels.
     mean, std : tuple of float
@@ -52,6 +54,7 @@ class Network:
     image_size: int
     resize: int
     interpolation: str
+    squash: bool
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]

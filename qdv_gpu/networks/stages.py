@@ -1,8 +1,10 @@
 """The layers that a network is analysed at by default: the ends of its stages, or some of its blocks."""
 
 import itertools
+import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from math import isqrt
 from typing import Any
 
 from torch import nn
@@ -11,6 +13,7 @@ from qdv_gpu.errors import InputError
 from qdv_gpu.networks.fit import head_path
 from qdv_gpu.networks.layers import Call, trace_calls
 from qdv_gpu.networks.network import Network
+from qdv_gpu.networks.tokens import token_widths
 
 # The paper's layers (Wang & Liu, CIKM 2024, Table 3); a conv layer is taken after its ReLU.
 _NAMED_LAYERS = {
@@ -18,7 +21,10 @@ _NAMED_LAYERS = {
     "caffe_alexnet": {"maxpool1": 3, "maxpool2": 7, "conv3": 9, "conv4": 11, "maxpool5": 14},
     "zfnet": {"maxpool1": 2, "maxpool2": 6, "conv3": 9, "conv4": 11, "maxpool5": 14},
 }
+logger = logging.getLogger(__name__)
+FEW, MANY = 3, 30  # layers that are too few for a network of so many calls
 BLOCKS = 6  # about so many of a plain transformer
+PREFIX = 5  # tokens beside those of parts of the image: of the class, a teacher, registers
 MOST = 8  # stages that timm may list before the last of each size are taken
 
 
@@ -54,6 +60,9 @@ def default_layers(network: Network) -> dict[str, str]:
         paths = _stages(module, list(itertools.takewhile(lambda call: call.path != head, calls)))
     if len(paths) < 2:
         paths = _evenly(_blocks(module, calls)) or paths
+    if len(paths) < FEW and len(calls) > MANY:
+        logger.warning("of %s only %d layers stand out: name others with --layers, which qdv-gpu layers --all lists",
+                       network.name, len(paths))  # fmt: skip
     return {path: path for path in paths}
 
 
@@ -98,8 +107,13 @@ def _blocks(module: nn.Module, calls: Sequence[Call]) -> list[str]:
     return [path for path, m in module.named_modules() if id(m) in inside and path in called]
 
 
-def _area(shape: tuple[int, ...] | None) -> int:
-    """Units of a square feature map [C, H, W] or [H, W, C], 0 for what is no map."""
+def _area(shape: tuple[int, ...] | None, widths: Container[int] = ()) -> int:
+    """Units of a square feature map [C, H, W] or [H, W, C], or of tokens [T, C] of it; 0 for what is neither."""
+    if shape is not None and len(shape) == 2 and shape[1] in widths:
+        parts = isqrt(shape[0]) ** 2
+        return (
+            parts if shape[0] - parts <= PREFIX and parts > 1 else 0
+        )  # tokens that stand for no part of the image come beside
     if shape is None or len(shape) != 3:
         return 0
     first, second, third = shape
@@ -114,10 +128,10 @@ def _stages(module: nn.Module, calls: Sequence[Call]) -> list[str]:
     module that is called once is preferred to one that is called again elsewhere, and a block to the normalisation
     behind it.
     """
-    candidates = []
+    candidates, widths = [], token_widths(module)
     for call in calls:
-        before, after = _area(call.input), _area(call.output)
-        inner = {_area(other.output) for other in calls if other.path.startswith(call.path + ".")}
+        before, after = _area(call.input, widths), _area(call.output, widths)
+        inner = {_area(other.output, widths) for other in calls if other.path.startswith(call.path + ".")}
         if before and after and not call.view and not any(after < between < before for between in inner):
             candidates.append(call)
     paths = [call.path for call in candidates]
@@ -125,7 +139,7 @@ def _stages(module: nn.Module, calls: Sequence[Call]) -> list[str]:
     stages: list[list[str]] = [[]]
     size = full = _area(calls[0].input) if calls else 0
     for call in outermost:
-        after = _area(call.output)
+        after = _area(call.output, widths)
         if after == 1 and isinstance(module.get_submodule(call.path), nn.AvgPool2d | nn.AdaptiveAvgPool2d):
             break
         if after < size / 2:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
+from math import isqrt, prod
 
 from torch import Tensor, nn
 
@@ -35,11 +35,12 @@ def reduction(network: Network, shape: tuple[int, ...], tokens: str = "auto") ->
     InputError
         If the class token is asked for and there is none.
     """
-    if len(shape) != 2 or shape[1] not in _widths(network.module):
+    if len(shape) != 2 or shape[1] not in token_widths(network.module):
         return None
-    if tokens == "cls" and not network.class_token:
-        raise InputError(f"{network.name} has no class token: tokens must be mean or all")
-    return tokens if tokens != "auto" else "cls" if network.class_token else "mean"
+    there = prefix(network, shape[0]) > 0 and network.class_token
+    if tokens == "cls" and not there:
+        raise InputError(f"{network.name} has no class token, or not in every layer: tokens must be mean or all")
+    return tokens if tokens != "auto" else "cls" if there else "mean"
 
 
 def reduced(network: Network, output: Tensor, kind: str | None) -> Tensor:
@@ -49,16 +50,21 @@ def reduced(network: Network, output: Tensor, kind: str | None) -> Tensor:
     """
     if kind == "cls":
         return output[:, 0]
-    return output[:, prefix(network) :].mean(dim=1) if kind == "mean" else output
+    return output[:, prefix(network, output.shape[1]) :].mean(dim=1) if kind == "mean" else output
 
 
-def prefix(network: Network) -> int:
-    """How many tokens stand for no part of the image: class token and registers."""
+def prefix(network: Network, count: int) -> int:
+    """How many of a layer's tokens stand for no part of the image: class token and registers.
+
+    A square number of tokens is of the parts of a square image alone: some networks add the class token late.
+    """
     said = getattr(network.module, "num_prefix_tokens", None)  # timm's
-    return said if isinstance(said, int) else int(network.class_token)
+    before = said if isinstance(said, int) else int(network.class_token)
+    return 0 if isqrt(count) ** 2 == count else before
 
 
-def _widths(module: nn.Module) -> set[int]:
+def token_widths(module: nn.Module) -> set[int]:
+    """The widths that linear layers and normalisations of a network take."""
     widths = {m.in_features for m in module.modules() if isinstance(m, nn.Linear)}
     shapes = (getattr(m, "normalized_shape", None) for m in module.modules())
     return widths | {shape[-1] for shape in shapes if isinstance(shape, tuple) and shape}

@@ -66,6 +66,8 @@ def read_weights(path: str | Path) -> tuple[Tensors, dict[str, Any]]:
         kind = _unusable(tensor)
         if kind:
             raise InputError(f"{path} holds {kind} tensor {name}: dense tensors of real numbers are required")
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            logger.warning("%s holds NaN or infinity in %s", path, name)
     return tensors, metadata
 
 
@@ -110,6 +112,8 @@ def _read_torch(path: Path) -> tuple[Tensors, dict[str, Any]]:
     except pickle.UnpicklingError:
         raise InputError(f"{path} is not a plain state dict of tensors: nothing else is loaded from a pickle") from None
     except Exception as error:
+        if "TorchScript" in str(error):
+            raise InputError(f"{path} is a TorchScript archive: save the state_dict() of the module") from None
         raise InputError(f"{path} is truncated or not a PyTorch file ({_first_line(error)})") from None
     while isinstance(state, dict):
         inner = [key for key in WRAPPINGS if isinstance(state.get(key), dict) and state[key]]
@@ -118,6 +122,8 @@ def _read_torch(path: Path) -> tuple[Tensors, dict[str, Any]]:
         if len(inner) > 1:
             logger.warning("%s holds %s: the first of them is taken", path, ", ".join(inner))
         state = state[inner[0]]
+    if isinstance(state, _Inert):
+        raise InputError(f"{path} is a whole object, of which no code is loaded: save its state_dict()")
     named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
     if not named or not any(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{path} is not a state dict: a dict of names and tensors is required")

@@ -19,7 +19,7 @@ from qdv_gpu.data.datasets import check_data, load_images
 from qdv_gpu.data.decode import load_image
 from qdv_gpu.data.images import Images
 from qdv_gpu.deconv.deconvnet import MODES, Deconvnet, TopActivations
-from qdv_gpu.errors import InputError, unknown
+from qdv_gpu.errors import InputError, as_path, check_count, unknown
 from qdv_gpu.features.forward import shown
 from qdv_gpu.files import replacing, safe_name
 from qdv_gpu.machine import resolve_device
@@ -57,6 +57,8 @@ def picture(
     weights: str | Path = "imagenet",
     image_size: int | None = None,
     crop: bool = False,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     formats: Sequence[str] = ("png",),
     skip_bad: bool = False,
     device: str | torch.device = "auto",
@@ -89,6 +91,8 @@ def picture(
         What is shown at full contrast: the largest value of each map's reconstruction, or of all the layer's.
     crop : bool
         Resize the shorter side of the images and cut out the centre, as each network was tested.
+    mean, std : sequence of float, optional
+        Of each channel, for pixels in 0..1, instead of each network's own.
     formats : sequence of str
         Of the figures: "png", "pdf", "svg".
     weights, image_size, skip_bad, device
@@ -115,23 +119,24 @@ def picture(
     if contrast not in pictures.CONTRASTS:
         raise unknown("contrast", contrast, pictures.CONTRASTS)
     formats = read_formats(formats)
-    if top < 0:
-        raise InputError(f"top must be at least 0, got {top}")
-    if image_size is not None and image_size < 1:
-        raise InputError(f"image size must be at least 1 pixel, got {image_size}")
+    check_count("top", top, least=0)
+    out = as_path("out", out)
+    if image_size is not None:
+        check_count("image size", image_size)
     if image is not None and index is not None:
         raise InputError("an image file and an index were given: one of them is required")
     if data is None and (image is None or top):
         raise InputError("data is required, for the image by its index and for the strongest patches")
     if isinstance(data, str | Path):
         check_data(data)
-    loaded = [
-        one.at_size(image_size) for one in load_networks(networks, weights=weights, device=resolve_device(device))
-    ]
+    loaded = load_networks(
+        networks, weights=weights, image_size=image_size, mean=mean, std=std, device=resolve_device(device)
+    )
+    loaded = [network.at_size(image_size) for network in loaded]
     asked = read_layers(layers) or []
     selected = select_layers(loaded, [layer.path for layer in asked] or None)
     source = _source(data, split, index, image, skip_bad=skip_bad)
-    folder = Path(out) / "deconv"
+    folder = out / "deconv"
     written: list[Path] = []
     rows: list[list[Any]] = []  # of a network: reconstructions, input and title of each layer
     for network, names in zip(loaded, selected, strict=True):

@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from qdv_gpu.data.convert import as_images
 from qdv_gpu.data.datasets import load_images, stratified
 from qdv_gpu.data.images import Images
-from qdv_gpu.errors import InputError
+from qdv_gpu.errors import InputError, as_path
 from qdv_gpu.features.forward import network_input, shown
 from qdv_gpu.files import TEMPORARY, locked, remove_leftovers, replacing, write_json
 from qdv_gpu.machine import Halving
@@ -87,8 +87,9 @@ def finetune(
     InputError
         For bad settings, or if `out` holds a run with others.
     """
-    settings = changed(settings or Training(), changes)
-    out = Path(out)
+    if settings is not None and not isinstance(settings, Training):
+        raise InputError(f"settings must be Training, got {type(settings).__name__}")
+    settings, out = changed(settings or Training(), changes), as_path("out", out)
     if out.is_dir() and _holds_others(out):
         raise InputError(f"{out} is not empty and holds no {CHECKPOINT}: choose another --out")
     train, test = _images(data, settings, skip_bad=skip_bad)
@@ -104,8 +105,10 @@ def finetune(
         "network": loaded.spec,
         "weights": loaded.source,
         "data": train.name,
-        **{key: value for key, value in asdict(settings).items() if key not in ("epochs", "mean", "std")},
+        **{key: value for key, value in asdict(settings).items() if key != "epochs"},
         "image_size": loaded.image_size,
+        "mean": loaded.mean,
+        "std": loaded.std,
     }
     images = {"train": [train.digest, train.labels_digest], "test": [test.digest, test.labels_digest]}
     stage = {**of_stage(settings, "weights"), "image_size": loaded.image_size}
@@ -121,7 +124,7 @@ def finetune(
             result = _trained(run, train, test, settings)
             result["settings"] = {**about, "epochs": run.epoch}
             metadata = {name: about[name] for name in ("network", "image_size", "data")}
-            metadata |= {"image_mean": loaded.mean, "image_std": loaded.std}
+            metadata |= {"image_mean": loaded.mean, "image_std": loaded.std, "crop": settings.crop}
             write_weights(out / WEIGHTS, loaded.module.state_dict(), metadata)
             kept.write(key, about=result, files={WEIGHTS: out / WEIGHTS})
         else:
@@ -147,7 +150,10 @@ def _holds_others(out: Path) -> bool:
 def _images(data: Any, settings: Training, *, skip_bad: bool) -> tuple[Images, Images]:
     """The training images and the test images."""
     side = None if settings.crop else settings.image_size
-    if isinstance(data, dict):
+    if not isinstance(data, str | Path):
+        if not isinstance(data, dict):
+            kind = type(data).__name__
+            raise InputError(f'data must be a name, a folder or {{"train": ..., "test": ...}}, got {kind}')
         if set(data) != {"train", "test"}:
             raise InputError(
                 f'data must be a name, a folder or {{"train": ..., "test": ...}}, got the keys {list(data)}'

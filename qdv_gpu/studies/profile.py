@@ -153,6 +153,8 @@ def profile(
     """
     loaded = load_network(network, weights=weights, device=device if isinstance(network, str) else None)
     target = loaded.device
+    if isinstance(batch_sizes, str) or not isinstance(batch_sizes, Iterable | None):
+        raise InputError(f"batch sizes must be integers, got {batch_sizes!r}")
     batch_sizes = BATCH_SIZES[target.type] if batch_sizes is None else list(dict.fromkeys(batch_sizes))
     if not batch_sizes or min(batch_sizes) < 1:
         raise InputError(f"batch sizes must be at least 1, got {', '.join(map(str, batch_sizes)) or 'none'}")

@@ -13,7 +13,7 @@ import torch
 from sklearn.base import BaseEstimator
 
 from qdv_gpu.arrays import like, to_tensor
-from qdv_gpu.errors import InputError, MissingPackageError, unknown
+from qdv_gpu.errors import InputError, MissingPackageError, check_count, unknown
 from qdv_gpu.machine import resolve_device
 from qdv_gpu.tsne.affinities import KINDS, check_perplexity, joint_affinities
 from qdv_gpu.tsne.engines.cuml import MAX_NEIGHBORS, cuml_embeddings
@@ -168,9 +168,9 @@ class TSNE(BaseEstimator):
 
     def _check_parameters(self, N: int) -> None:
         check_perplexity(self.perplexity, N)
-        _check_integer("iterations", self.iterations, 1)
-        _check_integer("exaggeration_iterations", self.exaggeration_iterations, 0)
-        _check_integer("seed", self.seed, 0)
+        check_count("iterations", self.iterations, least=1)
+        check_count("exaggeration_iterations", self.exaggeration_iterations, least=0)
+        check_count("seed", self.seed, least=0)
         _check_number("early_exaggeration", self.early_exaggeration, 1)
         if not (isinstance(self.learning_rate, str) and self.learning_rate == "auto"):
             _check_number("learning_rate", self.learning_rate, sys.float_info.min, "auto or a positive number")
@@ -183,10 +183,10 @@ class TSNE(BaseEstimator):
     def _seeds(self, seeds: int | Sequence[int] | None) -> list[int]:
         """The seeds to embed with."""
         if not isinstance(seeds, Sequence):
-            _check_integer("seeds", 1 if seeds is None else seeds, 1)
+            check_count("seeds", 1 if seeds is None else seeds, least=1)
             return [self.seed + number for number in range(seeds or 1)]
         for seed in seeds:
-            _check_integer("seeds", seed, 0)
+            check_count("seeds", seed, least=0)
         if not seeds or len(set(seeds)) < len(seeds):
             raise InputError(f"seeds must be one or more different integers, got {list(seeds)}")
         return list(seeds)
@@ -280,11 +280,6 @@ def _validated(X: Any, device: str | torch.device) -> torch.Tensor:
     if (points == points[:, :1]).all(dim=-1).all(dim=-1).any():
         warnings.warn("all points are equal: the map shows its start, not the data", stacklevel=3)
     return points
-
-
-def _check_integer(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
-        raise InputError(f"{name} must be an integer of at least {least}, got {value!r}")
 
 
 def _check_number(name: str, value: Any, least: float, rule: str | None = None) -> None:

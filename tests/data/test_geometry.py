@@ -250,3 +250,15 @@ def test_arrays_on_a_device():
     ours = images.to("cuda").at(Geometry(5, 8))
     assert ours.pixels.is_cuda
     assert ours.digest == images.at(Geometry(5, 8)).digest
+
+
+def test_both_edges_squashed():
+    """As timm's crop mode "squash": the whole image at the resized square, and its centre."""
+    theirs = transforms.Compose([transforms.Resize((10, 10), InterpolationMode.BICUBIC), transforms.CenterCrop(8)])
+    geometry = Geometry(8, 10, "bicubic", squash=True)
+    for height, width in ((20, 31), (7, 9), (30, 12)):
+        picture = Image.fromarray(noise(height, width, 3))
+        assert np.array_equal(np.asarray(geometry.of_picture(picture)), np.asarray(theirs(picture)))
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        assert torch.equal(geometry.of_pixels(pixels), theirs(pixels))
+    assert str(geometry) == "8 of 10 bicubic squashed"

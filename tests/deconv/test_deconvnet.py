@@ -301,7 +301,7 @@ def test_top_activations_are_those_of_every_image():
         assert torch.allclose(top.reconstructions[m, n], shifted[:, 2 * y : 2 * y + 8, 2 * x0 : 2 * x0 + 8], atol=1e-6)
         pixels = functional.pad(digits.pixels[image], [3] * 4)
         assert torch.equal(top.patches[m, n], pixels[:, 2 * y : 2 * y + 8, 2 * x0 : 2 * x0 + 8])
-    with pytest.raises(InputError, match="k must be within 1"):
+    with pytest.raises(InputError, match="k must be an integer within 1"):
         Deconvnet(net).top_activations(digits, "conv2", k=101)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from qdv_gpu import load_network
+from qdv_gpu import describe_layers, load_network
 from qdv_gpu.errors import InputError
 from qdv_gpu.networks.load import load_networks
 from qdv_gpu.networks.spec import Spec
@@ -103,3 +103,53 @@ def test_mean_and_std_of_ones_own():
         load_network("resnet18=none", std=[1, 0, 1])
     with pytest.raises(InputError, match="mean of resnet18 must be 1 or 3 numbers"):
         load_network("resnet18=none", mean=[0.1, 0.2])
+
+
+def test_where_the_class_token_comes_late():
+    """Blocks whose tokens are parts of the image alone have none, whatever the network does behind them."""
+    rows = {row.layer: row for row in describe_layers(load_network("timm:convit_tiny=none"))}
+    assert (rows["blocks.9"].tokens, rows["blocks.11"].tokens) == ("mean", "cls")
+    late = load_network("timm:xcit_nano_12_p16_224=none")
+    assert late.class_token
+    assert {row.tokens for row in describe_layers(late)} == {"mean"}
+    with pytest.raises(InputError, match="has no class token, or not in every layer"):
+        describe_layers(late, tokens="cls")
+
+
+@pytest.mark.parametrize(
+    ("name", "areas"),
+    [
+        ("twins_svt_small", [3136, 784, 196, 49]),
+        ("coat_lite_tiny", [3137, 785, 197, 50]),
+        ("levit_128s", [196, 49, 16]),
+    ],
+)
+def test_hierarchies_of_tokens(name, areas):
+    rows = describe_layers(load_network(f"timm:{name}=none"))
+    assert [row.shape[0] for row in rows] == areas
+
+
+def test_images_of_one_channel_and_behind_a_rearrangement():
+    gray = load_network("timm:resnet18(in_chans=1)=none")
+    assert (gray.channels, len(gray.mean), len(gray.std)) == (1, 1, 1)
+    assert load_network("timm:tresnet_m=none").channels == 3
+
+
+def test_squashed_images():
+    squash = load_network("timm:dm_nfnet_f0=none")
+    assert squash.squash
+    assert not load_network("timm:resnet18=none").squash
+
+
+def test_a_state_dict_instead_of_a_file():
+    state = load_network("tiny_networks:cnn").module.state_dict()
+    state["conv1.weight"] = state["conv1.weight"] + 1
+    loaded = load_network("tiny_networks:cnn", weights=state)
+    assert torch.equal(loaded.module.conv1.weight, state["conv1.weight"])
+    assert load_network("resnet18", weights=None).source == "none"
+    for wrong in ({1: torch.ones(1)}, 3):
+        with pytest.raises(InputError, match="weights must be a name, a file or a state dict"):
+            load_network("resnet18", weights=wrong)
+    for options in ({"num_classes": 0}, {"num_classes": "a"}, {"seed": "a"}, {"image_size": "x"}):
+        with pytest.raises(InputError, match="must be an integer"):
+            load_network("resnet18=none", **options)

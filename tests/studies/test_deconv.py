@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from qdv_gpu import Deconvnet, load_images, load_network
 from qdv_gpu.cli import app
+from qdv_gpu.data.geometry import Geometry
 from qdv_gpu.report import pictures as drawn_pictures
 from qdv_gpu.studies.deconv import picture
 
@@ -59,8 +60,8 @@ def test_an_image_file_for_a_gray_network(tmp_path):
         ([], "data is required"),
         (["--data", "digits", "--mode", "deconv"], "unknown mode"),
         (["--data", "digits", "--contrast", "maps"], "unknown contrast"),
-        (["--data", "digits", "--top", "-1"], "top must be at least 0"),
-        (["--data", "digits", "--image-size", "0"], "at least 1 pixel"),
+        (["--data", "digits", "--top", "-1"], "top must be an integer of at least 0"),
+        (["--data", "digits", "--image-size", "0"], "must be an integer of at least 1"),
         (["--data", "digits", "--layers", "fc"], "has no maps"),
         (["--data", "digits", "--layers", "conv7"], "unknown layer"),
     ],
@@ -95,3 +96,22 @@ def test_networks_of_blue_first_are_drawn_red_first(tmp_path):
     with np.load(tmp_path / "deconv" / "caffe_alexnet" / "maxpool1.npz") as arrays:
         assert np.array_equal(drawn[0], arrays["reconstructions"][:, ::-1])
     assert torch.from_numpy(drawn[0]).abs().max() > 0
+
+
+def test_mean_crop_and_formats(tmp_path):
+    """Each network gets the image at its own geometry, mean and std; figures in each format."""
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+    (tmp_path / "flat").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "flat" / "x.png")
+    result = run(
+        tmp_path, "gray=tiny_networks:cnn", "--data", str(tmp_path / "flat"), "--layers", "conv2", "--crop",
+        "--mean", "0.4", "--std", "0.3", "--format", "png,svg",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in (tmp_path / "deconv" / "gray").iterdir()} == {"conv2.npz", "conv2.png", "conv2.svg"}
+    net = load_network("tiny_networks:cnn", device="cpu", mean=[0.4], std=[0.3])
+    images = load_images(tmp_path / "flat")
+    seen = images.at(Geometry(8, net.resize))[0]
+    with np.load(tmp_path / "deconv" / "gray" / "conv2.npz") as arrays:
+        assert np.array_equal(arrays["image"], seen)
+        assert np.array_equal(arrays["reconstructions"], Deconvnet(net).reconstruct(seen, "conv2"))

@@ -7,8 +7,9 @@ import pytest
 import tiny_networks
 import torch
 
-from qdv_gpu import load_network
+from qdv_gpu import load_images, load_network
 from qdv_gpu.errors import InputError
+from qdv_gpu.features.forward import shown
 from qdv_gpu.networks.weights import read_weights
 from qdv_gpu.progress import watched
 from qdv_gpu.studies.finetune import finetune
@@ -124,6 +125,8 @@ def test_bad_settings_write_nothing(finished, tmp_path):
     assert (tmp_path / "notes" / ".a-b").exists()
     with pytest.raises(InputError, match=r"holds a run with lr=0\.01, not 0\.1: choose another --out"):
         finetune(SPEC, "digits", finished[0], **{**OPTIONS, "lr": 0.1})
+    with pytest.raises(InputError, match=r"holds a run with mean=.*, not \[0\.3\]: choose another --out"):
+        finetune(SPEC, "digits", finished[0], **{**OPTIONS, "mean": 0.3}, store=tmp_path / "store")
     with pytest.raises(InputError, match="the loss is not a number"):
         finetune(SPEC, "digits", tmp_path / "new", **{**OPTIONS, "lr": 1e20})
 
@@ -152,3 +155,13 @@ def test_modules_and_data_of_ones_own(tmp_path):
     assert not module.training
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
     assert any(not torch.equal(before[name], tensor) for name, tensor in weights_of(tmp_path / "run").items())
+
+
+def test_how_images_were_shown_is_remembered(tmp_path):
+    """Size, mean, std and crop of the training are those of an analysis of its weights."""
+    options = {**OPTIONS, "epochs": 1, "samples": 40, "image_size": 8, "mean": 0.3, "std": 0.2, "crop": True}
+    finetune(SPEC, "digits", tmp_path / "out", **options)
+    network = load_network(f"{SPEC}={tmp_path / 'out'}", device="cpu")
+    assert (network.image_size, network.mean, network.std) == (8, (0.3,), (0.2,))
+    seen = shown(load_images("digits", samples=20), network)
+    assert str(seen.geometry) == f"8 of {network.resize} bilinear"
