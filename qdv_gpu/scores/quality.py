@@ -11,7 +11,15 @@ import torch
 from qdv_gpu.arrays import to_tensor
 from qdv_gpu.errors import InputError
 from qdv_gpu.neighbors import BLOCK, distances_to_all, knn, listed_distances
-from qdv_gpu.scores.statistics import classes_of, hits, influence_values, standard_error
+from qdv_gpu.scores.statistics import (
+    classes_of,
+    error_neighbors,
+    hits,
+    influence_values,
+    link_variance,
+    spread_values,
+    standard_error,
+)
 
 
 def neighborhood_hit(Z: Any, labels: Any, *, k: int = 5) -> float:
@@ -143,9 +151,10 @@ class MapScore(Measures):
 
 @dataclass(frozen=True, kw_only=True)
 class Score(Measures):
-    """A layer: the means over its maps, and the standard error of NH."""
+    """A layer: the means over its maps, and the standard errors of NH in the maps and in the layer's own space."""
 
     standard_error: float
+    standard_error_feature_space: float
 
 
 @dataclass(frozen=True)
@@ -158,10 +167,13 @@ class LayerScores:
     maps : tuple of MapScore
         One for each seed.
     mean : Score
-    influence, hits : torch.Tensor
-        float64 [S, N]: what each point contributes to NH in each map, and its hit there.
-    influence_feature_space, hits_feature_space : torch.Tensor
-        float64 [N]: the same in the layer's own space.
+    influence, hits, spread : torch.Tensor
+        float64 [S, N]: what each point contributes to NH in each map, its hit there, and what it adds to NH for the
+        error of it (`spread_values`).
+    neighbors : torch.Tensor
+        int32 [S, N, k]: the nearest neighbours in each map.
+    influence_feature_space, hits_feature_space, spread_feature_space, neighbors_feature_space : torch.Tensor
+        float64 [N] and int32 [N, k]: the same in the layer's own space.
     """
 
     k: int
@@ -169,8 +181,45 @@ class LayerScores:
     mean: Score
     influence: torch.Tensor
     hits: torch.Tensor
+    spread: torch.Tensor
+    neighbors: torch.Tensor
     influence_feature_space: torch.Tensor
     hits_feature_space: torch.Tensor
+    spread_feature_space: torch.Tensor
+    neighbors_feature_space: torch.Tensor
+
+
+@dataclass(frozen=True)
+class HitValues:
+    """What each point's neighbours say in S maps of N points.
+
+    Attributes
+    ----------
+    hits, influence, spread : torch.Tensor
+        float64 [S, N]: `hits`, `influence_values` and `spread_values` of `scores.statistics`.
+    standard_error : float
+        Of NH averaged over the maps.
+    """
+
+    hits: torch.Tensor
+    influence: torch.Tensor
+    spread: torch.Tensor
+    standard_error: float
+
+
+def hit_values(neighbors: Sequence[torch.Tensor], labels: Any, *, k: int) -> HitValues:
+    """Hits of maps from their neighbours int64 [N, m] each, m at least what `error_neighbors` says."""
+    m = error_neighbors(k, len(neighbors[0]))
+    wide = [indices[:, :m] for indices in neighbors]
+    hit = torch.stack([hits(indices[:, :k], labels) for indices in wide])
+    spread = torch.stack([spread_values(indices, labels, k=k) for indices in wide])
+    links = link_variance(wide, labels, k=k)
+    return HitValues(
+        hits=hit,
+        influence=torch.stack([influence_values(indices[:, :k], labels) for indices in wide]),
+        spread=spread,
+        standard_error=standard_error(spread, labels, seed_values=hit.mean(dim=1), links=links),
+    )
 
 
 def score_maps(
@@ -194,23 +243,24 @@ def score_maps(
         return [_unlabelled(scores) for scores in score_maps(X, Z, torch.arange(len(X)) % 2, k=k, seeds=seeds)]
     labels = labels.to(X.device)
     most = max(k)
-    near_X = knn(X, most)
-    near_Z = [knn(z, most) for z in Z]
+    wide = error_neighbors(most, len(X))
+    near_X, near_Z = knn(X, wide), [knn(z, wide) for z in Z]
     # One pass over the distances in X ranks the neighbours of all maps: [N, S * most]
-    ranks_X = neighbor_ranks(X, torch.cat([near.indices for near in near_Z], dim=1)).split(most, dim=1)
-    ranks_Z = [neighbor_ranks(z, near_X.indices) for z in Z]
+    ranks_X = neighbor_ranks(X, torch.cat([near.indices[:, :most] for near in near_Z], dim=1)).split(most, dim=1)
+    ranks_Z = [neighbor_ranks(z, near_X.indices[:, :most]) for z in Z]
     expected = chance(labels)
     result = []
     for n in k:
-        own, near = near_X.first(n), [one.first(n) for one in near_Z]
-        own_hits, map_hits = hits(own.indices, labels), torch.stack([hits(one.indices, labels) for one in near])
-        phi = torch.stack([influence_values(one.indices, labels) for one in near])
+        near = [one.first(n) for one in near_Z]
+        own = near_X.first(n)
+        in_maps = hit_values([one.indices for one in near_Z], labels, k=n)
+        in_layer = hit_values([near_X.indices], labels, k=n)
         maps = tuple(
             MapScore(
                 seed=number if seeds is None else seeds[number],
                 k=n,
-                nh=float(map_hits[number].mean()),
-                nh_feature_space=float(own_hits.mean()),
+                nh=float(in_maps.hits[number].mean()),
+                nh_feature_space=float(in_layer.hits.mean()),
                 chance=expected,
                 tied=float((one.tied | own.tied).double().mean()),
                 trustworthiness=rank_score(ranks_X[number][:, :n]),
@@ -218,22 +268,48 @@ def score_maps(
             )
             for number, one in enumerate(near)
         )
-        error = standard_error(phi, labels, seed_values=[row.nh for row in maps])
-        means = {f.name: float(np.mean([getattr(row, f.name) for row in maps])) for f in fields(Measures)[1:]}
-        mean = Score(k=n, standard_error=error, **means)
-        result.append(LayerScores(n, maps, mean, phi, map_hits, influence_values(own.indices, labels), own_hits))
+        mean = Score(
+            k=n,
+            standard_error=in_maps.standard_error,
+            standard_error_feature_space=in_layer.standard_error,
+            **{f.name: float(np.mean([getattr(row, f.name) for row in maps])) for f in fields(Measures)[1:]},
+        )
+        result.append(
+            LayerScores(
+                k=n,
+                maps=maps,
+                mean=mean,
+                influence=in_maps.influence,
+                hits=in_maps.hits,
+                spread=in_maps.spread,
+                neighbors=torch.stack([one.indices for one in near]).int(),
+                influence_feature_space=in_layer.influence[0],
+                hits_feature_space=in_layer.hits[0],
+                spread_feature_space=in_layer.spread[0],
+                neighbors_feature_space=own.indices.int(),
+            )
+        )
     return result
 
 
 def _unlabelled(scores: LayerScores) -> LayerScores:
     """The same without what depends on the labels."""
     nan = math.nan
-    per_image = (scores.influence, scores.hits, scores.influence_feature_space, scores.hits_feature_space)
+    maps, layer = torch.full_like(scores.hits, nan), torch.full_like(scores.hits_feature_space, nan)
     return LayerScores(
-        scores.k,
-        tuple(replace(row, nh=nan, nh_feature_space=nan, chance=nan) for row in scores.maps),
-        replace(scores.mean, nh=nan, nh_feature_space=nan, chance=nan, standard_error=nan),
-        *(torch.full_like(values, nan) for values in per_image),
+        k=scores.k,
+        maps=tuple(replace(row, nh=nan, nh_feature_space=nan, chance=nan) for row in scores.maps),
+        mean=replace(
+            scores.mean, nh=nan, nh_feature_space=nan, chance=nan, standard_error=nan, standard_error_feature_space=nan
+        ),
+        influence=maps,
+        hits=maps,
+        spread=maps,
+        neighbors=scores.neighbors,
+        influence_feature_space=layer,
+        hits_feature_space=layer,
+        spread_feature_space=layer,
+        neighbors_feature_space=scores.neighbors_feature_space,
     )
 
 

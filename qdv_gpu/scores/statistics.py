@@ -1,8 +1,11 @@
 """How sure we can be of a score: what each image contributes to it, and how much that varies."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.sparse import csr_array
 
 from qdv_gpu.arrays import to_tensor
 from qdv_gpu.errors import InputError
@@ -39,22 +42,101 @@ def influence_values(indices: torch.Tensor, labels: Any) -> torch.Tensor:
     return (k * own + received).to(torch.float64) / k**2
 
 
-def standard_error(phi: Any, labels: Any, *, seed_values: Any = None) -> float:
+ERROR_NEIGHBORS = 31  # of each point at least, that its error needs
+NEAR = 15  # neighbours whose share of a class says what is expected of a link
+
+
+def error_neighbors(k: int, N: int) -> int:
+    """How many neighbours of each of N points the standard error of NH for k needs."""
+    return min(N - 1, max(ERROR_NEIGHBORS, k + NEAR + 1))
+
+
+def spread_values(indices: torch.Tensor, labels: Any, *, k: int) -> torch.Tensor:
+    """What each point adds to NH, for its error: as `influence_values`, but not with h(j) of the k nearest themselves.
+
+    Of k = 1 these h(j) are M_ji, and nothing would be left of what neighbours share. Here the share of j's class is
+    taken from its neighbours k + 1, k + 2, ... instead.
+
+    Parameters
+    ----------
+    indices : torch.Tensor
+        Neighbours int64 [N, m], as many as `error_neighbors` says.
+    labels : array
+        Integers [N].
+
+    Returns
+    -------
+    torch.Tensor
+        float64 [N]; the sums are of integers, hence the same bits on every run.
+    """
+    m = indices.shape[1]
+    if m == k:
+        return influence_values(indices, labels)
+    agree = matches(indices, labels).to(torch.int64)  # [N, m]
+    own, further = agree[:, :k].sum(dim=1), agree[:, k:].sum(dim=1)
+    balance = (m - k) * agree[:, :k] - further[:, None]  # [N, k], (m - k) (M_ji - share of j's class)
+    received = torch.zeros_like(own).index_add_(0, indices[:, :k].reshape(-1), balance.reshape(-1))
+    return ((m - k) * own + received).to(torch.float64) / (k * (m - k))
+
+
+def link_variance(neighbors: Sequence[torch.Tensor], labels: Any, *, k: int) -> float:
+    """What links of two points add to the variance of the `spread_values` and not to that of NH: V_2.
+
+    (N k)^-2 sum over linked pairs of (w_ij g_ij)^2, with w the number of directions of the link and
+    g_ij = M_ij - a(i) - a(j) + (p(i) + p(j)) / 2, where a is the share of a point's class among its 15 nearest (for
+    k >= 15 among the next 15) and p the mean of a over the class. Of several maps w g is averaged first.
+
+    Parameters
+    ----------
+    neighbors : sequence of torch.Tensor
+        int64 [N, m] of each map, as many as `error_neighbors` says.
+    """
+    N = len(neighbors[0])
+    total = csr_array((N, N))
+    for indices in neighbors:
+        _, members, counts = classes_of(labels, indices)
+        agree = matches(indices, labels).to(torch.float64)
+        start = k if k >= NEAR and indices.shape[1] > k else 0
+        a = agree[:, start : start + NEAR].mean(dim=1).cpu()
+        members, counts = members.cpu(), counts.cpu()
+        p = (_sums(a, members, len(counts)) / counts)[members]
+        expected = (a - p / 2).numpy()
+        rows, columns = np.repeat(np.arange(N), k), indices[:, :k].reshape(-1).cpu().numpy()
+        links = agree[:, :k].reshape(-1).cpu().numpy() - expected[rows] - expected[columns]
+        total = total + csr_array((links, (rows, columns)), shape=(N, N))
+    both = (total + total.T) / len(neighbors)  # each pair twice
+    return float(both.power(2).sum()) / 2 / (N * k) ** 2
+
+
+def standard_error(phi: Any, labels: Any, *, seed_values: Any = None, links: float = 0.0) -> float:
     """Standard error of NH, for the test images drawn class by class and the seeds of the map.
 
-    sqrt(sum_c (n_c / N)^2 s_c^2 / n_c + s_seeds^2 / S), with s_c^2 the variance of phi within class c and s_seeds^2
-    that of NH over the S seeds.
+    sqrt(sum_c (n_c / N)^2 s_c^2 / n_c - V_2 + s_seeds^2 / S), with s_c^2 the variance of phi within class c and
+    s_seeds^2 that of NH over the S seeds.
 
     Parameters
     ----------
     phi : array
-        Influence values [N], averaged over the seeds, or [S, N], which are averaged here.
+        Influence or spread values [N], averaged over the seeds, or [S, N], which are averaged here.
     labels : array
         Integers [N], at least two points in each class.
     seed_values : array, optional
         NH of each seed, [S]. With fewer than two, the term of the seeds is left out: the error is then that of
         this one map.
+    links : float
+        V_2, of `link_variance`; of the images' variance a quarter stays at least.
     """
+    variance = image_variance(phi, labels)
+    variance = max(variance - links, variance / 4)
+    if seed_values is not None:
+        nh = to_tensor(seed_values).to(torch.float64)
+        if nh.numel() > 1:
+            variance += float(nh.var()) / nh.numel()
+    return variance**0.5
+
+
+def image_variance(phi: Any, labels: Any) -> float:
+    """Variance of the mean of phi [N] or [S, N], averaged over S, for images drawn class by class."""
     values = to_tensor(phi).to(torch.float64).cpu()  # where sums have an order
     values = values.mean(dim=0) if values.ndim == 2 else values
     classes, members, counts = classes_of(labels, values)
@@ -63,12 +145,7 @@ def standard_error(phi: Any, labels: Any, *, seed_values: Any = None) -> float:
         raise InputError(f"a standard error needs at least 2 points in every class, class {rare} has 1")
     means = _sums(values, members, len(counts)) / counts
     variances = _sums((values - means[members]).square(), members, len(counts)) / (counts - 1)
-    variance = float((counts * variances).sum()) / len(values) ** 2
-    if seed_values is not None:
-        nh = to_tensor(seed_values).to(torch.float64)
-        if nh.numel() > 1:
-            variance += float(nh.var()) / nh.numel()
-    return variance**0.5
+    return float((counts * variances).sum()) / len(values) ** 2
 
 
 def matches(indices: torch.Tensor, labels: Any) -> torch.Tensor:
