@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from qdv_gpu.report.pictures import plot_reconstructions, plot_top
     from qdv_gpu.scores.quality import neighborhood_hit
     from qdv_gpu.studies.analyze import analyze
+    from qdv_gpu.studies.compare import compare
     from qdv_gpu.studies.deconv import picture
     from qdv_gpu.studies.finetune import finetune
     from qdv_gpu.studies.plot import plot
@@ -38,6 +39,7 @@ _HOME = {
     "activations": "features.forward",
     "analyze": "studies.analyze",
     "as_images": "data.convert",
+    "compare": "studies.compare",
     "describe_layers": "networks.tokens",
     "finetune": "studies.finetune",
     "load_images": "data.datasets",
@@ -63,6 +65,7 @@ __all__ = [
     "activations",
     "analyze",
     "as_images",
+    "compare",
     "describe_layers",
     "finetune",
     "load_images",

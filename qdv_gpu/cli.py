@@ -5,10 +5,11 @@ import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from qdv_gpu.errors import InputError
 from qdv_gpu.options import (
     Crop,
     Data,
@@ -17,6 +18,7 @@ from qdv_gpu.options import (
     ImageSize,
     NetworkName,
     Networks,
+    Numbers,
     Out,
     Quiet,
     SkipBad,
@@ -28,11 +30,8 @@ from qdv_gpu.options import (
     signed,
     with_settings,
 )
-from qdv_gpu.studies.settings import Settings, Training, read_list
-from qdv_gpu.terminal import Said, StoppedError, console, say, working
-
-if TYPE_CHECKING:
-    from qdv_gpu.results.records import Analysis
+from qdv_gpu.studies.settings import Settings, Training, read_list, read_numbers
+from qdv_gpu.terminal import Said, StoppedError, console, say, show, working
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -99,6 +98,58 @@ def analyze(
 
 
 @command
+@with_settings(Settings)
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="A network, as for analyze, or a run folder of it.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="What is compared with it.")],
+    *,
+    out: Out,
+    data: Annotated[str | None, typer.Option(help="For networks, as for analyze.")] = None,
+    runs: Annotated[
+        list[str] | None,
+        typer.Option(help="A further run of each, A2,B2; three or more of each speak of more than two."),
+    ] = None,
+    pair: Annotated[
+        list[str] | None,
+        typer.Option(help="Which layers belong together: position, name, cka, or LAYER=LAYER of A and B."),
+    ] = None,
+    margin: Annotated[float, typer.Option(help="Differences of NH within it count as none.")] = 0.02,
+    weights: Weights = "imagenet",
+    device: Device = "auto",
+    preset: Annotated[str, typer.Option(help="default, or paper for the values of the CIKM 2024 paper.")] = "default",
+    formats: Formats = "png",
+    store: StorePath = None,
+    skip_bad: SkipBad = False,
+    **settings: Any,
+) -> None:
+    """Say at which layers B keeps the classes together better than A, by how much, and what is undecided."""
+    from rich.table import Table
+
+    from qdv_gpu.networks.spec import split_outside
+    from qdv_gpu.report.contrast import comparison_table, summary
+    from qdv_gpu.studies.compare import compare as run
+
+    pairs: list[Any] = [tuple(part.strip() for part in split_outside(text, ",")) for text in runs or []]
+    named = {text.partition("=")[0]: text.partition("=")[2] for text in pair or [] if "=" in text}
+    if pair and len(named) not in (0, len(pair)):
+        raise InputError(f"--pair is position, name, cka or LAYER=LAYER, several times, got {' '.join(pair)}")
+    with working():
+        found = run(
+            first, second, data, out, runs=pairs, pair=named or (pair or ["position"])[0], margin=margin,
+            settings=preset, weights=weights, device=device, formats=read_list(formats), store=store,
+            skip_bad=skip_bad, **settings,
+        )  # fmt: skip
+    header, *body = comparison_table(found)
+    table = Table(*header)
+    for row in body:
+        table.add_row(*row)
+    console().print(table)
+    print(summary(found))
+    for name in ("comparison.md", "comparison.csv", "comparison.json", "figures/comparison." + read_list(formats)[0]):
+        print(out / name)
+
+
+@command
 @with_settings(Training)
 def finetune(
     network: NetworkName,
@@ -133,7 +184,6 @@ def store(
     """List what is kept of earlier runs, with sizes, and which of it no run folder refers to."""
     from rich.table import Table
 
-    from qdv_gpu.errors import InputError
     from qdv_gpu.files import readable
     from qdv_gpu.results.store import Store
 
@@ -172,6 +222,8 @@ def deconv(
     weights: Weights = "imagenet",
     image_size: ImageSize = None,
     crop: Crop = False,
+    mean: Numbers = None,
+    std: Numbers = None,
     device: Device = "auto",
     formats: Formats = "png",
     skip_bad: SkipBad = False,
@@ -183,7 +235,8 @@ def deconv(
         paths = picture(
             networks, out, data=data, split=split, index=index, image=image,
             layers=None if layers == "all" else read_list(layers), mode=mode, top=top, contrast=contrast,
-            weights=weights, image_size=image_size, crop=crop, formats=read_list(formats), skip_bad=skip_bad,
+            weights=weights, image_size=image_size, crop=crop, mean=None if mean is None else read_numbers(mean),
+            std=None if std is None else read_numbers(std), formats=read_list(formats), skip_bad=skip_bad,
             device=device,
         )  # fmt: skip
     print("\n".join(map(str, paths)))
@@ -256,7 +309,6 @@ def profile(
     """Time every layer of a forward pass, and compare it with the device's measured peaks."""
     from rich.table import Table
 
-    from qdv_gpu.errors import InputError
     from qdv_gpu.studies.profile import profile as run
 
     try:
@@ -315,22 +367,6 @@ def doctor(*, device: Device = "auto") -> None:
         raise typer.Exit(1)
 
 
-def show(result: "Analysis") -> None:
-    """Print the table for each k, and where the files are."""
-    from rich.table import Table
-
-    from qdv_gpu.report.tables import caption, nh_table
-
-    for k in result.k:
-        header, *rows = nh_table(result.layers, k)
-        table = Table(*header, title=caption(result.layers, k), title_justify="left")
-        for row in rows:
-            table.add_row(*row)
-        console().print(table)
-    for path in (result.out / "table3.md", result.out / "layers.csv", *result.figures):
-        print(path)
-
-
 def main() -> int:
     """Run the command line: 0 for success, 2 and one line on stderr for a mistake in the input."""
     warnings.showwarning = lambda message, *_args, **_kwargs: say(f"warning: {message}")
@@ -343,8 +379,6 @@ def main() -> int:
         say(str(stopped))
         return stopped.code
     except Exception as error:
-        from qdv_gpu.errors import InputError
-
         if isinstance(error, InputError):
             message = str(error)
         elif hasattr(error, "format_message"):  # the parser's own

@@ -93,6 +93,15 @@ def safe_name(text: str) -> str:
     return safe if safe == text else f"{safe}-{sha256(text.encode(errors='surrogateescape')).hexdigest()[:8]}"
 
 
+def text_of(name: str) -> str:
+    r"""A name as text that every encoding has: bytes that are no UTF-8 become "\xNN".
+
+    >>> text_of(b"caf\xe9".decode(errors="surrogateescape"))
+    'caf\\xe9'
+    """
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
 def flush(path: Path) -> None:
     """Have the disk keep a file, or what a folder lists."""
     handle = os.open(path, os.O_RDONLY)

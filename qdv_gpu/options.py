@@ -38,6 +38,9 @@ ImageSize = Annotated[
 Crop = Annotated[
     bool, typer.Option("--crop", help="Resize the shorter side and cut out the centre, as each network was tested.")
 ]
+Numbers = Annotated[
+    str | None, typer.Option(help="Of each channel, for pixels in 0..1; by default each network's own.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Formats = Annotated[str, typer.Option("--format", help="Of the figures: png, pdf, svg, or several with commas.")]
 StorePath = Annotated[

@@ -5,7 +5,10 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qdv_gpu.results.records import Analysis
 
 
 def console(*, stderr: bool = False) -> Any:
@@ -23,6 +26,26 @@ def say(line: str) -> None:
         _bar.console.print(line, soft_wrap=True)
     else:
         print(line, file=sys.stderr, flush=True)
+
+
+def show(result: "Analysis") -> None:
+    """Print the table for each k, and where the files are."""
+    from rich.table import Table
+
+    from qdv_gpu.report.tables import caption, nh_table
+
+    for k in result.k:
+        header, *rows = nh_table(result.layers, k)
+        table = Table(*header, title=caption(result.layers, k), title_justify="left")
+        for row in rows:
+            table.add_row(*row)
+        console().print(table)
+    if result.comparison is not None:
+        from qdv_gpu.report.contrast import summary
+
+        print(summary(result.comparison))
+    for path in (result.out / "table3.md", result.out / "layers.csv", *result.figures):
+        print(path)
 
 
 _bar: Any = None  # the progress bar, while it is drawn

@@ -197,7 +197,8 @@ def test_every_module_is_listed(qdv):
 
 def test_names_as_they_are(qdv, tmp_path):
     """Classes, files and labels with signs that mean something to figures, tables and terminals."""
-    for name in ("a$b$", "_c<d>", "e\nf", "[red]g"):
+    names = ["a$b$", "_c<d>", "e\nf", "[red]g", os.fsdecode(b"h\xe9")]
+    for name in names:
         folder = tmp_path / "data" / "test" / name
         folder.mkdir(parents=True)
         for i in range(15):
@@ -209,5 +210,33 @@ def test_names_as_they_are(qdv, tmp_path):
     assert "[x]$y$" in out
     with (tmp_path / "o" / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {row["label"] for row in rows} == {"a$b$", "_c<d>", "e\nf", "[red]g"}
+    assert {row["label"] for row in rows} == {*names[:4], "h\\xe9"}
     assert rows[0]["file"].endswith("0$\\xe9.png")
+
+
+def test_compare(qdv, tmp_path):
+    for name in ("cnn", "other"):
+        code, _, err = qdv(
+            "analyze", f"tiny_networks:{name}", "--data", "digits", *QUICK, "--k", "5,1", "--out", tmp_path / name
+        )
+        assert code == 0, err
+    code, out, err = qdv("compare", tmp_path / "cnn", tmp_path / "other", "--k", 1, "--out", tmp_path / "c")
+    assert code == 0, err
+    assert "This speaks of these two trained networks" in out
+    assert "in the layers' own space" in out
+    assert (tmp_path / "c" / "figures" / "comparison.png").is_file()
+    code, out, err = qdv(
+        "compare", "a=tiny_networks:cnn", "b=tiny_networks:other", "--data", "digits", *QUICK, "--pair", "conv2=conv2",
+        "--runs", "tiny_networks:cnn,tiny_networks:other", "--runs", "tiny_networks:cnn,tiny_networks:other",
+        "--out", tmp_path / "d",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "networks trained as these 3 of each" in out
+    for wrong, message in [
+        (["--pair", "cka", "--pair", "conv2=conv2"], "--pair is position, name, cka or LAYER=LAYER"),
+        (["--margin", "2"], "margin must be a difference"),
+        (["--runs", "x"], "runs must be pairs"),
+    ]:
+        code, _, err = qdv("compare", tmp_path / "cnn", tmp_path / "other", *wrong, "--out", tmp_path / "e")
+        assert code == 2
+        assert message in err

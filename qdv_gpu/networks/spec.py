@@ -64,9 +64,14 @@ class Spec:
         return f"{self.name}({inside})" if inside else self.name
 
 
-def _cut(text: str) -> tuple[str, str]:
-    """Before and behind the first "=" that is in no brackets and no quotes."""
-    depth, quote = 0, ""
+def split_outside(text: str, mark: str, count: int = -1) -> list[str]:
+    """Split a text at a mark where it is in no brackets and no quotes, at most so often.
+
+    >>> split_outside("resnet18(a=1, b='x,y'),best.pt", ",")
+    ["resnet18(a=1, b='x,y')", 'best.pt']
+    """
+    parts: list[str] = []
+    depth, quote, start = 0, "", 0
     for i, letter in enumerate(text):
         if quote:
             quote = "" if letter == quote and text[i - 1] != "\\" else quote
@@ -76,9 +81,16 @@ def _cut(text: str) -> tuple[str, str]:
             depth += 1
         elif letter in ")]}":
             depth -= 1
-        elif letter == "=" and depth == 0:
-            return text[:i], text[i + 1 :]
-    return text, ""
+        elif letter == mark and depth == 0 and len(parts) != count:
+            parts.append(text[start:i])
+            start = i + 1
+    return [*parts, text[start:]]
+
+
+def _cut(text: str) -> tuple[str, str]:
+    """Before and behind the first "=" that is in no brackets and no quotes."""
+    head, *rest = split_outside(text, "=", 1)
+    return head, "".join(rest)
 
 
 def _base(text: str) -> str:

@@ -66,7 +66,7 @@ def nh_figure(layers: Sequence[AnalysedLayer], labels: np.ndarray, k: int) -> Fi
     if len(networks) == 2:
         (first, ours), (second, theirs) = networks.items()
         if len(ours) == len(theirs):
-            pairs = [(_scores(a, k), _scores(b, k)) for a, b in zip(ours, theirs, strict=True)]
+            pairs = [(a.scored(k), b.scored(k)) for a, b in zip(ours, theirs, strict=True)]
             name = f"{second} − {first}"
             differences[name] = [b.mean.nh - a.mean.nh for a, b in pairs]
             errors[name] = [_difference_error(a, b, labels) for a, b in pairs]
@@ -84,11 +84,7 @@ def nh_figure(layers: Sequence[AnalysedLayer], labels: np.ndarray, k: int) -> Fi
     return figure
 
 
-def _scores(layer: AnalysedLayer, k: int) -> LayerScores:
-    return next(one for one in layer.scores if one.k == k)
-
-
 def _difference_error(a: LayerScores, b: LayerScores, labels: np.ndarray) -> float:
     """Standard error of b's NH less a's, map by map of the same seeds."""
     seeds = [two.nh - one.nh for one, two in zip(a.maps, b.maps, strict=True)]
-    return standard_error(b.influence - a.influence, labels, seed_values=seeds)
+    return standard_error(b.spread - a.spread, labels, seed_values=seeds)

@@ -187,3 +187,46 @@ def _mosaic(tiles: np.ndarray, columns: int) -> np.ndarray:
     canvas = np.ones((rows * columns, side + 1, side + 1, 3), dtype=np.float32)
     canvas[: len(tiles), :side, :side] = tiles
     return canvas.reshape(rows, columns, side + 1, side + 1, 3).swapaxes(1, 2).reshape(rows * (side + 1), -1, 3)
+
+
+def plot_images(images: Sequence[Any], titles: Sequence[Sequence[str]], title: str) -> tuple[Figure, np.ndarray]:
+    """Images side by side, six a row, with lines of text above each.
+
+    Parameters
+    ----------
+    images : sequence of array
+        uint8 [C, H, W], C = 1 or 3.
+    titles : sequence of sequence of str
+        Lines of each image.
+    title : str
+        Of all.
+
+    Returns
+    -------
+    Figure
+    array of Axes
+        [len(images)].
+
+    Examples
+    --------
+    >>> figure, axes = plot_images([np.zeros((1, 4, 4), np.uint8)] * 8, [["cat", "0.2"]] * 8, "hits")
+    >>> len(axes)
+    8
+    """
+    across = min(6, len(images))
+    down, side, gap = math.ceil(len(images) / across), 1.0, 0.14
+    head = max(map(len, titles)) * SMALL * LINE + 0.06
+    top = MARGIN + TEXT * LINE + 0.08
+    width = max(2 * MARGIN + across * side + (across - 1) * gap, 3.0)
+    figure = NotebookFigure(figsize=(width, top + down * (side + head + 0.06) + MARGIN))
+    drawing.add_text(figure, MARGIN, MARGIN, drawing.shortened(drawing.plain(title), width - 2 * MARGIN, TEXT))
+    axes = np.empty(len(images), dtype=object)
+    for number, (image, lines) in enumerate(zip(images, titles, strict=True)):
+        left, above = MARGIN + number % across * (side + gap), top + number // across * (side + head + 0.06)
+        shown = [drawing.shortened(drawing.plain(line), side + gap / 2, SMALL) for line in lines]
+        drawing.add_text(figure, left, above, "\n".join(shown), size=SMALL)
+        ax = axes[number] = drawing.add_panel(figure, left, above + head, side, side)
+        pixels = np.asarray(image).transpose(1, 2, 0)
+        ax.imshow(pixels if pixels.shape[2] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=255)
+        ax.set_axis_off()
+    return figure, axes

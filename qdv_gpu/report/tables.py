@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from qdv_gpu.files import text_of
 from qdv_gpu.results.records import AnalysedLayer, Predictions
 
 COLUMNS = ["network", "layer", "features", "samples", "perplexity", "seed", "k", "nh", "nh_feature_space"]
 COLUMNS += ["chance", "tied", "trustworthiness", "continuity", "kl", "seconds"]
 
 MEANS = ["position", "network", "layer", "tokens", "k", "nh", "standard_error", "nh_feature_space"]
-MEANS += ["chance", "tied", "trustworthiness", "continuity"]
+MEANS += ["standard_error_feature_space", "chance", "tied", "trustworthiness", "continuity"]
 
 
 def nh_table(layers: Sequence[AnalysedLayer], k: int) -> list[list[str]]:
@@ -111,15 +112,6 @@ def predictions_table(
             if layer.network == network and layer.labelled:
                 columns[f"{network} {layer.layer}"] = layer.scores[0].hits.mean(dim=0).tolist()
     return columns
-
-
-def text_of(name: str) -> str:
-    r"""A name as text that every encoding has: bytes that are no UTF-8 become "\xNN".
-
-    >>> text_of(b"caf\xe9".decode(errors="surrogateescape"))
-    'caf\\xe9'
-    """
-    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def columns_csv(columns: Mapping[str, Sequence[Any]]) -> str:

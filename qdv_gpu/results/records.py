@@ -3,11 +3,14 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qdv_gpu.scores.quality import LayerScores, Score
+
+if TYPE_CHECKING:
+    from qdv_gpu.results.comparison import Comparison
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class AnalysedLayer:
         One for each k.
     stages : dict
         Seconds and peak memory in bytes of activations, pca, tsne and quality.
+    X : array or None
+        float32 [N, n]: the components, where they are kept.
     """
 
     network: str
@@ -47,6 +52,7 @@ class AnalysedLayer:
     kl: list[float]
     scores: tuple[LayerScores, ...]
     stages: dict[str, dict[str, float]]
+    X: np.ndarray | None = None
 
     @property
     def labelled(self) -> bool:
@@ -65,7 +71,11 @@ class AnalysedLayer:
 
     def of(self, k: int) -> Score:
         """The mean scores for k neighbours."""
-        return next(one.mean for one in self.scores if one.k == k)
+        return self.scored(k).mean
+
+    def scored(self, k: int) -> LayerScores:
+        """All scores for k neighbours."""
+        return next(one for one in self.scores if one.k == k)
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict for each k and map: a row of layers.csv."""
@@ -99,12 +109,15 @@ class Analysis:
     predictions : dict of str to Predictions
         By network; of those whose classes are the images'.
     figures : list of Path
+    comparison : Comparison or None
+        Of two networks on images with labels.
     """
 
     out: Path
     layers: list[AnalysedLayer]
     predictions: dict[str, Predictions]
     figures: list[Path]
+    comparison: "Comparison | None" = None
 
     @property
     def k(self) -> list[int]:

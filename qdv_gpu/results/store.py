@@ -139,6 +139,17 @@ class Store:
             _remove(folder)
             return None
 
+    def find(self, stage: str, digest: str) -> tuple[Record | None, int | None]:
+        """The stage of a key's digest, and the version of the code that made it; None for what is not there."""
+        for manifest in self.path.glob(f"{stage}/*{digest[:16]}/{MANIFEST}"):
+            with suppress(InputError, KeyError, TypeError):
+                content = read_json(manifest)
+                label = manifest.parent.name[: -len(digest[:16])].rstrip("-")
+                key = Key(stage, content["version"], content["parameters"], tuple(content["parents"]), label)
+                if key.digest == digest:
+                    return self.read(key), key.version
+        return None, None
+
     def write(
         self,
         key: Key,

@@ -16,6 +16,7 @@ import qdv_gpu
 from qdv_gpu.data.convert import as_images
 from qdv_gpu.data.datasets import check_data, drawn, load_images, stratified
 from qdv_gpu.data.images import Images
+from qdv_gpu.errors import InputError, as_path
 from qdv_gpu.features.budget import FORWARD, Layer, Plan, Task, plan
 from qdv_gpu.features.forward import ForwardPass, check_precision, default_batch, hold, shown, tile_images
 from qdv_gpu.features.pca import reduce
@@ -24,7 +25,9 @@ from qdv_gpu.networks.layers import read_layers, trace_calls
 from qdv_gpu.networks.load import Sources, load_networks, select_layers
 from qdv_gpu.progress import part, whole
 from qdv_gpu.report import figures, tables
+from qdv_gpu.report.contrast import write_comparison
 from qdv_gpu.report.folder import RunFolder, read_formats
+from qdv_gpu.results.comparison import compared
 from qdv_gpu.results.records import Analysis
 from qdv_gpu.results.store import Store
 from qdv_gpu.scores.quality import score_maps
@@ -94,7 +97,9 @@ def analyze(
     >>> result.layer("Sequential", "2").of(k=5).chance
     0.09090909090909091
     """
-    chosen = changed(preset(settings) if isinstance(settings, str) else settings, changes)
+    if not isinstance(settings, str | Settings):
+        raise InputError(f"settings must be Settings or a preset's name, got {type(settings).__name__}")
+    chosen, out = changed(preset(settings) if isinstance(settings, str) else settings, changes), as_path("out", out)
     formats = read_formats(formats)
     if isinstance(data, str | Path):
         check_data(data)
@@ -108,7 +113,7 @@ def analyze(
     selected = select_layers(loaded, None if asked is None else [layer.path for layer in asked])
     images = _images(data, chosen, skip_bad=skip_bad)
     chosen.check_images(images)
-    kept, folder = Store.beside(Path(out), store), RunFolder(out)
+    kept, folder = Store.beside(out, store), RunFolder(out)
     folder.check()
     kept.check(folder.out)
 
@@ -137,7 +142,9 @@ def analyze(
             logger.warning("%d of %d layers are finished and kept in %s", done, len(outputs), kept.path)
             raise
         result = _view(folder, jobs, images, chosen, formats)
-        folder.finish(about | {"stages": sorted({key.digest for job in jobs for key in job.stages()})})
+        found = {job.network.name: [output.address() for output in job.outputs] for job in jobs}
+        stages = sorted({key.digest for job in jobs for key in job.stages()})
+        folder.finish(about | {"outputs": found, "stages": stages, "store": str(kept.path.absolute())})
         kept.refer(folder.out)
     return result
 
@@ -157,7 +164,7 @@ def _about(jobs: Sequence[Job], images: Images, settings: Settings, device: torc
     return {
         "settings": asdict(settings),
         "data": images.name,
-        "images": {"labels": images.labels_digest, "samples": len(images)},
+        "images": {"contents": images.digest, "labels": images.labels_digest, "samples": len(images)},
         "classes": list(images.classes),
         "skipped": images.skipped,
         "networks": {job.network.name: job.about() for job in jobs},
@@ -189,7 +196,7 @@ def _task(job: Job, settings: Settings) -> Task:
     kind, S, size = network.device.type, settings.seeds, settings.image_size or network.image_size
     layers = [Layer(source, tuple(job.calls([source])[source]), job.element) for source, _ in job.missing()]
     widest = max((output.features for output in job.outputs), default=0)
-    d = settings.pca or widest
+    d = min(settings.pca or widest, widest, N)
     row = AFFINITIES[kind] * settings.perplexity + 350 * S + 40 * S * max(settings.neighbors) + 48 * d
     image_bytes = 0
     if layers:
@@ -203,7 +210,7 @@ def _task(job: Job, settings: Settings) -> Task:
         layers,
         images=N,
         image_bytes=image_bytes,
-        pca=settings.pca,
+        pca=min(settings.pca, N, max(widest, 1)),
         embedding=int(row * N) + BLOCKS[kind],
         tile=tile_images(network.device, size),
         batch=default_batch(network.device, size),
@@ -311,4 +318,9 @@ def _view(
     if labels is not None:
         curves = figures.nh_figure(layers, labels, settings.neighbors[0])
         pictures += folder.figure("figures/nh", curves, formats)
-    return Analysis(folder.out, layers, predictions, pictures)
+    comparison = None
+    if labels is not None and len(jobs) == 2:
+        first, second = ([layer for layer in layers if layer.network == job.network.name] for job in jobs)
+        comparison = compared([first], [second], labels, images.classes, k=settings.neighbors[0])
+        pictures += write_comparison(folder, comparison, formats)
+    return Analysis(folder.out, layers, predictions, pictures, comparison)

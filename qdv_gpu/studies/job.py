@@ -17,6 +17,7 @@ from qdv_gpu.features.pca import columns_for
 from qdv_gpu.networks.layers import LayerName, numbered
 from qdv_gpu.networks.network import Network
 from qdv_gpu.results.records import AnalysedLayer, Predictions
+from qdv_gpu.results.run import ARRAYS
 from qdv_gpu.results.stages import Subject, components_key, map_key, outputs_key, predictions_key, scores_key
 from qdv_gpu.results.store import Key, Record, Store
 from qdv_gpu.scores.quality import LayerScores, MapScore, Score
@@ -24,7 +25,6 @@ from qdv_gpu.studies.settings import Settings
 from qdv_gpu.tsne.estimator import TSNE
 
 OUTPUT = ""  # the network's own output, as a layer's name and path
-ARRAYS = ("influence", "hits", "influence_feature_space", "hits_feature_space")  # of LayerScores
 
 
 def tsne_of(settings: Settings, device: torch.device) -> TSNE:
@@ -115,6 +115,16 @@ class Output:
     def scores_key(self, k: int) -> Key:
         return scores_key([self.map_key(seed) for seed in range(self.settings.seeds)], self.labels, k=k)
 
+    def address(self) -> dict[str, Any]:
+        """Where its stages are in the store, for run.json."""
+        return {
+            "layer": str(self.name),
+            "features": self.features,
+            "tokens": self.tokens,
+            "components": self.components_key.digest,
+            "scores": {str(k): self.scores_key(k).digest for k in self.scores},
+        }
+
     def pca_cost(self) -> float:
         """How long the PCA may take, in units that compare the stages (about a second of two cores)."""
         return 0.0 if self.complete or self.found is not None else 0.1 + 3e-8 * self.samples * self.features
@@ -200,6 +210,7 @@ class Output:
             kl=[record.about["kl"] for record in maps],
             scores=tuple(self.scored(k) for k in self.scores),
             stages=stages,
+            X=None if self.found is None else self.found.arrays["X"],
         )
 
 

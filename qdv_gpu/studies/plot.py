@@ -17,8 +17,8 @@ from qdv_gpu.neighbors import knn
 from qdv_gpu.report import figures
 from qdv_gpu.report.folder import RUN, RunFolder, read_formats, save_figure
 from qdv_gpu.results.records import AnalysedLayer
-from qdv_gpu.scores.quality import LayerScores, MapScore, Score, chance
-from qdv_gpu.scores.statistics import hits, influence_values, standard_error
+from qdv_gpu.scores.quality import HitValues, LayerScores, MapScore, Score, chance, hit_values
+from qdv_gpu.scores.statistics import error_neighbors
 
 logger = logging.getLogger(__name__)
 KEPT = ("nh_feature_space", "tied", "trustworthiness", "continuity")  # what needs more than the maps
@@ -127,21 +127,24 @@ def _layer(
     row: Mapping[str, str], Z: np.ndarray, labels: np.ndarray | None, k: int, perplexity: float
 ) -> AnalysedLayer:
     """A row of the table with its maps Z [S, N, 2], scored again."""
+    if not 1 <= k < Z.shape[1]:
+        raise InputError(f"k must be within 1 and {Z.shape[1] - 1}, got {k}")
     kept = {name: float(row[name] or "nan") for name in KEPT}
-    if labels is None:
-        nan = torch.full((len(Z), Z.shape[1]), math.nan)
-        mean = Score(k=k, nh=math.nan, chance=math.nan, standard_error=math.nan, **kept)
-        scores = LayerScores(k, (), mean, nan, nan, nan[0], nan[0])
-    else:
-        y = torch.from_numpy(labels)
-        near = [knn(torch.from_numpy(z), k).indices for z in Z]
-        hit = torch.stack([hits(indices, y) for indices in near])
-        phi = torch.stack([influence_values(indices, y) for indices in near])
-        expected, nh = chance(y), hit.mean(dim=1).tolist()
-        maps = tuple(MapScore(seed=s, k=k, nh=value, chance=expected, **kept) for s, value in enumerate(nh))
-        error = standard_error(phi, y, seed_values=nh)
-        mean = Score(k=k, nh=float(np.mean(nh)), chance=expected, standard_error=error, **kept)
-        scores = LayerScores(k, maps, mean, phi, hit, phi[0], hit[0])
+    nan = torch.full((len(Z), Z.shape[1]), math.nan)
+    near = [knn(torch.from_numpy(z), max(k, error_neighbors(k, len(z)))).indices for z in Z]
+    found, expected = HitValues(nan, nan, nan, math.nan), math.nan
+    if labels is not None:
+        found, expected = hit_values(near, labels, k=k), chance(labels)
+    nh = found.hits.mean(dim=1).tolist()
+    maps = tuple(MapScore(seed=seed, k=k, nh=value, chance=expected, **kept) for seed, value in enumerate(nh))
+    mean = Score(
+        k=k, nh=float(np.mean(nh)), chance=expected, standard_error=found.standard_error,
+        standard_error_feature_space=math.nan, **kept,
+    )  # fmt: skip
+    neighbors = torch.stack([indices[:, :k] for indices in near]).int()
+    scores = LayerScores(
+        k, maps, mean, found.influence, found.hits, found.spread, neighbors, nan[0], nan[0], nan[0], neighbors[0]
+    )
     return AnalysedLayer(
         network=row["network"], layer=row["layer"], position=int(row["position"]), features=0, samples=Z.shape[1],
         tokens=row["tokens"] or None, perplexity=perplexity, engine="", Z=Z, kl=[], scores=(scores,), stages={},

@@ -56,7 +56,8 @@ def test_run_folder(finished):
     files = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     tables = ["layers.csv", "table3.md", "table3.csv", "predictions.csv", "predictions.parquet", "timings.json"]
     maps = [f"embeddings/{network}/{layer}.npz" for network in ("cnn", "other") for layer in LAYERS]
-    made = [*tables, "figures/maps.png", "figures/nh.png", *maps]
+    compared = ["comparison.json", "comparison.csv", "comparison.md", "figures/comparison.png"]
+    made = [*tables, "figures/maps.png", "figures/nh.png", *compared, *maps]
     assert files == sorted([*made, "run.json"])
     with (out / "layers.csv").open() as file:
         reader = csv.DictReader(file)

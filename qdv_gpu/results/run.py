@@ -1,0 +1,141 @@
+"""A finished run, read back: its folder says what it is of, the store holds what it found."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from qdv_gpu.errors import InputError
+from qdv_gpu.files import read_json, text_of
+from qdv_gpu.results.records import AnalysedLayer
+from qdv_gpu.results.stages import VERSIONS
+from qdv_gpu.results.store import Record, Store
+from qdv_gpu.scores.quality import LayerScores, MapScore, Score
+
+RUN = "run.json"
+SAME = ("perplexity", "iterations", "learning_rate", "normalise", "pca", "engine")  # settings that a comparison shares
+ARRAYS = tuple(name for name in LayerScores.__dataclass_fields__ if name not in ("k", "maps", "mean"))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of `analyze`.
+
+    Attributes
+    ----------
+    folder : Path
+    about : dict
+        What its run.json says.
+    classes : tuple of str
+    labels : array
+        int64 [N].
+    files : tuple of str
+        Name of each image.
+    networks : dict of str to list of AnalysedLayer
+        By name; the layers in order, with scores for one k, and without maps.
+    """
+
+    folder: Path
+    about: dict[str, Any]
+    classes: tuple[str, ...]
+    labels: np.ndarray
+    files: tuple[str, ...]
+    networks: dict[str, list[AnalysedLayer]]
+
+
+def is_run(path: Any) -> bool:
+    """Whether a path is of a folder that `analyze` wrote."""
+    return isinstance(path, str | Path) and (Path(path) / RUN).is_file() and (Path(path) / "layers.csv").is_file()
+
+
+def read_run(folder: str | Path, *, k: int | None = None, store: str | Path | None = None) -> Run:
+    """Read a finished run for one k, by default its first.
+
+    Raises
+    ------
+    InputError
+        If the folder holds none, or one of unlabelled images or of another version; if it has no scores for that k; if
+        what it found is not in the store any more.
+    """
+    folder = Path(folder)
+    about = read_json(folder / RUN) if (folder / RUN).is_file() else None
+    if not isinstance(about, dict) or "outputs" not in about:
+        raise InputError(f"{folder} holds no finished run of qdv-gpu analyze, or one of an older version: run it again")
+    kept = Store(store or about["store"])
+    with (folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or "label" not in rows[0]:
+        raise InputError(f"{folder} is of images without labels: a comparison needs them")
+    classes = tuple(about["classes"])
+    numbers = {text_of(name): number for number, name in enumerate(classes)}
+    try:
+        labels = np.array([numbers[row["label"]] for row in rows])
+        networks = {
+            network: [
+                _layer(folder, kept, network, position, one, k, len(rows))
+                for position, one in enumerate(outputs, start=1)
+            ]
+            for network, outputs in about["outputs"].items()
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{folder} is damaged ({type(error).__name__}: {error}): run its command again") from None
+    return Run(folder, about, classes, labels, tuple(row["file"] for row in rows), networks)
+
+
+def check_same(first: Run, second: Run) -> None:
+    """Raise InputError unless two runs are of the same images, labels and settings; it names the first that differs."""
+    pair = f"{first.folder} and {second.folder}"
+    if first.classes != second.classes:
+        raise InputError(f"{pair} are of other classes")
+    for number, (a, b, x, y) in enumerate(zip(first.files, second.files, first.labels, second.labels, strict=False)):
+        if a != b:
+            raise InputError(f"{pair} are of other images: image {number} is {a} in one and {b} in the other")
+        if x != y:
+            names = first.classes[x], second.classes[y]
+            raise InputError(f"{pair} are of other labels: {a} is {names[0]} in one and {names[1]} in the other")
+    if len(first.files) != len(second.files):
+        raise InputError(f"{pair} are of {len(first.files)} and {len(second.files)} images")
+    if first.about["images"]["contents"] != second.about["images"]["contents"]:
+        raise InputError(f"{pair} are of images of the same names with other contents")
+    for name in SAME:
+        own, other = (run.about["settings"].get(name) for run in (first, second))
+        if own != other:
+            raise InputError(f"{pair} were made with {name.replace('_', ' ')} {own} and {other}: run one of them again")
+
+
+def _layer(  # noqa: PLR0917 - where it is found
+    folder: Path, store: Store, network: str, position: int, one: dict[str, Any], k: int | None, samples: int
+) -> AnalysedLayer:
+    known = {int(text): digest for text, digest in one["scores"].items()}
+    wanted = next(iter(known)) if k is None else k
+    if wanted not in known:
+        have = ", ".join(map(str, known))
+        more = ",".join(map(str, [*known, wanted]))
+        raise InputError(f"{folder} has scores for k = {have}, not {wanted}: run its command with --k {more}")
+    scores = _stage(folder, store, "scores", known[wanted])
+    components = _stage(folder, store, "components", one["components"])
+    found = LayerScores(
+        k=wanted,
+        maps=tuple(MapScore(**row) for row in scores.about["maps"]),
+        mean=Score(**scores.about["mean"]),
+        **{name: torch.from_numpy(scores.arrays[name]) for name in ARRAYS},
+    )
+    return AnalysedLayer(
+        network=network, layer=one["layer"], position=position, features=one["features"], samples=samples,
+        tokens=one["tokens"], perplexity=0.0, engine="", Z=np.empty((0, samples, 2), np.float32), kl=[],
+        scores=(found,), stages={}, X=components.arrays["X"],
+    )  # fmt: skip
+
+
+def _stage(folder: Path, store: Store, stage: str, digest: str) -> Record:
+    record, version = store.find(stage, digest)
+    if version is not None and version != VERSIONS[stage]:
+        raise InputError(f"{folder} was made by another version of qdv_gpu: run its command again")
+    if record is None:
+        raise InputError(f"what {folder} found is not in {store.path}: run its command again, or name its --store")
+    return record

@@ -1,0 +1,177 @@
+"""Differences of two networks: their arithmetic, their verdicts, and what a single image adds."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from qdv_gpu.errors import InputError
+from qdv_gpu.neighbors import knn
+from qdv_gpu.scores import comparison, similarity, statistics
+from qdv_gpu.scores.comparison import Side, ahead_from, class_differences, differences
+from qdv_gpu.scores.quality import score_maps
+
+
+def blobs(seed, N=240, C=4, apart=2.0):
+    random = np.random.default_rng(seed)
+    labels = torch.arange(N) % C
+    angle = 2 * np.pi * np.arange(C) / C
+    centres = apart * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    return torch.from_numpy(centres[labels] + random.normal(size=(N, 2))), labels
+
+
+def side(seed, apart=2.0, S=3):
+    points, labels = blobs(seed, apart=apart)
+    random = np.random.default_rng(seed + 100)
+    maps = torch.stack([points + torch.from_numpy(0.2 * random.normal(size=points.shape)) for _ in range(S)])
+    (scores,) = score_maps(points, maps, labels, k=[5])
+    return Side(scores.spread, tuple(row.nh for row in scores.maps)), scores, labels
+
+
+def test_variance_degrees_and_interval_by_hand():
+    (a, _, labels), (b, _, _) = side(0), side(1, apart=2.6)
+    (found, other) = differences([([a], [b]), ([a], [a])], labels)
+    D = (b.spread.mean(0) - a.spread.mean(0)).numpy()
+    images = sum(D[labels == c].var(ddof=1) * 60 for c in range(4)) / 240**2
+    seeds = [np.var(one.nh, ddof=1) / 3 for one in (a, b)]
+    variance = images + sum(seeds)
+    df = variance**2 / (images**2 / 236 + sum(s**2 / 2 for s in seeds))
+    assert found.delta == pytest.approx(np.mean(b.nh) - np.mean(a.nh), rel=1e-12)
+    assert (found.standard_error, found.df) == pytest.approx((variance**0.5, df), rel=1e-9)
+    half = stats.t.ppf(1 - 0.05 / 4, df) * variance**0.5  # two layers
+    assert (found.low, found.high) == pytest.approx((found.delta - half, found.delta + half), rel=1e-9)
+    assert found.p == pytest.approx(2 * stats.t.sf(found.delta / variance**0.5, df), rel=1e-9)
+    assert found.p_holm == pytest.approx(min(1, 2 * found.p), rel=1e-9)
+    assert found.verdict == "ahead"
+    assert (other.delta, other.verdict) == (0, "undecided" if other.high > 0.02 else "equivalent")
+
+
+def test_verdicts():
+    phi = torch.linspace(-1, 1, 400, dtype=torch.float64).repeat(3, 1)
+    labels = torch.arange(400) % 4
+
+    def one(shift, noise):
+        random = torch.Generator().manual_seed(1)
+        spread = phi + shift + noise * torch.randn(phi.shape[1], generator=random, dtype=torch.float64)
+        return Side(spread, (shift - 1e-4, shift, shift + 1e-4))
+
+    pairs = [([one(0, 0)], [one(d, noise)]) for d, noise in ((0.1, 0.01), (-0.1, 0.01), (0.001, 0.01), (0.01, 0.5))]
+    found = differences(pairs, labels)
+    assert [one.verdict for one in found] == ["ahead", "behind", "equivalent", "undecided"]
+    (tiny,) = differences([([one(0, 0)], [one(0.01, 0.001)])], labels)
+    assert (tiny.verdict, tiny.equivalent) == ("ahead", True)  # surely, and surely by little
+
+
+def test_from_which_layer_on():
+    def verdict(delta, error):
+        rest = dict.fromkeys(("low", "high", "p", "p_holm", "equivalent", "verdict"), 0)
+        return comparison.Difference(delta, error, 100.0, **rest)
+
+    sure, unsure, behind = verdict(0.1, 0.01), verdict(0.01, 0.01), verdict(-0.1, 0.01)
+    assert ahead_from([sure, unsure, sure, sure]) == 2
+    assert ahead_from([sure, sure]) == 0
+    assert ahead_from([sure, unsure]) is None
+    assert ahead_from([sure, behind], sign=-1) == 1
+    assert ahead_from([verdict(0.1, math.nan)]) is None
+
+
+def test_runs():
+    """Three runs of each take the place of the seeds; two give values and no interval."""
+    sides = [side(seed)[0] for seed in range(6)]
+    labels = side(0)[2]
+    (found,) = differences([(sides[:3], sides[3:])], labels)
+    means = [[np.mean(one.nh) for one in some] for some in (sides[:3], sides[3:])]
+    D = sum(b.spread.mean(0) - a.spread.mean(0) for a, b in zip(sides[:3], sides[3:], strict=True)) / 3
+    variance = statistics.image_variance(D, labels) + sum(np.var(m, ddof=1) / 3 for m in means)
+    assert found.standard_error == pytest.approx(variance**0.5, rel=1e-9)
+    (two,) = differences([(sides[:2], sides[3:5])], labels)
+    assert math.isnan(two.standard_error)
+    assert math.isnan(two.low)
+    assert two.verdict == "undecided"
+    with pytest.raises(InputError, match="equally many runs, at least one, got 2 and 1"):
+        differences([(sides[:2], sides[3:4])], labels)
+    with pytest.raises(InputError, match="margin must be"):
+        differences([(sides[:1], sides[1:2])], labels, margin=0)
+
+
+def test_classes_sum_to_the_whole_and_match_brute_force():
+    (_, a, labels), (_, b, _) = side(0), side(1, apart=2.6)
+    delta, error, p = class_differences(list(a.neighbors), list(b.neighbors), labels)
+    by_class = [[one.hits[:, labels == c].mean().item() for c in range(4)] for one in (a, b)]
+    assert delta == pytest.approx(np.subtract(by_class[1], by_class[0]), abs=1e-12)
+    assert (error > 0).all()
+    assert ((p >= 0) & (p <= 1)).all()
+    # psi of one map by its definition
+    indices = a.neighbors[0].long()
+    h = a.hits[0]
+    M = (labels[indices] == labels[:, None]).double()
+    for c in range(4):
+        psi = (labels == c).double() * h
+        for j in torch.nonzero(labels == c)[:, 0].tolist():
+            for slot in range(5):
+                psi[indices[j, slot]] += (M[j, slot] - h[j]) / 5
+        assert torch.allclose(torch.from_numpy(comparison._class_values([indices], labels)[c]), psi * 4, atol=1e-12)
+
+
+def test_spread_values_need_no_neighbours_twice():
+    """For k = 1 the influence values are the hits alone; the spread values are not."""
+    points, labels = blobs(3)
+    near = knn(points, 31).indices
+    assert torch.equal(statistics.influence_values(near[:, :1], labels), statistics.hits(near[:, :1], labels))
+    spread = statistics.spread_values(near, labels, k=1)
+    M = (labels[near] == labels[:, None]).double()
+    expected = M[:, 0].clone()
+    for j in range(len(points)):
+        expected[near[j, 0]] += M[j, 0] - M[j, 1:].mean()
+    assert torch.allclose(spread, expected, atol=1e-12)
+    assert torch.equal(
+        statistics.spread_values(near[:, :3], labels, k=3), statistics.influence_values(near[:, :3], labels)
+    )
+
+
+def test_link_variance_by_brute_force():
+    points, labels = blobs(4, N=60)
+    for k in (1, 5, 15):
+        near = knn(points, statistics.error_neighbors(k, 60)).indices
+        M = (labels[:, None] == labels[None]).double()
+        agree = (labels[near] == labels[:, None]).double()
+        start = k if k >= 15 else 0
+        a = agree[:, start : start + 15].mean(1)
+        p = torch.stack([a[labels == c].mean() for c in range(4)])[labels]
+        w = torch.zeros(60, 60, dtype=torch.float64).scatter_(1, near[:, :k], 1)
+        w = w + w.T
+        g = M - a[:, None] - a[None] + (p[:, None] + p[None]) / 2
+        expected = ((w * g) ** 2).triu(1).sum() / (60 * k) ** 2
+        assert statistics.link_variance([near], labels, k=k) == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_cka():
+    random = torch.Generator().manual_seed(0)
+    X, Y = (torch.randn(300, d, generator=random, dtype=torch.float64) for d in (20, 40))
+    rotation, _ = torch.linalg.qr(torch.randn(20, 20, generator=random, dtype=torch.float64))
+    assert similarity.linear_cka(X, 3 * X @ rotation + 1) == pytest.approx(1, abs=1e-9)
+    assert abs(similarity.linear_cka(X, Y)) < 0.05  # the biased one is about 0.1
+    a, b = X - X.mean(0), Y - Y.mean(0)
+    K, L = (Z @ Z.T - torch.diag((Z * Z).sum(1)) for Z in (a, b))
+    one, N = torch.ones(300, dtype=torch.float64), 300
+
+    def hsic(K, L):
+        middle = (one @ K @ one) * (one @ L @ one) / ((N - 1) * (N - 2))
+        return (torch.trace(K @ L) + middle - 2 / (N - 2) * (one @ K @ L @ one)) / (N * (N - 3))
+
+    expected = hsic(K, L) / (hsic(K, K) * hsic(L, L)) ** 0.5
+    assert similarity.linear_cka(X, Y) == pytest.approx(float(expected), rel=1e-8)
+    with pytest.raises(InputError, match="the same 4 or more images, got 10, 300 rows"):
+        similarity.linear_cka(X, Y[:10])
+
+
+def test_probe_is_at_chance_on_noise():
+    random = torch.Generator().manual_seed(0)
+    labels = torch.arange(1000) % 5
+    noise = torch.randn(1000, 20, generator=random)
+    assert similarity.probe_hits(noise, labels).double().mean() == pytest.approx(0.2, abs=0.05)
+    points, of = blobs(0, N=1000, apart=4)
+    assert similarity.probe_hits(points, of).double().mean() > 0.9
+    assert torch.equal(similarity.probe_hits(points, of), similarity.probe_hits(points, of))
