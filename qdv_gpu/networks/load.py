@@ -21,7 +21,7 @@ from qdv_gpu.networks.layers import check_size
 from qdv_gpu.networks.network import Network
 from qdv_gpu.networks.spec import Spec
 from qdv_gpu.networks.stages import default_layers
-from qdv_gpu.networks.weights import read_weights
+from qdv_gpu.networks.weights import Tensors, read_weights
 
 logger = logging.getLogger(__name__)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -102,20 +102,7 @@ def load_network(
     if image_size is not None:
         check_count("image_size", image_size)
     check_count("seed", seed, least=0)
-    if isinstance(weights, Mapping) and not asked.checkpoint:
-        module = load_network(spec, weights="none", image_size=image_size, seed=seed, device=device).module
-        if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()):
-            raise InputError("weights must be a name, a file or a state dict of names and tensors")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            load_state(module, dict(weights), asked.name, "given", shared=True)
-        spec, weights = module, "none"
-    source = asked.checkpoint or ("none" if weights is None else weights)
-    if not isinstance(source, str | Path):
-        raise InputError(f"weights must be a name, a file or a state dict, got {type(source).__name__}")
-    from_file = str(source) not in ("imagenet", "none")
-    source = _weights_file(source) if from_file else source
-    state, metadata = read_weights(source) if from_file else ({}, {})
+    source, state, metadata = _weights(asked.checkpoint or weights)
     if metadata.get("network", asked.built) != asked.built:
         raise InputError(f"checkpoint {source} holds {metadata['network']}, not {asked.built}")
 
@@ -125,11 +112,11 @@ def load_network(
             module, about = shared_copy(spec), dict[str, Any]()
         else:
             module, about = build(asked.name, asked.arguments, pretrained=str(source) == "imagenet")
-        if from_file:
+        if state is not None:
             load_state(module, state, asked.name, source, shared=isinstance(spec, nn.Module))
         if num_classes is not None and head_classes(module) != num_classes:
             replace_head(module, asked.name, num_classes)
-    as_made = not from_file and (isinstance(spec, nn.Module) or (":" in asked.name and not _is_timm(module)))
+    as_made = state is None and (isinstance(spec, nn.Module) or (":" in asked.name and not _is_timm(module)))
     network = _described(module, asked, "given" if as_made else str(source), about, metadata, device, image_size)
     network = _normalising(network, mean, std)
     logger.debug(
@@ -324,6 +311,20 @@ def _ready(network: Network, device: str | torch.device | None) -> Network:
     if network.device == target and not any(module.training for module in network.module.modules()):
         return network
     return replace(network, module=shared_copy(network.module).to(target).eval())
+
+
+def _weights(weights: Any) -> tuple[str | Path, Tensors | None, dict[str, Any]]:
+    """Where weights are from, the tensors unless they come with the network or are random, and what is said of them."""
+    if isinstance(weights, Mapping):
+        if not all(isinstance(n, str) and isinstance(v, torch.Tensor) for n, v in weights.items()):
+            raise InputError("weights must be a name, a file or a state dict of names and tensors")
+        return "given", dict(weights), {}
+    if weights is None or str(weights) in ("imagenet", "none"):
+        return "none" if weights is None else str(weights), None, {}
+    if not isinstance(weights, str | Path):
+        raise InputError(f"weights must be a name, a file or a state dict, got {type(weights).__name__}")
+    file = _weights_file(weights)
+    return file, *read_weights(file)
 
 
 def _weights_file(checkpoint: str | Path) -> Path:

@@ -147,6 +147,8 @@ def test_a_state_dict_instead_of_a_file():
     loaded = load_network("tiny_networks:cnn", weights=state)
     assert torch.equal(loaded.module.conv1.weight, state["conv1.weight"])
     assert load_network("resnet18", weights=None).source == "none"
+    efficient = load_network("efficientnet_b0=none").module.state_dict()
+    assert load_network("efficientnet_b0", weights=efficient).interpolation == "bicubic"  # as with a file
     for wrong in ({1: torch.ones(1)}, 3):
         with pytest.raises(InputError, match="weights must be a name, a file or a state dict"):
             load_network("resnet18", weights=wrong)
