@@ -42,6 +42,7 @@ Numbers = Annotated[
     str | None, typer.Option(help="Of each channel, for pixels in 0..1; by default each network's own.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Preset = Annotated[str, typer.Option(help="default, or paper for the values of the CIKM 2024 paper.")]
 Formats = Annotated[str, typer.Option("--format", help="Of the figures: png, pdf, svg, or several with commas.")]
 StorePath = Annotated[
     Path | None,

@@ -14,7 +14,7 @@ from qdv_gpu.arrays import like
 from qdv_gpu.data.convert import as_images
 from qdv_gpu.data.geometry import Geometry
 from qdv_gpu.data.images import Images, prepare
-from qdv_gpu.errors import InputError, unknown
+from qdv_gpu.errors import InputError, check_count, unknown
 from qdv_gpu.machine import Halving, in_parallel, product_precision, threads
 from qdv_gpu.networks.copies import shared_copy
 from qdv_gpu.networks.hooks import hooked
@@ -224,8 +224,7 @@ class ForwardPass:
         self.size = self.image_size or self.network.image_size
         if self.batch_size is None:
             self.batch_size = default_batch(self.network.device, self.size)
-        if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int) or self.batch_size < 1:
-            raise InputError(f"batch size must be an integer of at least 1, got {self.batch_size!r}")
+        self.batch_size = check_count("batch size", self.batch_size)
         self.element = 4  # bytes of an activation
         self.copies: list[nn.Module] = []
 

@@ -111,9 +111,7 @@ def _area(shape: tuple[int, ...] | None, widths: Container[int] = ()) -> int:
     """Units of a square feature map [C, H, W] or [H, W, C], or of tokens [T, C] of it; 0 for what is neither."""
     if shape is not None and len(shape) == 2 and shape[1] in widths:
         parts = isqrt(shape[0]) ** 2
-        return (
-            parts if shape[0] - parts <= PREFIX and parts > 1 else 0
-        )  # tokens that stand for no part of the image come beside
+        return parts if shape[0] - parts <= PREFIX and parts > 1 else 0
     if shape is None or len(shape) != 3:
         return 0
     first, second, third = shape

@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from qdv_gpu.report import drawing
-from qdv_gpu.report.drawing import COLOURS, GRAY, LINE, MARGIN, MARKERS, PAGE, SMALL, TEXT, NotebookFigure
+from qdv_gpu.report.drawing import GRAY, LINE, MARGIN, PAGE, SMALL, TEXT, NotebookFigure
 from qdv_gpu.report.folder import RunFolder
-from qdv_gpu.report.tables import csv_text
+from qdv_gpu.report.tables import csv_text, markdown
 from qdv_gpu.results.comparison import Comparison, LayerPair, as_json
 
 ROWS = 20  # classes in the figure at most
@@ -123,12 +122,8 @@ def comparison_table(found: Comparison) -> list[list[str]]:
 
 def comparison_markdown(found: Comparison) -> str:
     """Summary and table in Markdown."""
-    header, *body = comparison_table(found)
-    lines = [header, ["---"] * len(header), *body]
-    table = "".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |\n"
-                    for line in lines)  # fmt: skip
     return (
-        f"# {found.second} against {found.first}\n\n{summary(found)}\n\n{table}\n"
+        f"# {found.second} against {found.first}\n\n{summary(found)}\n\n{markdown(comparison_table(found))}\n"
         f"Neighborhood hit (k = {found.k}); the verdict is of {found.second}. Intervals hold for all layers at once "
         f"with 95 % confidence; equivalent means surely within ±{found.margin:g}.\n"
     )
@@ -231,7 +226,7 @@ def plot_comparison(
     L, C = len(layers), len(classes)
     order = np.sort(np.argsort(-np.abs(delta).max(axis=1), kind="stable")[:ROWS])
     entries = [*networks, "difference in the maps", "in the layers' own space", f"margin ±{margin:g}"]
-    handles: list[Any] = [_mark(number) for number in range(4)]
+    handles: list[Any] = [drawing.curve_mark(number) for number in range(4)]
     handles.append(Patch(color="0.88"))
     figure = NotebookFigure(figsize=(PAGE, 1))
     legend = max(drawing.add_legend(figure, handles, entries), MARGIN)
@@ -260,14 +255,14 @@ def plot_comparison(
     axes[3] = drawing.add_panel(figure, second_left, lower, half, heat)
     for number in range(2):
         x = np.arange(1, L + 1) + (number - 0.5) * 0.12
-        _line(axes[0], x, nh[number], 1.96 * np.stack([errors[number]] * 2), number)
+        drawing.draw_curve(axes[0], x, nh[number], np.nan_to_num(1.96 * errors[number]), number)
     axes[0].set_ylabel(f"neighborhood hit (k = {k})", fontsize=TEXT)
     axes[1].axhspan(-margin, margin, color="0.88", linewidth=0, zorder=0)
     axes[1].axhline(0, color=GRAY, linewidth=0.6, zorder=1)
     for number, values in enumerate((maps, own)):
         x = np.arange(1, L + 1) + (number - 0.5) * 0.16
         ends = np.stack([values[:, 0] - values[:, 1], values[:, 2] - values[:, 0]])
-        _line(axes[1], x, values[:, 0], ends, 2 + number)
+        drawing.draw_curve(axes[1], x, values[:, 0], np.nan_to_num(ends), 2 + number)
     axes[1].set_ylabel(f"{_short(networks[1])} less {_short(networks[0])}", fontsize=TEXT, parse_math=False)
     for ax in axes[:2]:
         drawing.plain_axes(ax)
@@ -282,20 +277,6 @@ def plot_comparison(
     for place, text in ((left, title), (second_left, f"CKA: {_short(networks[0])} down, {_short(networks[1])} across")):
         drawing.add_text(figure, place, lower - above + 0.02, drawing.shortened(text, half, SMALL), size=SMALL)
     return figure, axes
-
-
-def _mark(number: int) -> Line2D:
-    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-    return Line2D([], [], color=colour, marker=marker, markersize=3.5, linewidth=1.1, markeredgewidth=0)
-
-
-def _line(ax: Axes, x: np.ndarray, y: np.ndarray, ends: np.ndarray, number: int) -> None:
-    style = _mark(number)
-    known = np.nan_to_num(ends).clip(min=0)
-    ax.errorbar(
-        x, y, known if known.any() else None, color=style.get_color(), marker=style.get_marker(), markersize=3.5,
-        linewidth=1.1, markeredgewidth=0, elinewidth=0.8, capsize=0,
-    )  # fmt: skip
 
 
 def _heat(ax: Axes, values: np.ndarray, rows: Sequence[str], largest: float, colours: str) -> None:

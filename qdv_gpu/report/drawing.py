@@ -11,6 +11,7 @@ from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.lines import Line2D
 from matplotlib.textpath import text_to_path
 
 SMALL, TEXT, TITLE = 7, 8, 9  # font sizes in points
@@ -156,6 +157,21 @@ def add_text(figure: Figure, left: float, top: float, text: str, *, size: float 
     across, down = figure.get_size_inches()
     style: dict[str, Any] = {"ha": "left", "va": "top", "parse_math": False, "linespacing": 1.15, **options}
     figure.text(left / across, 1 - top / down, text, fontsize=size, **style)
+
+
+def curve_mark(number: int) -> Line2D:
+    """The line of a curve by its number, in its own colour and marker, as a legend shows it."""
+    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+    return Line2D([], [], color=colour, marker=marker, markersize=3.5, linewidth=1.1, markeredgewidth=0)
+
+
+def draw_curve(ax: Axes, x: np.ndarray, y: np.ndarray, bars: np.ndarray, number: int) -> None:
+    """Draw a curve by its number with error bars, lengths [L] or lower and upper [2, L]; none if all are 0."""
+    style = curve_mark(number)
+    ax.errorbar(
+        x, y, bars if bars.any() else None, color=style.get_color(), marker=style.get_marker(), markersize=3.5,
+        linewidth=1.1, markeredgewidth=0, elinewidth=0.8, capsize=0,
+    )  # fmt: skip
 
 
 def plain_axes(ax: Axes) -> None:

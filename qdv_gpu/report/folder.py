@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 
 from qdv_gpu.errors import InputError, unknown
 from qdv_gpu.files import TEMPORARY, locked, read_json, remove_leftovers, replacing, safe_name, write_json, write_text
+from qdv_gpu.results.run import RUN
 
 logger = logging.getLogger(__name__)
-RUN = "run.json"
 FORMATS = ("png", "pdf", "svg")  # of figures
 DPI = 200  # of a figure in pixels, and of what a drawing holds as pixels
 
@@ -43,6 +43,15 @@ def save_figure(figure: Figure, path: Path) -> None:
     dates: dict[str, dict[str, Any]] = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
     with rc_context({"svg.hashsalt": "qdv_gpu", "pdf.fonttype": 42}):
         figure.savefig(path, dpi=DPI, metadata=dates.get(path.suffix))
+
+
+def write_figure(path: Path, figure: Figure, formats: Sequence[str]) -> list[Path]:
+    """Write a figure in each format, as `path` with the format's suffix added."""
+    written = [path.with_name(f"{path.name}.{suffix}") for suffix in formats]
+    for one in written:
+        with replacing(one) as temporary:
+            save_figure(figure, temporary)
+    return written
 
 
 class RunFolder:
@@ -150,11 +159,9 @@ class RunFolder:
         >>> [path.name for path in RunFolder(tmp_path).figure("empty", Figure((1, 1)), ["pdf", "svg"])]
         ['empty.pdf', 'empty.svg']
         """
-        written = [f"{name}.{suffix}" for suffix in read_formats(formats)]
-        for path in written:
-            with replacing(self._path(path)) as temporary:
-                save_figure(figure, temporary)
-        return [self.out / path for path in written]
+        formats = read_formats(formats)
+        self.written += [f"{name}.{suffix}" for suffix in formats]
+        return write_figure(self.out / name, figure, formats)
 
     def _path(self, name: str) -> Path:
         self.written.append(name)

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from qdv_gpu.errors import InputError
 from qdv_gpu.report import drawing
-from qdv_gpu.report.drawing import COLOURS, GRAY, LINE, MARGIN, MARKERS, PAGE, SMALL, TEXT, NotebookFigure
+from qdv_gpu.report.drawing import COLOURS, GRAY, LINE, MARGIN, PAGE, SMALL, TEXT, NotebookFigure
 
 PANEL = 2.3  # inches: height of the panel of NH
 
@@ -71,10 +71,10 @@ def plot_nh(
                 raise InputError(f"one value for each layer of {network} is required, got {len(values)} values")
     depth = max(len(values) for values in nh.values())
     names = _shared_names([layers[network] for network in nh], depth)
-    handles = [_line(number) for number in range(len(nh))]
+    handles = [drawing.curve_mark(number) for number in range(len(nh))]
     entries = list(nh)
     if differences:
-        handles += [_line(len(nh) + number) for number in range(len(differences))]
+        handles += [drawing.curve_mark(len(nh) + number) for number in range(len(differences))]
         entries += differences
     if errors:
         handles.append(Line2D([], [], color=GRAY, linewidth=1, marker="|", markersize=6, linestyle=""))
@@ -116,12 +116,6 @@ def plot_nh(
     return figure, axes
 
 
-def _line(number: int) -> Line2D:
-    """Line of a network, in the legend too."""
-    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-    return Line2D([], [], color=colour, marker=marker, markersize=3.5, linewidth=1.1, markeredgewidth=0)
-
-
 def _draw_lines(
     ax: Axes, lines: Mapping[str, Any], errors: Mapping[str, Any] | None, *, first: int
 ) -> tuple[float, float]:
@@ -129,14 +123,11 @@ def _draw_lines(
     low, high = np.inf, -np.inf
     step = min(0.1, 0.5 / len(lines))
     for number, (name, values) in enumerate(lines.items()):
-        style, y = _line(first + number), np.asarray(values, np.float64)
+        y = np.asarray(values, np.float64)
         x = np.arange(1, len(y) + 1) + (number - (len(lines) - 1) / 2) * step
         bar = 1.96 * np.asarray(errors[name], np.float64) if errors and name in errors else np.zeros(len(y))
         bar = np.nan_to_num(bar)
-        ax.errorbar(
-            x, y, bar if bar.any() else None, color=style.get_color(), marker=style.get_marker(), markersize=3.5,
-            linewidth=1.1, markeredgewidth=0, elinewidth=0.8, capsize=0,
-        )  # fmt: skip
+        drawing.draw_curve(ax, x, y, bar, first + number)
         low, high = min(low, float(np.nanmin(y - bar))), max(high, float(np.nanmax(y + bar)))
     return low, high
 

@@ -56,14 +56,19 @@ def nh_markdown(layers: Sequence[AnalysedLayer], ks: Sequence[int], *, iteration
     """`nh_table` for each k, in Markdown, with a line that says what it is of."""
     text, one = "", layers[0]
     for k in ks:
-        header, *body = nh_table(layers, k)
-        for line in (header, ["---"] * len(header), *body):
-            text += "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |\n"
-        text += (
+        text += markdown(nh_table(layers, k)) + (
             f"\n{caption(layers, k)}, {one.samples} images, mean of {len(one.Z)} t-SNE maps (perplexity "
             f"{one.perplexity:g}, {iterations} iterations).{_about_tokens(layers)}\n\n"
         )
     return text.rstrip() + "\n"
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, a header first, as a table in Markdown."""
+    header, *body = rows
+    lines = (header, ["---"] * len(header), *body)
+    cells = ([cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines)
+    return "".join("| " + " | ".join(line) + " |\n" for line in cells)
 
 
 def _about_tokens(layers: Sequence[AnalysedLayer]) -> str:

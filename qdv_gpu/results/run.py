@@ -119,17 +119,21 @@ def _layer(  # noqa: PLR0917 - where it is found
         raise InputError(f"{folder} has scores for k = {have}, not {wanted}: run its command with --k {more}")
     scores = _stage(folder, store, "scores", known[wanted])
     components = _stage(folder, store, "components", one["components"])
-    found = LayerScores(
-        k=wanted,
-        maps=tuple(MapScore(**row) for row in scores.about["maps"]),
-        mean=Score(**scores.about["mean"]),
-        **{name: torch.from_numpy(scores.arrays[name]) for name in ARRAYS},
-    )
     return AnalysedLayer(
         network=network, layer=one["layer"], position=position, features=one["features"], samples=samples,
         tokens=one["tokens"], perplexity=0.0, engine="", Z=np.empty((0, samples, 2), np.float32), kl=[],
-        scores=(found,), stages={}, X=components.arrays["X"],
+        scores=(scores_of(scores, wanted),), stages={}, X=components.arrays["X"],
     )  # fmt: skip
+
+
+def scores_of(record: Record, k: int) -> LayerScores:
+    """The scores of a layer that a stage keeps."""
+    return LayerScores(
+        k=k,
+        maps=tuple(MapScore(**row) for row in record.about["maps"]),
+        mean=Score(**record.about["mean"]),
+        **{name: torch.from_numpy(record.arrays[name]) for name in ARRAYS},
+    )
 
 
 def _stage(folder: Path, store: Store, stage: str, digest: str) -> Record:

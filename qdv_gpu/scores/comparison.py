@@ -97,8 +97,7 @@ def differences(
     >>> round(found.delta, 3), found.verdict
     (0.3, 'ahead')
     """
-    if not 0 < margin < 1:
-        raise InputError(f"margin must be a difference of NH above 0 and below 1, got {margin!r}")
+    check_margin(margin)
     if not pairs:
         raise InputError("at least one pair of layers is required")
     found = [_difference(a, b, labels) for a, b in pairs]
@@ -115,6 +114,12 @@ def differences(
             verdict = "equivalent"
         result.append(Difference(delta, error, df, delta - half, delta + half, p, adjusted, equivalent, verdict))
     return result
+
+
+def check_margin(margin: float) -> None:
+    """Raise InputError unless `margin` is a difference of NH within which there may be none."""
+    if not 0 < margin < 1:
+        raise InputError(f"margin must be a difference of NH above 0 and below 1, got {margin!r}")
 
 
 def ahead_from(found: Sequence[Difference], *, sign: int = 1) -> int | None:

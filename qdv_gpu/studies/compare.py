@@ -19,6 +19,7 @@ from qdv_gpu.report.folder import RunFolder, read_formats
 from qdv_gpu.report.pictures import plot_images
 from qdv_gpu.results.comparison import Comparison, Layers, compared
 from qdv_gpu.results.run import Run, check_same, is_run, read_run
+from qdv_gpu.scores.comparison import check_margin
 from qdv_gpu.studies.analyze import analyze
 from qdv_gpu.studies.settings import Settings, changed
 
@@ -87,13 +88,12 @@ def compare(
     if not all(isinstance(both, tuple | list) and len(both) == 2 for both in sides):
         raise InputError(f"runs must be pairs of a run of A and a run of B, got {runs!r:.80}")
     flat = [side for both in sides for side in both]
-    if not 0 < margin < 1:
-        raise InputError(f"margin must be a difference of NH above 0 and below 1, got {margin!r}")
+    check_margin(margin)
     if all(is_run(side) for side in flat):
         k = changed(Settings(), changes).neighbors[0] if "k" in changes else None
         found = [read_run(side, k=k, store=store) for side in flat]  # type: ignore[arg-type]  # they are paths
         folder = RunFolder(out)
-        if not out.is_dir() or not is_run(out):
+        if not is_run(out):
             _check_own(out)
     else:
         if any(is_run(side) for side in flat):
@@ -110,8 +110,8 @@ def compare(
     a, b = layers[0::2], layers[1::2]
     one = found[0]
     comparison = compared(a, b, one.labels, one.classes, k=a[0][0].scores[0].k, pair=pair, margin=margin)
-    for line in _pairing(comparison):
-        logger.debug(line)
+    for one_pair in comparison.pairs:
+        logger.debug("%s with %s", one_pair.first.layer, one_pair.second.layer)
     write_comparison(folder, comparison, formats)
     _draw_changed(folder, comparison, one, formats)
     return comparison
@@ -126,9 +126,8 @@ def _draw_changed(folder: RunFolder, found: Comparison, run: Run, formats: Seque
         logger.info("the images that changed most are not drawn: %s", error)
         return
     a, b = found.hits
-    titles = [f"{run.classes[run.labels[i]]}\n{a[i]:.2f} → {b[i]:.2f}" for i in positions]
-    what = f"hits of {found.first} → {found.second}"
-    figure, _ = plot_images(images, [title.split("\n") for title in titles], what)
+    titles = [(run.classes[run.labels[i]], f"{a[i]:.2f} → {b[i]:.2f}") for i in positions]
+    figure, _ = plot_images(images, titles, f"hits of {found.first} → {found.second}")
     folder.figure("figures/changed", figure, formats)
 
 
@@ -162,10 +161,6 @@ def _of_networks(found: Sequence[Run], count: int) -> list[Layers]:
         for i, run in enumerate(found):
             layers[i] = [replace(layer, network=f"{layer.network} ({run.folder.name})") for layer in layers[i]]
     return list(layers)
-
-
-def _pairing(found: Comparison) -> list[str]:
-    return [f"{pair.first.layer} of {found.first} with {pair.second.layer} of {found.second}" for pair in found.pairs]
 
 
 def _check_own(out: Path) -> None:

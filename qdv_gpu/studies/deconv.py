@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 import qdv_gpu
@@ -27,7 +26,7 @@ from qdv_gpu.networks.layers import numbered, read_layers, trace_calls
 from qdv_gpu.networks.load import Sources, load_networks, select_layers
 from qdv_gpu.networks.network import Network
 from qdv_gpu.report import pictures
-from qdv_gpu.report.folder import read_formats, save_figure
+from qdv_gpu.report.folder import read_formats, write_figure
 
 logger = logging.getLogger(__name__)
 SHOWN = 24  # maps in a figure of strongest patches
@@ -152,7 +151,7 @@ def picture(
             figure, _ = pictures.plot_reconstructions(
                 [_rgb(found, network)], [title], images=seen.numpy(), contrast=contrast
             )
-            written += _draw(path, figure, formats)
+            written += write_figure(path, figure, formats)
             rows[-1].append((layer, _rgb(found, network), seen.numpy(), title) if len(loaded) > 1 else None)
             logger.info("%s: %d maps", written[-1], len(found))
             if searched is not None:
@@ -161,7 +160,7 @@ def picture(
         for number, row in enumerate(zip(*rows, strict=False), start=1):
             own, grids, inputs, titles = (list(column) for column in zip(*row, strict=True))
             figure, _ = pictures.plot_reconstructions(grids, titles, images=inputs, contrast=contrast)
-            written += _draw(folder / f"{number}-{safe_name('-'.join(dict.fromkeys(own)))}", figure, formats)
+            written += write_figure(folder / f"{number}-{safe_name('-'.join(dict.fromkeys(own)))}", figure, formats)
     return written
 
 
@@ -206,7 +205,7 @@ def _top(  # noqa: PLR0917 - what there is to draw
     title = f"{network.name} {layer}: {len(maps)} maps, the {k} images that activate each most, contrast per picture"
     found = best.reconstructions.flip(2) if network.bgr else best.reconstructions
     figure, _ = pictures.plot_top(best.patches.numpy(), found.numpy(), maps, title)
-    written = _draw(path, figure, formats)
+    written = write_figure(path, figure, formats)
     logger.info("%s: %d of %d maps, %d images of %d each", written[0], len(maps), count, k, len(images))
     return written
 
@@ -220,12 +219,3 @@ def _save(path: Path, about: dict[str, Any], **arrays: np.ndarray) -> None:
         for name, array in (arrays | settings).items():
             with file.open(f"{name}.npy", "w", force_zip64=True) as entry:
                 np.lib.format.write_array(entry, np.asarray(array, order="C"))
-
-
-def _draw(path: Path, figure: Figure, formats: Sequence[str]) -> list[Path]:
-    """Write a figure in each format."""
-    written = [path.with_name(f"{path.name}.{suffix}") for suffix in formats]
-    for one in written:
-        with replacing(one) as temporary:
-            save_figure(figure, temporary)
-    return written

@@ -29,7 +29,8 @@ from qdv_gpu.networks.network import Network
 from qdv_gpu.networks.weights import read_weights, write_weights
 from qdv_gpu.progress import advance
 from qdv_gpu.report.curves import plot_training
-from qdv_gpu.report.folder import RUN, save_figure
+from qdv_gpu.report.folder import save_figure
+from qdv_gpu.results.run import RUN
 from qdv_gpu.results.stages import weights_key
 from qdv_gpu.results.store import Store
 from qdv_gpu.studies.settings import Training, changed, of_stage

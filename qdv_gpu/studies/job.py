@@ -17,10 +17,10 @@ from qdv_gpu.features.pca import columns_for
 from qdv_gpu.networks.layers import LayerName, numbered
 from qdv_gpu.networks.network import Network
 from qdv_gpu.results.records import AnalysedLayer, Predictions
-from qdv_gpu.results.run import ARRAYS
+from qdv_gpu.results.run import ARRAYS, scores_of
 from qdv_gpu.results.stages import Subject, components_key, map_key, outputs_key, predictions_key, scores_key
 from qdv_gpu.results.store import Key, Record, Store
-from qdv_gpu.scores.quality import LayerScores, MapScore, Score
+from qdv_gpu.scores.quality import LayerScores
 from qdv_gpu.studies.settings import Settings
 from qdv_gpu.tsne.estimator import TSNE
 
@@ -179,12 +179,7 @@ class Output:
         """The scores for one k, which are in the store."""
         record = self.scores[k]
         assert record is not None
-        return LayerScores(
-            k=k,
-            maps=tuple(MapScore(**row) for row in record.about["maps"]),
-            mean=Score(**record.about["mean"]),
-            **{name: torch.from_numpy(record.arrays[name]) for name in ARRAYS},
-        )
+        return scores_of(record, k)
 
     def record(self, network: str, position: int, samples: int) -> AnalysedLayer:
         """All of it, for tables and figures."""

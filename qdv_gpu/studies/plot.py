@@ -1,7 +1,6 @@
 """The figures of a run, drawn again from its folder."""
 
 import csv
-import logging
 import math
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,15 +11,15 @@ import numpy as np
 import torch
 
 from qdv_gpu.errors import InputError, unknown
-from qdv_gpu.files import read_json, replacing
+from qdv_gpu.files import read_json
 from qdv_gpu.neighbors import knn
 from qdv_gpu.report import figures
-from qdv_gpu.report.folder import RUN, RunFolder, read_formats, save_figure
+from qdv_gpu.report.folder import RunFolder, read_formats, write_figure
 from qdv_gpu.results.records import AnalysedLayer
+from qdv_gpu.results.run import RUN
 from qdv_gpu.scores.quality import HitValues, LayerScores, MapScore, Score, chance, hit_values
 from qdv_gpu.scores.statistics import error_neighbors
 
-logger = logging.getLogger(__name__)
 KEPT = ("nh_feature_space", "tied", "trustworthiness", "continuity")  # what needs more than the maps
 
 
@@ -81,13 +80,7 @@ def plot(
     if labels is not None:
         drawn["nh"] = figures.nh_figure(records, labels, records[0].scores[0].k)
     target = folder.out / "figures" if out is None else Path(out)
-    written = []
-    for name, figure in drawn.items():
-        for suffix in formats:
-            written.append(target / f"{name}.{suffix}")
-            with replacing(written[-1]) as temporary:
-                save_figure(figure, temporary)
-    return written
+    return [path for name, figure in drawn.items() for path in write_figure(target / name, figure, formats)]
 
 
 def _about(run: Path) -> Mapping[str, Any]:

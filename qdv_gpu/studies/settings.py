@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from qdv_gpu.errors import InputError, unknown
+from qdv_gpu.errors import InputError, check_count, unknown
 from qdv_gpu.files import parse_bytes
 
 if TYPE_CHECKING:
     from qdv_gpu.data.images import Images  # torch is not needed to show the command line's help
 
-LARGEST = 2**63 - 1
 T = TypeVar("T", bound="Settings | Training")
 Stage = Literal["images", "layers", "components", "map", "scores", "machine", "weights"]
 
@@ -104,12 +103,10 @@ def _checked(field: Any, value: Any) -> Any:
         raise unknown(f"value of {name}", str(value), among)
     if least is None or (value is None and field.default is None):
         return value
-    whole = field.type in (int, int | None)
-    kind = numbers.Integral if whole else numbers.Real
-    most = LARGEST if whole else sys.float_info.max
-    if not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= most:
-        what = "an integer of" if whole else "a number of"
-        raise InputError(f"{name} must be {what} at least {least:g}, got {value!r:.40}")
+    if field.type in (int, int | None):
+        return check_count(name, value, least=least)
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not least <= value <= sys.float_info.max:
+        raise InputError(f"{name} must be a number of at least {least:g}, got {value!r:.40}")
     return operator.index(value) if isinstance(value, numbers.Integral) else float(value)
 
 
