@@ -139,13 +139,33 @@ def image_variance(phi: Any, labels: Any) -> float:
     """Variance of the mean of phi [N] or [S, N], averaged over S, for images drawn class by class."""
     values = to_tensor(phi).to(torch.float64).cpu()  # where sums have an order
     values = values.mean(dim=0) if values.ndim == 2 else values
-    classes, members, counts = classes_of(labels, values)
-    if int(counts.min()) < 2:
-        rare = int(classes[counts.argmin()])
-        raise InputError(f"a standard error needs at least 2 points in every class, class {rare} has 1")
+    members, counts = _classes_of_two(labels, values)
     means = _sums(values, members, len(counts)) / counts
     variances = _sums((values - means[members]).square(), members, len(counts)) / (counts - 1)
     return float((counts * variances).sum()) / len(values) ** 2
+
+
+def image_covariance(phi: Any, labels: Any) -> np.ndarray:
+    """Covariances float64 [V, V] of the means of phi [V, N], for images drawn class by class; see `image_variance`.
+
+    sum_c n_c / N^2 cov_c, with cov_c that within class c.
+    """
+    values = to_tensor(phi).to(torch.float64).cpu()
+    members, counts = _classes_of_two(labels, values.T)
+    means = torch.stack([_sums(row, members, len(counts)) for row in values]) / counts  # [V, C]
+    rest = (values - means[:, members]).numpy()
+    weights = (counts.double() / (counts - 1))[members].numpy() / values.shape[1] ** 2
+    # Row by row and not by a matrix product, whose sums have another order on other numbers of threads.
+    return np.array([(rest * (weights * row)).sum(axis=1) for row in rest])
+
+
+def _classes_of_two(labels: Any, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Class number of each row and the class sizes; InputError unless all are of two at least."""
+    classes, members, counts = classes_of(labels, rows)
+    if int(counts.min()) < 2:
+        rare = int(classes[counts.argmin()])
+        raise InputError(f"a standard error needs at least 2 points in every class, class {rare} has 1")
+    return members, counts
 
 
 def matches(indices: torch.Tensor, labels: Any) -> torch.Tensor:
