@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from qdv_gpu.data.images import Images
     from qdv_gpu.deconv.deconvnet import Deconvnet
     from qdv_gpu.features.forward import activations
+    from qdv_gpu.networks.account import describe_variant
     from qdv_gpu.networks.load import load_network
     from qdv_gpu.networks.tokens import describe_layers
+    from qdv_gpu.networks.variant import Variant
     from qdv_gpu.report.curves import plot_profile, plot_sanity, plot_training
     from qdv_gpu.report.maps import plot_maps
     from qdv_gpu.report.nh import plot_nh
@@ -36,11 +38,13 @@ _HOME = {
     "Settings": "studies.settings",
     "TSNE": "tsne.estimator",
     "Training": "studies.settings",
+    "Variant": "networks.variant",
     "activations": "features.forward",
     "analyze": "studies.analyze",
     "as_images": "data.convert",
     "compare": "studies.compare",
     "describe_layers": "networks.tokens",
+    "describe_variant": "networks.account",
     "finetune": "studies.finetune",
     "load_images": "data.datasets",
     "load_network": "networks.load",
@@ -62,11 +66,13 @@ __all__ = [
     "Images",
     "Settings",
     "Training",
+    "Variant",
     "activations",
     "analyze",
     "as_images",
     "compare",
     "describe_layers",
+    "describe_variant",
     "finetune",
     "load_images",
     "load_network",

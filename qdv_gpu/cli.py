@@ -255,11 +255,12 @@ def plot(
     formats: Formats = "png",
 ) -> None:
     """Draw the figures of a run again: some of its networks and layers, another k or map, other formats."""
+    from qdv_gpu.networks.spec import split_outside
     from qdv_gpu.studies.plot import plot as draw
 
     with working():
         paths = draw(
-            run, out, networks=None if networks is None else read_list(networks),
+            run, out, networks=None if networks is None else [part.strip() for part in split_outside(networks, ",")],
             layers=None if layers is None else read_list(layers), k=k, seed=seed, formats=read_list(formats),
         )  # fmt: skip
     print("\n".join(map(str, paths)))
@@ -276,10 +277,12 @@ def layers(
 ) -> None:
     """List the layers that a network is analysed at: name, module path, shape, number of features.
 
-    With --all every module that can be analysed, in the order that they are called in.
+    With --all every module that can be analysed, in the order that they are called in. Of a variant also what it
+    changes: tensors, sizes, receptive fields and operations.
     """
     from rich.table import Table
 
+    from qdv_gpu.networks.account import describe_variant
     from qdv_gpu.networks.load import load_network
     from qdv_gpu.networks.tokens import describe_layers
 
@@ -292,6 +295,9 @@ def layers(
         taken = f"{row.features:,}" + (f" [{row.tokens}]" if row.tokens else "")
         table.add_row(row.layer, *([] if every else [row.path]), row.kind, shape, taken)
     console().print(table)
+    if loaded.base is not None:
+        for line in describe_variant(loaded, image_size).lines():
+            console().print(line, soft_wrap=True)
 
 
 @command

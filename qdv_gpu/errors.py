@@ -38,10 +38,10 @@ def as_path(name: str, value: Any) -> Path:
     raise InputError(f"{name} must be a path, got {value!r:.60}")
 
 
-def unknown(kind: str, value: str, allowed: Iterable[str]) -> InputError:
-    """Error for a name that is not among `allowed`, with the closest of them first."""
+def unknown(kind: str, value: str, allowed: Iterable[str], *, alike: float = 0.5) -> InputError:
+    """Error for a name that is not among `allowed`: the three nearest, of those that are `alike` at least (0 to 1)."""
     names = sorted(set(allowed))
-    close = difflib.get_close_matches(value, names, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(value, names, n=3, cutoff=alike)
     if close:
         return InputError(f"unknown {kind} {value!r}: did you mean {', '.join(close)}?")
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")

@@ -10,14 +10,18 @@ import typer
 
 Networks = Annotated[
     list[str],
-    typer.Argument(help="[LABEL=]NETWORK[(key=value, ...)][=CHECKPOINT], one or more; see `qdv-gpu layers --help`."),
+    typer.Argument(
+        help="[LABEL=]NETWORK[(key=value, ...)]['['EDIT, ...']'][=CHECKPOINT], one or more; see "
+        "`qdv-gpu layers --help`."
+    ),
 ]
 NetworkName = Annotated[
     str,
     typer.Argument(
-        help="[LABEL=]NAME[(key=value, ...)][=CHECKPOINT]: NAME is a torchvision classifier, timm:MODEL, "
-        "caffe_alexnet, zfnet or package.module:factory; CHECKPOINT a file of weights, a folder of `qdv-gpu finetune`, "
-        "imagenet or none."
+        help="[LABEL=]NAME[(key=value, ...)]['['EDIT, ...']'][=CHECKPOINT]: NAME is a torchvision classifier, "
+        "timm:MODEL, caffe_alexnet, zfnet or package.module:factory; EDIT is MODULE.ARGUMENT=VALUE, MODULE.depth=N, "
+        "width=FACTOR, pooling=avg|max, norm=batch|group|instance|none, activation=KIND, zf or "
+        "carry=fresh|crop|resample; CHECKPOINT a file of weights, a folder of `qdv-gpu finetune`, imagenet or none."
     ),
 ]
 Data = Annotated[

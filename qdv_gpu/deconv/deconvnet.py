@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qdv_gpu.data.convert import as_images
 from qdv_gpu.data.decode import image_tensor, load_image
@@ -22,7 +22,7 @@ from qdv_gpu.features.forward import ForwardPass, network_input
 from qdv_gpu.machine import exact_convolutions, free_memory
 from qdv_gpu.networks.layers import LayerName
 from qdv_gpu.networks.load import Source, load_network
-from qdv_gpu.networks.network import Network
+from qdv_gpu.networks.variant import home
 
 MODES = ("deconvnet", "deconvnet-map", "guided", "gradient")
 CPU_MAPS = 32  # in one batch on a CPU: more would not stay in its caches
@@ -97,7 +97,7 @@ class Deconvnet:
     """
 
     def __init__(self, network: Source) -> None:
-        self.network = load_network(network, device=None if isinstance(network, Network | nn.Module) else "auto")
+        self.network = load_network(network, device=home(network))
 
     @exact_convolutions()
     def reconstruct(

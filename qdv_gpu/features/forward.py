@@ -22,6 +22,7 @@ from qdv_gpu.networks.layers import LayerName, numbered, read_layers, trace_call
 from qdv_gpu.networks.load import Source, load_network
 from qdv_gpu.networks.network import Network
 from qdv_gpu.networks.tokens import check_tokens, reduced, reduction
+from qdv_gpu.networks.variant import home
 from qdv_gpu.progress import advance
 
 T = TypeVar("T")
@@ -106,7 +107,7 @@ def activations(
     >>> {name: X.shape for name, X in activations(network, torch.rand(10, 1, 8, 8), layers=["1", "2"]).items()}
     {'1': torch.Size([10, 144]), '2': torch.Size([10, 36])}
     """
-    loaded = load_network(network, device=None if isinstance(network, Network | nn.Module) else "auto")
+    loaded = load_network(network, device=home(network))
     check_precision(precision, loaded.device)
     check_tokens(tokens)
     asked = read_layers(layers)

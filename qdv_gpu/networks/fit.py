@@ -11,6 +11,7 @@ from qdv_gpu.networks.build import AUXILIARY
 from qdv_gpu.networks.weights import Tensors
 
 logger = logging.getLogger(__name__)
+ALEXNETS = ("alexnet", "caffe_alexnet")
 COUNTER = "num_batches_tracked"  # of a batch norm, which old files lack and no evaluation uses
 
 
@@ -99,10 +100,17 @@ def head_classes(module: nn.Module) -> int:
     return head.out_features if isinstance(head, nn.Linear) else head.out_channels  # type: ignore[return-value]  # one of the two
 
 
+def head_prefix(module: nn.Module, name: str) -> str:
+    """What the names of the tensors of a network's head begin with, as `replace_head` puts one there."""
+    path = "classifier" if name in ALEXNETS else head_path(module)
+    return f"{path}." if path else ""
+
+
 def replace_head(module: nn.Module, name: str, num_classes: int) -> None:
     """Put a new head for that many classes in the place of a network's; AlexNet's is the paper's, one linear layer."""
-    if name in ("alexnet", "caffe_alexnet"):
-        module.classifier = nn.Linear(9216, num_classes)
+    if name in ALEXNETS:
+        first = next(m for m in module.get_submodule("classifier").modules() if isinstance(m, nn.Linear))
+        module.classifier = nn.Linear(first.in_features, num_classes)
         return
     path = head_path(module)
     old = module.get_submodule(path)

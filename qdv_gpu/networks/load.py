@@ -6,6 +6,7 @@ import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from qdv_gpu.errors import InputError, check_count
 from qdv_gpu.machine import resolve_device
 from qdv_gpu.networks.build import build
 from qdv_gpu.networks.copies import shared_copy
-from qdv_gpu.networks.fit import head_classes, load_state, replace_head
+from qdv_gpu.networks.fit import head_classes, load_state
 from qdv_gpu.networks.layers import check_size
 from qdv_gpu.networks.network import Network
-from qdv_gpu.networks.spec import Spec
+from qdv_gpu.networks.spec import Spec, flat_edits
 from qdv_gpu.networks.stages import default_layers
+from qdv_gpu.networks.variant import Variant, edited, with_head
 from qdv_gpu.networks.weights import Tensors, read_weights
 
 logger = logging.getLogger(__name__)
@@ -29,7 +31,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 SIZES = (224, 32, 64, 28, 96, 128, 16, 8, 256, 299)  # that a network is tried at which does not say its own
 CROP = 0.875  # of the shorter side, where nothing is said: 224 of 256 pixels
 CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
-Source = Network | nn.Module | str  # what a network is taken from, everywhere
+Source = Network | nn.Module | Variant | str  # what a network is taken from, everywhere
 Sources = Source | Sequence[Source] | Mapping[str, Source]  # one or several, or several by their labels
 
 
@@ -48,11 +50,14 @@ def load_network(
 
     Parameters
     ----------
-    spec : str, nn.Module or Network
-        `[LABEL=]NAME[(key=value, ...)][=CHECKPOINT]`, or a module of yours. NAME is a torchvision classifier
-        ("alexnet", "vgg19", ...), "timm:MODEL", "caffe_alexnet", "zfnet" or "package.module:factory", where the
-        factory, called with the arguments if there are any, returns an `nn.Module` that takes images [B, C, H, W].
-        CHECKPOINT is a file of weights, the output folder of `qdv-gpu finetune`, "imagenet" or "none".
+    spec : str, nn.Module, Network or Variant
+        `[LABEL=]NAME[(key=value, ...)][ "[" EDIT, ... "]" ][=CHECKPOINT]`, or a module of yours. NAME is a torchvision
+        classifier ("alexnet", "vgg19", ...), "timm:MODEL", "caffe_alexnet", "zfnet" or "package.module:factory", where
+        the factory, called with the arguments if there are any, returns an `nn.Module` that takes images [B, C, H, W].
+        EDIT is MODULE.ARGUMENT=VALUE, or another of `Variant`.
+        CHECKPOINT is a file of weights, the output folder of `qdv-gpu finetune`, "imagenet" or "none"; of a variant it
+        may be of the base, whose tensors are then kept or carried, or of the variant itself. Its new tensors are
+        initialised as torch does it, from `seed`; `describe_variant` says which they are.
         A module's attributes `image_size`, `image_mean`, `image_std` (pixels in 0..1), `bgr` and `named_layers` (a dict
         of name to module path: its default layers) are used where it has them, and timm's `pretrained_cfg` and
         `feature_info`. A module or Network is not changed: the result shares its weights, and is in evaluation mode and
@@ -85,40 +90,57 @@ def load_network(
     >>> load_network("small=resnet18(num_classes=10)=none").name
     'small'
     """
-    if isinstance(spec, Network):
-        ready = _ready(spec, device)
-        if num_classes is not None and head_classes(ready.module) != num_classes:
-            module = shared_copy(ready.module)
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                replace_head(module, spec.spec, num_classes)
-            ready = replace(ready, module=module.to(ready.device))
-        return _normalising(ready, mean, std)
-    if not isinstance(spec, str | nn.Module):
-        raise InputError(f"a network is a name, an nn.Module or a Network, got {type(spec).__name__}")
-    asked = Spec.parse(spec) if isinstance(spec, str) else Spec(type(spec).__name__)
     if num_classes is not None:
         check_count("num_classes", num_classes)
     if image_size is not None:
         check_count("image_size", image_size)
     check_count("seed", seed, least=0)
+    if isinstance(spec, Network):
+        return _normalising(_with_classes(_ready(spec, device), num_classes, seed), mean, std)
+    if not isinstance(spec, str | nn.Module | Variant):
+        kind = type(spec).__name__
+        raise InputError(f"a network is a name, an nn.Module, a Network or a Variant, got {kind}")
+    if isinstance(spec, Variant) and isinstance(spec.base, Network):
+        network = _variant_of(spec.base, spec, image_size, seed, device)
+        return _normalising(_with_classes(network, num_classes, seed), mean, std)
+    given = spec.base if isinstance(spec, Variant) else spec
+    if isinstance(spec, nn.Module):
+        asked = Spec(type(spec).__name__)
+    else:
+        asked = spec.spec if isinstance(spec, Variant) else Spec.parse(spec)
     source, state, metadata = _weights(asked.checkpoint or weights)
-    if metadata.get("network", asked.built) != asked.built:
-        raise InputError(f"checkpoint {source} holds {metadata['network']}, not {asked.built}")
+    held = metadata.get("network")
+    if held not in (None, asked.base) and _structure(held) != asked.structure:
+        raise InputError(f"checkpoint {source} holds {held}, not {asked.built}")
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if isinstance(spec, nn.Module):
-            module, about = shared_copy(spec), dict[str, Any]()
+        shared = isinstance(given, nn.Module)
+        if isinstance(given, nn.Module):
+            module, about = shared_copy(given), dict[str, Any]()
         else:
             module, about = build(asked.name, asked.arguments, pretrained=str(source) == "imagenet")
-        if state is not None:
-            load_state(module, state, asked.name, source, shared=isinstance(spec, nn.Module))
-        if num_classes is not None and head_classes(module) != num_classes:
-            replace_head(module, asked.name, num_classes)
-    as_made = state is None and (isinstance(spec, nn.Module) or (":" in asked.name and not _is_timm(module)))
-    network = _described(module, asked, "given" if as_made else str(source), about, metadata, device, image_size)
-    network = _normalising(network, mean, std)
+        as_made = state is None and (shared or (":" in asked.name and not _is_timm(module)))
+        network = _described(module, asked, "given" if as_made else str(source), about, metadata, image_size)
+        edit = partial(edited, edits=asked.edits, carry=asked.carry, name=asked.built, image_size=image_size, seed=seed)
+        own = None
+        if asked.edits and state is not None and held != asked.base:
+            own = edit(replace(network, module=shared_copy(module)), trained=True)
+            try:
+                load_state(own.module, state, asked.name, source, shared=True)
+            except InputError:
+                if held is not None:
+                    raise
+                own = None  # so it is the base's
+        if own is None and state is not None:
+            load_state(module, state, asked.name, source, shared=shared)
+        network = own or (edit(network) if asked.edits else network)
+        network = replace(network, spec=asked.built, name=asked.label or asked.short)
+        if num_classes is not None and head_classes(network.module) != num_classes:
+            network = with_head(network, asked.name, num_classes)
+    moved = network.module.eval() if device is None else network.module.eval().to(resolve_device(device))
+    network = replace(network, module=moved)
+    network = _normalising(replace(network, layers=default_layers(network)), mean, std)
     logger.debug(
         "%s: %d px, mean %s, std %s, weights %s; layers %s",
         network.name, network.image_size, network.mean, network.std, network.source, ", ".join(network.layers),
@@ -150,7 +172,7 @@ def load_networks(
         labels, chosen = [str(label) for label in networks], list(networks.values())
     else:
         chosen = [networks] if isinstance(networks, Source) or not isinstance(networks, Iterable) else list(networks)
-        labels = [Spec.parse(one).label or None if isinstance(one, str) else None for one in chosen]
+        labels = [Spec.parse(str(one)).label or None if _is_named(one) else None for one in chosen]
     if not chosen:
         raise InputError("at least one network is required")
     given = [label for label in labels if label]
@@ -174,6 +196,10 @@ def load_networks(
     return [replace(network, name=name) for network, name in zip(loaded, taken, strict=True)]
 
 
+def _is_named(network: Source) -> bool:
+    return isinstance(network, str) or (isinstance(network, Variant) and network.named)
+
+
 def select_layers(networks: Sequence[Network], layers: Sequence[str] | None) -> list[dict[str, str]]:
     """The layers of each network, of those asked for; each must be in some network, and each network have one."""
     if layers is None or len(networks) == 1:
@@ -187,9 +213,9 @@ def select_layers(networks: Sequence[Network], layers: Sequence[str] | None) -> 
 
 def _described(  # noqa: PLR0917 - what is known of it
     module: nn.Module, asked: Spec, source: str, about: Mapping[str, Any], metadata: dict[str, Any],
-    device: str | torch.device | None, image_size: int | None,
+    image_size: int | None,
 ) -> Network:  # fmt: skip
-    """A module with what it says, or its checkpoint or library, of its images, and with its default layers."""
+    """A module with what it says, or its checkpoint or library, of its images; without edits, and without layers."""
     own = {name: value for name in ("image_size", "image_mean", "image_std", "bgr")
            if (value := getattr(module, name, None)) is not None}  # fmt: skip
     said: dict[str, Any] = {
@@ -201,10 +227,10 @@ def _described(  # noqa: PLR0917 - what is known of it
     usual = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,) * channels, (0.5,) * channels)
     size = _side(known.get("image_size"), asked)
     network = Network(
-        spec=asked.built,
+        spec=asked.base,
         source=source,
-        name=asked.label or asked.built.rpartition(":")[2] or asked.built,
-        module=module.eval() if device is None else module.eval().to(resolve_device(device)),
+        name=asked.label or asked.short,
+        module=module.eval(),
         layers={},
         image_size=size or SIZES[0],
         resize=0,
@@ -228,8 +254,7 @@ def _described(  # noqa: PLR0917 - what is known of it
         if isinstance(values, Sequence) and len(values) == 3 != channels:  # a library's, of colours
             known[name] = [sum(values) / 3] if channels == 1 else None
     resize = math.floor(network.image_size / known.get("crop", CROP) + 1e-6)
-    network = _normalising(replace(network, resize=resize), known.get("image_mean"), known.get("image_std"))
-    return replace(network, layers=default_layers(network))
+    return _normalising(replace(network, resize=resize), known.get("image_mean"), known.get("image_std"))
 
 
 def _is_timm(module: nn.Module) -> bool:
@@ -303,6 +328,39 @@ def _accepted_size(network: Network, asked: int | None) -> int:
     except InputError as error:
         raise InputError(f"{error} (nor of {SIZES[1:]}: set its attribute image_size)") from error
     return SIZES[0]
+
+
+def _variant_of(
+    base: Network, variant: Variant, image_size: int | None, seed: int, device: str | torch.device | None
+) -> Network:
+    """A variant of a network that is loaded."""
+    base = _ready(base, device)
+    network = replace(base, module=shared_copy(base.module))
+    spec = variant.spec
+    network = edited(
+        network, edits=flat_edits(variant.edits), carry=variant.carry, name=spec.built, image_size=image_size, seed=seed
+    )
+    network = replace(network, spec=spec.built, name=spec.short, module=network.module.eval().to(base.device))
+    return replace(network, layers=default_layers(network))
+
+
+def _with_classes(network: Network, num_classes: int | None, seed: int) -> Network:
+    """The network, or one that shares its weights and has a new head for another number of classes."""
+    if num_classes is None or head_classes(network.module) == num_classes:
+        return network
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        changed = with_head(
+            replace(network, module=shared_copy(network.module)), Spec.parse(network.spec).name, num_classes
+        )
+    return replace(changed, module=changed.module.to(network.device))
+
+
+def _structure(held: str) -> str:
+    """What decides the module of what a checkpoint holds."""
+    with suppress(InputError):
+        return Spec.parse(held).structure
+    return held
 
 
 def _ready(network: Network, device: str | torch.device | None) -> Network:

@@ -11,13 +11,37 @@ from qdv_gpu.errors import InputError, unknown
 
 
 @dataclass(frozen=True)
+class Base:
+    """What a variant was made of.
+
+    Attributes
+    ----------
+    name : str
+    module : nn.Module
+        Without numbers, on the meta device; where the variant has a head for other classes, so has it.
+    shapes : dict of str to tuple of int
+        Of its own tensors.
+    origins : dict of str to str
+        The variant's tensors that hold those of the base, whole or carried into another shape, to their names there.
+    trained : bool
+        Whether the weights are the variant's own, and none of the base's.
+    """
+
+    name: str
+    module: nn.Module
+    shapes: dict[str, tuple[int, ...]]
+    origins: dict[str, str]
+    trained: bool
+
+
+@dataclass(frozen=True)
 class Network:
     """A network in evaluation mode with what is needed to feed it and to name its layers.
 
     Attributes
     ----------
     spec : str
-        What it was built by: a name with its arguments.
+        What it was built by: a name with its arguments and edits.
     source : str
         Where its weights are from: a file, "imagenet" or "none".
     name : str
@@ -44,6 +68,8 @@ class Network:
         Whether the first token of its layers is one that stands for the image.
     metadata : dict
         What its checkpoint says of the fine-tuning; empty otherwise.
+    base : Base or None
+        Of a variant, what it was made of.
     """
 
     spec: str
@@ -61,6 +87,7 @@ class Network:
     bgr: bool
     class_token: bool
     metadata: dict[str, Any]
+    base: Base | None = None
 
     @property
     def device(self) -> torch.device:

@@ -1,11 +1,17 @@
-"""The grammar of a network's name: `[LABEL=]NAME[(key=value, ...)][=CHECKPOINT]`."""
+"""The grammar of a network's name: `[LABEL=]NAME[(key=value, ...)][ "[" EDIT, ... "]" ][=CHECKPOINT]`."""
 
 import ast
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from qdv_gpu.errors import InputError
+from qdv_gpu.errors import InputError, unknown
 from qdv_gpu.networks.build import is_name
+
+CARRY = ("fresh", "crop", "resample")  # what becomes of a tensor whose shape an edit changes
+WHOLE = ("activation", "norm", "pooling", "width", "zf")  # edits of a whole network
+_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")  # a text that needs no quotes
 
 
 @dataclass(frozen=True)
@@ -18,6 +24,10 @@ class Spec:
         A torchvision classifier, "caffe_alexnet", "zfnet", "timm:MODEL" or "package.module:factory".
     arguments : dict
         What it is built with.
+    edits : dict
+        What is changed in it, in order: "PATH.ARGUMENT", "PATH.depth", or one of WHOLE, to its value.
+    carry : {"fresh", "crop", "resample"}
+        What becomes of a tensor whose shape an edit changes.
     checkpoint : str
         A file or folder of weights, "imagenet", "none", or "" if nothing is said.
     label : str
@@ -30,12 +40,16 @@ class Spec:
     ('mine', 'resnet18(width_per_group=128)', 'best.pt')
     >>> Spec.parse("resnet18=lr=0.1.pt").checkpoint, Spec.parse("wide=resnet18").name
     ('lr=0.1.pt', 'resnet18')
+    >>> Spec.parse("alexnet[ features.0.stride = 2, activation='gelu', zf ]=runs/a").built
+    'alexnet[features.0.stride=2, activation=gelu, zf]'
     """
 
     name: str
     arguments: dict[str, Any] = field(default_factory=dict)
     checkpoint: str = ""
     label: str = ""
+    edits: dict[str, Any] = field(default_factory=dict)
+    carry: str = CARRY[0]
 
     @classmethod
     def parse(cls, text: str) -> "Spec":
@@ -44,7 +58,8 @@ class Spec:
         Raises
         ------
         InputError
-            If it is empty, or the arguments are not `key=value` with Python literals as values.
+            If it is empty, the arguments are not `key=value` with Python literals as values, or an edit is not
+            `PATH.ARGUMENT=VALUE`, one of WHOLE or carry.
         """
         head, rest = _cut(text)
         label = ""
@@ -52,20 +67,133 @@ class Spec:
             second, checkpoint = _cut(rest)
             if is_name(_base(second)):
                 label, head, rest = head.strip(), second, checkpoint
+        head, *inside = split_outside(head.strip(), "[", 1)
+        edits, carry = _read_edits(inside[0], text) if inside else ({}, CARRY[0])
         name, arguments = _called(head.strip())
         if not name:
             raise InputError(f"a network's name is required, got {text!r}")
-        return cls(name, arguments, rest, label)
+        return cls(name, arguments, rest, label, edits, carry)
 
     @property
-    def built(self) -> str:
-        """Name and arguments: what of it decides the module."""
+    def base(self) -> str:
+        """Name and arguments, without what is changed."""
         inside = ", ".join(f"{key}={value!r}" for key, value in self.arguments.items())
         return f"{self.name}({inside})" if inside else self.name
 
+    @property
+    def structure(self) -> str:
+        """Name, arguments and edits: what of it decides the module."""
+        return replace(self, carry=CARRY[0]).built
 
-def split_outside(text: str, mark: str, count: int = -1) -> list[str]:
+    @property
+    def built(self) -> str:
+        """Name, arguments, edits and carry, in one form."""
+        parts = ["zf" if key == "zf" else f"{key}={_written(value)}" for key, value in self.edits.items()]
+        if self.edits and self.carry != CARRY[0]:
+            parts.append(f"carry={self.carry}")
+        return f"{self.base}[{', '.join(parts)}]" if parts else self.base
+
+    @property
+    def short(self) -> str:
+        """The same without package or library."""
+        return self.built[self.name.rfind(":") + 1 :] or self.built
+
+    def __str__(self) -> str:
+        marked = [part for part in (self.label, self.built, self.checkpoint) if part]
+        return "=".join(marked)
+
+
+def flat_edits(edits: Any) -> dict[str, Any]:
+    """Edits, checked and by one name each, of {path: {argument: value}} and those of a whole network.
+
+    Raises
+    ------
+    InputError
+        If one is unknown, given twice, or has a value that is no Python literal.
+
+    >>> flat_edits({"features.0": {"kernel_size": 7, "stride": 2}, "width": 0.5})
+    {'features.0.kernel_size': 7, 'features.0.stride': 2, 'width': 0.5}
+    """
+    if not isinstance(edits, Mapping):
+        raise InputError(f"edits must be a dict of paths to arguments and values, got {edits!r:.60}")
+    flat: dict[str, Any] = {}
+    for key, value in edits.items():
+        inner = value.items() if isinstance(value, Mapping) else [("", value)]
+        for argument, setting in inner:
+            name = f"{key}.{argument}" if argument else str(key)
+            if name in flat:
+                raise InputError(f"edit {name} is given twice")
+            flat[name] = _checked(name, setting)
+    return flat
+
+
+def check_carry(carry: Any) -> str:
+    """One of CARRY; InputError if it is not."""
+    if carry not in CARRY:
+        raise unknown("value of carry", str(carry), CARRY, alike=0)
+    return str(carry)
+
+
+def _checked(name: str, value: Any) -> Any:
+    """The value of an edit."""
+    path, dot, argument = name.rpartition(".")
+    if not dot and name not in WHOLE:
+        raise unknown("edit", name, [*WHOLE, "carry", "PATH.ARGUMENT"], alike=0)
+    if dot and (not path or not argument.isidentifier()):
+        raise InputError(f"an edit of a module is PATH.ARGUMENT=VALUE, got {name}")
+    if name == "zf" and value is not True:
+        raise InputError(f"the edit zf takes no value, got {value!r:.60}")
+    try:
+        if ast.literal_eval(repr(value)) == value:
+            return value
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        pass
+    raise InputError(f"the value of {name} must be a Python literal or a word, got {value!r:.60}")
+
+
+def _read_edits(inside: str, text: str) -> tuple[dict[str, Any], str]:
+    """Edits, and what becomes of tensors, of what stands behind the first bracket."""
+    inside = inside.rstrip()
+    if not inside.endswith("]") or not inside[:-1].strip():
+        raise InputError(f"edits of a network are [PATH.ARGUMENT=VALUE, ...], got {text}")
+    edits: dict[str, Any] = {}
+    carry = ""
+    for part in split_outside(inside[:-1], ",", quotes=True):
+        key, mark, written = (one.strip() for one in part.partition("="))
+        if key == "carry" and not carry:
+            carry = check_carry(_value(key, written))
+        elif key in edits or key == "carry":
+            raise InputError(f"edit {key} is given twice in {text}")
+        elif key == "zf" and not mark:
+            edits[key] = True
+        elif not mark:
+            raise unknown("edit", key, [*WHOLE, "carry", "PATH.ARGUMENT=VALUE"], alike=0)
+        else:
+            edits[key] = _checked(key, _value(key, written))
+    return edits, carry or CARRY[0]
+
+
+def _value(key: str, written: str) -> Any:
+    """A Python literal, or a bare word as a text."""
+    try:
+        return ast.literal_eval(written)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        if _WORD.fullmatch(written):
+            return written
+        raise InputError(f"the value of {key} must be a Python literal or a word, got {written!r:.60}") from None
+
+
+def _written(value: Any) -> str:
+    """A value as it is read again."""
+    if isinstance(value, str) and _WORD.fullmatch(value) and value not in ("True", "False", "None"):
+        return value
+    return repr(value)
+
+
+def split_outside(text: str, mark: str, count: int = -1, *, quotes: bool = False) -> list[str]:
     """Split a text at a mark where it is in no brackets and no quotes, at most so often.
+
+    Quotes count within brackets, and with `quotes` everywhere: a file's name may hold one.
 
     >>> split_outside("resnet18(a=1, b='x,y'),best.pt", ",")
     ["resnet18(a=1, b='x,y')", 'best.pt']
@@ -75,15 +203,15 @@ def split_outside(text: str, mark: str, count: int = -1) -> list[str]:
     for i, letter in enumerate(text):
         if quote:
             quote = "" if letter == quote and text[i - 1] != "\\" else quote
-        elif letter in "'\"" and depth:
+        elif letter in "'\"" and (depth or quotes):
             quote = letter
+        elif letter == mark and depth == 0 and len(parts) != count:
+            parts.append(text[start:i])
+            start = i + 1
         elif letter in "([{":
             depth += 1
         elif letter in ")]}":
             depth -= 1
-        elif letter == mark and depth == 0 and len(parts) != count:
-            parts.append(text[start:i])
-            start = i + 1
     return [*parts, text[start:]]
 
 
@@ -94,8 +222,8 @@ def _cut(text: str) -> tuple[str, str]:
 
 
 def _base(text: str) -> str:
-    """The name without arguments."""
-    return text.strip().partition("(")[0].strip()
+    """The name without arguments and edits."""
+    return re.split(r"[(\[]", text, maxsplit=1)[0].strip()
 
 
 def _called(text: str) -> tuple[str, dict[str, Any]]:

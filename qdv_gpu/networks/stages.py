@@ -13,6 +13,7 @@ from qdv_gpu.errors import InputError
 from qdv_gpu.networks.fit import head_path
 from qdv_gpu.networks.layers import Call, trace_calls
 from qdv_gpu.networks.network import Network
+from qdv_gpu.networks.spec import Spec
 from qdv_gpu.networks.tokens import token_widths
 
 # The paper's layers (Wang & Liu, CIKM 2024, Table 3); a conv layer is taken after its ReLU.
@@ -40,7 +41,7 @@ def default_layers(network: Network) -> dict[str, str]:
     InputError
         If `named_layers` is no dict of names to module paths.
     """
-    module, name = network.module, network.spec.partition("(")[0]
+    module, name = network.module, Spec.parse(network.spec).name
     own: dict[str, str] = getattr(module, "named_layers", {})
     if own:
         if not isinstance(own, dict) or not all(isinstance(t, str) and t for pair in own.items() for t in pair):
@@ -48,10 +49,11 @@ def default_layers(network: Network) -> dict[str, str]:
         network.select(own.values())
         return dict(own)
     if name in _NAMED_LAYERS:
-        return {layer: f"features.{position}" for layer, position in _NAMED_LAYERS[name].items()}
+        named = {layer: f"features.{position}" for layer, position in _NAMED_LAYERS[name].items()}
+        return {_pooled(module, layer, path): path for layer, path in named.items() if network.has(path)}
     if name.startswith("vgg") and ":" not in name:
-        pools = [path for path, m in module.named_modules() if isinstance(m, nn.MaxPool2d)]
-        return {f"maxpool{number}": path for number, path in enumerate(pools, start=1)}
+        pools = [path for path, m in module.named_modules() if isinstance(m, nn.MaxPool2d | nn.AvgPool2d)]
+        return {_pooled(module, f"maxpool{number}", path): path for number, path in enumerate(pools, start=1)}
     calls = trace_calls(network)
     paths = _of_timm(module, calls)
     if not paths:
@@ -64,6 +66,12 @@ def default_layers(network: Network) -> dict[str, str]:
         logger.warning("of %s only %d layers stand out: name others with --layers, which qdv-gpu layers --all lists",
                        network.name, len(paths))  # fmt: skip
     return {path: path for path in paths}
+
+
+def _pooled(module: nn.Module, layer: str, path: str) -> str:
+    """The name of a layer, with the kind of pooling that it has in a variant."""
+    averages = isinstance(module.get_submodule(path), nn.AvgPool2d)
+    return layer.replace("maxpool", "avgpool") if averages else layer
 
 
 def _of_timm(module: nn.Module, calls: Sequence[Call]) -> list[str]:

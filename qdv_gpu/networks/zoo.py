@@ -8,7 +8,7 @@ from torch import Tensor, nn
 class CaffeAlexNet(nn.Module):
     """AlexNet as Caffe's `bvlc_alexnet`: 96-256-384-384-256 maps, two groups, local response normalisation.
 
-    Input [B, 3, 227, 227] (any size down to 63 works: the last maps are pooled or repeated to 6 x 6), output
+    Input [B, 3, 227, 227] (any size down to 67 works: the last maps are pooled or repeated to 6 x 6), output
     [B, 1000] logits. Krizhevsky et al. 2012; the network of Wang & Liu (CIKM 2024).
     """
 

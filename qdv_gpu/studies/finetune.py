@@ -24,8 +24,10 @@ from qdv_gpu.errors import InputError, as_path
 from qdv_gpu.features.forward import network_input, shown
 from qdv_gpu.files import TEMPORARY, locked, remove_leftovers, replacing, write_json
 from qdv_gpu.machine import Halving
+from qdv_gpu.networks.account import describe_variant
 from qdv_gpu.networks.load import Source, load_network
 from qdv_gpu.networks.network import Network
+from qdv_gpu.networks.variant import home
 from qdv_gpu.networks.weights import read_weights, write_weights
 from qdv_gpu.progress import advance
 from qdv_gpu.report.curves import plot_training
@@ -61,8 +63,8 @@ def finetune(
 
     Parameters
     ----------
-    network : str, nn.Module or Network
-        As for `load_network`; a module is not changed.
+    network : str, nn.Module, Network or Variant
+        As for `load_network`; a module is not changed. What a variant changes is said before it is trained.
     data : str, Path or dict
         As for `load_images`, or {"train": ..., "test": ...} of what `as_images` takes, with labels.
     out : str or Path
@@ -98,9 +100,12 @@ def finetune(
         network, weights=weights, num_classes=len(train.classes), image_size=settings.image_size, mean=settings.mean,
         std=settings.std, seed=settings.seed, device=device,
     )  # fmt: skip
-    if not isinstance(network, str):  # its weights are somebody else's
+    if home(network) is None:  # its weights are somebody else's
         loaded = replace(loaded, module=copy.deepcopy(loaded.module))
     loaded = loaded.at_size(settings.image_size)
+    if loaded.base is not None:
+        for line in describe_variant(loaded).lines():
+            logger.info("%s", line)
     train, test = (shown(images, loaded, crop=settings.crop) for images in (train, test))
     about = {
         "network": loaded.spec,

@@ -24,6 +24,7 @@ from qdv_gpu.networks.hooks import hooked
 from qdv_gpu.networks.layers import LayerName, trace_calls
 from qdv_gpu.networks.load import Source, load_network
 from qdv_gpu.networks.network import Network
+from qdv_gpu.networks.variant import home
 from qdv_gpu.progress import advance
 from qdv_gpu.report.curves import plot_profile
 from qdv_gpu.report.folder import save_figure
@@ -151,7 +152,7 @@ def profile(
         For a batch size below 1, a precision that the device does not have, or an image size that the network cannot
         take.
     """
-    loaded = load_network(network, weights=weights, device=device if isinstance(network, str) else None)
+    loaded = load_network(network, weights=weights, device=device if home(network) else None)
     target = loaded.device
     if isinstance(batch_sizes, str) or not isinstance(batch_sizes, Iterable | None):
         raise InputError(f"batch sizes must be integers, got {batch_sizes!r}")

@@ -1,12 +1,14 @@
 """The grammar of a network's name."""
 
+import random
+
 import pytest
 import torch
 
-from qdv_gpu import describe_layers, load_network
+from qdv_gpu import Variant, describe_layers, load_network
 from qdv_gpu.errors import InputError
 from qdv_gpu.networks.load import load_networks
-from qdv_gpu.networks.spec import Spec
+from qdv_gpu.networks.spec import CARRY, Spec
 
 
 @pytest.mark.parametrize(
@@ -155,3 +157,79 @@ def test_a_state_dict_instead_of_a_file():
     for options in ({"num_classes": 0}, {"num_classes": "a"}, {"seed": "a"}, {"image_size": "x"}):
         with pytest.raises(InputError, match="must be an integer"):
             load_network("resnet18=none", **options)
+
+
+@pytest.mark.parametrize(
+    ("text", "edits", "carry", "built"),
+    [
+        ("alexnet[features.0.kernel_size=7,features.0.stride=2]", {"features.0.kernel_size": 7, "features.0.stride": 2},
+         "fresh", "alexnet[features.0.kernel_size=7, features.0.stride=2]"),
+        ("a=resnet18(num_classes=10)[ width = 0.5, zf, carry='crop' ]=b[1].pt", {"width": 0.5, "zf": True}, "crop",
+         "resnet18(num_classes=10)[width=0.5, zf, carry=crop]"),
+        ("alexnet[a.b='x, y]', c.d=[1, (2, 3)], zf=True]=none",
+         {"a.b": "x, y]", "c.d": [1, (2, 3)], "zf": True}, "fresh",
+         "alexnet[a.b='x, y]', c.d=[1, (2, 3)], zf]"),
+        ("alexnet[a.mode=same-1.b, a.on=False, a.to=None, a.word='None']",
+         {"a.mode": "same-1.b", "a.on": False, "a.to": None, "a.word": "None"}, "fresh",
+         "alexnet[a.mode=same-1.b, a.on=False, a.to=None, a.word='None']"),
+    ],
+)  # fmt: skip
+def test_edits(text, edits, carry, built):
+    spec = Spec.parse(text)
+    assert (spec.edits, list(spec.edits), spec.carry, spec.built) == (edits, list(edits), carry, built)
+    assert Spec.parse(str(spec)) == spec
+    assert "carry" not in spec.structure
+
+
+def test_edits_are_read_as_they_were_written():
+    """Whatever the values are, in whatever order: a name, a variant of it, and the name again."""
+    draw = random.Random(0)
+    values = [
+        1,
+        -2.5,
+        1e-9,
+        True,
+        None,
+        "relu",
+        "a b",
+        "it's",
+        'say "]',
+        "x,y=z",
+        "[",
+        (1, 2),
+        [3, [4.0]],
+        "",
+        "same",
+        "1",
+        "é",
+    ]
+    for _ in range(300):
+        paths = draw.sample(["a", "b.0", "layer1.2.conv", "c_d.e"], draw.randint(1, 4))
+        edits = {path: {argument: draw.choice(values) for argument in draw.sample(["p", "kernel_size", "depth"], 2)}
+                 for path in paths}  # fmt: skip
+        edits |= draw.choice([{}, {"width": 0.5}, {"zf": True, "norm": "batch"}])
+        base = draw.choice(["alexnet", "resnet18(num_classes=10)", "m=alexnet=x[1].pt", "timm:resnet18.a1_in1k"])
+        variant = Variant(base, edits, draw.choice(CARRY))
+        assert Spec.parse(str(variant)) == variant.spec, str(variant)
+        assert Spec.parse(variant.spec.built).built == variant.spec.built
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("alexnet[]", r"edits of a network are \[PATH.ARGUMENT=VALUE, ...\], got alexnet\[\]"),
+        ("alexnet[zf", "edits of a network are"),
+        ("alexnet[zf]x", "edits of a network are"),
+        ("alexnet[zf, zf]", "edit zf is given twice"),
+        ("alexnet[a.b=1, a.b=2]", "edit a.b is given twice"),
+        ("alexnet[carry=crop, carry=fresh]", "edit carry is given twice"),
+        ("alexnet[a.b]", "unknown edit 'a.b'"),
+        ("alexnet[depth=3]", "unknown edit 'depth': did you mean "),
+        ("alexnet[a.b=1+]", r"the value of a.b must be a Python literal or a word, got '1\+'"),
+        ("alexnet[.b=1]", "an edit of a module is PATH.ARGUMENT=VALUE, got .b"),
+        ("alexnet[zf=3]", "the edit zf takes no value, got 3"),
+    ],
+)
+def test_mistakes_in_edits(text, message):
+    with pytest.raises(InputError, match=message):
+        Spec.parse(text)

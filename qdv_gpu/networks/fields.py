@@ -1,0 +1,151 @@
+"""What a forward pass costs and its units see, without numbers: operations, sizes, strides and receptive fields."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from qdv_gpu.networks.blank import run_blank
+from qdv_gpu.networks.hooks import hooked
+from qdv_gpu.networks.network import Network
+
+_aten = torch.ops.aten
+_MIXING = (_aten.bmm, _aten._scaled_dot_product_flash_attention_for_cpu, _aten._scaled_dot_product_efficient_attention,
+           _aten._scaled_dot_product_flash_attention, _aten._scaled_dot_product_attention_math_for_mps)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a layer gives: maps of a height and width, pixels between its units, and pixels that a unit sees.
+
+    Stride and field are of the rows, and 0 where that is not known: behind attention, or of what are no maps.
+    """
+
+    size: tuple[int, ...]
+    stride: int
+    field: int
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """A call of a pooling to a given grid: path of the module that it is in, sizes before and after."""
+
+    path: str
+    before: tuple[int, int]
+    after: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A forward pass: operations (a multiplication with its addition is one), grids by module path, poolings."""
+
+    operations: int
+    grids: dict[str, Grid]
+    pooled: tuple[Pooled, ...]
+
+
+def pass_of(network: Network, module: nn.Module, paths: Iterable[str]) -> Pass:
+    """What a forward pass of a module on the meta device does, for a network's images.
+
+    Receptive fields follow Araujo et al. (2019): of each convolution and pooling, r += (k - 1) d j, and then j *= s,
+    with kernel k, dilation d, stride s, and j pixels between units; where branches meet, the largest. A gate of one
+    number a map (squeeze and excitation) is not counted as seeing the whole image.
+
+    Raises
+    ------
+    InputError
+        If the module cannot run so.
+
+    Examples
+    --------
+    >>> from qdv_gpu.networks.load import load_network
+    >>> network = load_network(nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.MaxPool2d(2)))
+    >>> pass_of(network.at_size(15), nn.Sequential(*network.module).to("meta"), ["1"])
+    Pass(operations=1764, grids={'1': Grid(size=(3, 3), stride=4, field=5)}, pooled=())
+    """
+    grids: dict[str, Grid] = {}
+    wanted, every = set(paths), [path for path, _ in module.named_modules()]
+    watch = _Watch()
+
+    def enter(path: str, *_: Any) -> None:
+        watch.running.append(path)
+
+    def leave(path: str, _module: nn.Module, _inputs: Any, _options: Any, output: Any) -> None:
+        watch.running.pop()
+        if path in wanted and isinstance(output, Tensor):
+            stride, field = watch.seen.get(output, (0, 0))
+            grids[path] = Grid(_sides(output), stride, field) if output.ndim == 4 else Grid((), 0, 0)
+
+    # torch's counter takes composite operators apart, so that it must be the first to see them
+    with hooked(module, every, before=enter, after=leave), watch, FlopCounterMode(display=False) as counter:
+        run_blank(network, module)
+    return Pass(counter.get_total_flops() // 2, grids, tuple(watch.pooled))
+
+
+def _sides(maps: Tensor) -> tuple[int, int]:
+    """Height and width of square maps [B, C, H, W] or [B, H, W, C]."""
+    first, second, third = maps.shape[1:]
+    return (first, second) if first == second != third else (second, third)
+
+
+class _Watch(TorchDispatchMode):
+    """Follows stride and receptive field of every tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[Tensor, tuple[int, int]] = {}  # the tensors hold nothing, and stay themselves while kept
+        self.pooled: list[Pooled] = []
+        self.running: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        inputs = [one for arg in args for one in (arg if isinstance(arg, list | tuple) else [arg])]
+        tensors = [one for one in inputs if isinstance(one, Tensor)]
+        known = [self.seen[one] for one in self._whole(tensors) if one in self.seen]
+        outputs = [one for one in (result if isinstance(result, tuple | list) else [result]) if isinstance(one, Tensor)]
+        packet = getattr(function, "overloadpacket", function)
+        if not known and outputs and packet in (_aten.convolution, _aten.max_pool2d_with_indices, _aten.avg_pool2d):
+            known = [(1, 1)] if tensors and tensors[0].ndim == 4 and not self.seen else known
+        if known:
+            stride, field = max(one[0] for one in known), max(one[1] for one in known)
+            if any(one == (0, 0) for one in known) or packet in _MIXING:
+                after = (0, 0)
+            else:
+                after = self._after(packet, args, outputs, stride, field)
+            self.seen |= dict.fromkeys(outputs, after)
+        return result
+
+    @staticmethod
+    def _whole(tensors: list[Tensor]) -> list[Tensor]:
+        """Of several maps the largest: what is broadcast over them is a gate."""
+        sides = [one.shape[2:] for one in tensors if one.ndim == 4]
+        most = max((side.numel() for side in sides), default=0)
+        return [one for one in tensors if one.ndim != 4 or one.shape[2:].numel() == most]
+
+    def _after(self, packet: Any, args: Any, outputs: list[Tensor], stride: int, field: int) -> tuple[int, int]:
+        if packet is _aten.convolution:
+            kernel, step, dilation = args[1].shape[2], args[3][0], args[5][0]
+            if args[6]:  # transposed: finer, and each unit sees a part of the kernel
+                return max(1, stride // step), field + -(-(kernel - 1) // step) * stride
+        elif packet is _aten.max_pool2d_with_indices:
+            kernel, step, dilation = args[1][0], (list(args[2]) or args[1])[0] if len(args) > 2 else args[1][0], 1
+            dilation = args[4][0] if len(args) > 4 else 1
+        elif packet is _aten.avg_pool2d:
+            kernel, step, dilation = args[1][0], (list(args[2]) or args[1])[0] if len(args) > 2 else args[1][0], 1
+        elif packet in (_aten._adaptive_avg_pool2d, _aten.adaptive_max_pool2d):
+            return self._pool(args[0], tuple(outputs[0].shape[2:]), stride, field)
+        elif packet is _aten.mean and args[0].ndim == 4 and sorted(d % 4 for d in args[1]) == [2, 3]:
+            return self._pool(args[0], (1, 1), stride, field)
+        else:
+            return stride, field
+        return stride * step, field + (kernel - 1) * dilation * stride
+
+    def _pool(self, maps: Tensor, after: Any, stride: int, field: int) -> tuple[int, int]:
+        before = (maps.shape[2], maps.shape[3])
+        self.pooled.append(Pooled(self.running[-1] if self.running else "", before, after))
+        kernel = -(-before[0] // after[0])
+        return stride * max(1, before[0] // after[0]), field + (kernel - 1) * stride
