@@ -53,10 +53,13 @@ def threads() -> int:
 
 
 @contextmanager
-def single_threaded() -> Iterator[None]:
-    """Let each of torch's operators on the CPU use one thread: sums are then in an order that nothing else sets."""
+def on_threads(count: int | None) -> Iterator[None]:
+    """Let each of torch's operators on the CPU use so many threads, on which the order of its sums depends.
+
+    None leaves their number as it is.
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count or before)
     try:
         yield
     finally:
@@ -72,7 +75,7 @@ def in_parallel(function: Callable[[S], T], items: Iterable[S]) -> list[T]:
     >>> in_parallel(lambda n: n * n, range(4))
     [0, 1, 4, 9]
     """
-    with single_threaded(), ThreadPoolExecutor(threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with on_threads(1), ThreadPoolExecutor(threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return list(pool.map(function, items))
 
 

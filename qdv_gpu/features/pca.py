@@ -19,7 +19,7 @@ from qdv_gpu.features.normalise import (
     scale_rows_,
     tile_rows,
 )
-from qdv_gpu.machine import product_precision, single_threaded, threads
+from qdv_gpu.machine import on_threads, product_precision, threads
 
 TOLERANCE = 1e-6  # relative change of the captured variance between two passes
 MAX_PASSES = 60
@@ -68,7 +68,7 @@ class Workspace(NamedTuple):
     bytes: int
 
 
-@single_threaded()
+@on_threads(1)
 def reduce(
     tiles: Iterable[torch.Tensor],
     pca: int,
@@ -129,7 +129,7 @@ def reduce(
     return normalised
 
 
-@single_threaded()
+@on_threads(1)
 @product_precision("ieee")
 def principal_components(
     tiles: Iterable[torch.Tensor],

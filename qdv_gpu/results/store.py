@@ -4,6 +4,7 @@
                                                     arrays.npz      numbers
     STORE/runs/<hash>                                               the path of a run folder that refers to stages
     STORE/tmp/                                                      what is being written
+    STORE/locks/<digest>                                            held while somebody computes that stage
 
 A stage is written to a temporary folder, flushed, and renamed; it is never changed. What is read is checked against its
 hashes and its key: a stage that is damaged, or not what its name says, is computed again.
@@ -150,6 +151,27 @@ class Store:
                     return self.read(key), key.version
         return None, None
 
+    def holds(self, digests: Iterable[str]) -> bool:
+        """Whether the stages of these keys are all there, and whole."""
+        places = {manifest.parent.name[-16:]: manifest.parent for manifest in self.path.glob(f"*/*/{MANIFEST}")}
+        return all(digest[:16] in places and _is_whole(places[digest[:16]], digest) for digest in digests)
+
+    def nearest(self, key: Key) -> dict[str, tuple[Any, Any]] | None:
+        """Where a key differs from the most alike of its stage that is there: names, and the values of both.
+
+        None if there is no such stage; "version" and "parents" are names like those of parameters.
+        """
+        found: list[dict[str, tuple[Any, Any]]] = []
+        for manifest in sorted(self.path.glob(f"{key.stage}/*/{MANIFEST}")):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                there, own = (
+                    {**one["parameters"], "version": one["version"], "parents": one["parents"]}
+                    for one in (read_json(manifest), key.content)
+                )
+                names = [name for name in {**there, **own} if there.get(name) != own.get(name)]
+                found.append({name: (there.get(name), own.get(name)) for name in names})
+        return min(found, key=len, default=None)
+
     def write(
         self,
         key: Key,
@@ -205,6 +227,18 @@ class Store:
             self._remove_stale()
             yield
 
+    @contextmanager
+    def computing(self, key: Key) -> Iterator[bool]:
+        """For as long as the block lasts, nobody else computes the stage of a key. Yields whether it had to wait."""
+        lock = self.path / "locks" / key.digest[:16]
+        with locked(lock) as free:
+            if free:
+                yield False
+                return
+        logger.info("another process is computing %s: waiting for it", key.folder)
+        with locked(lock, wait=True):
+            yield True
+
     def check(self, run: Path) -> None:
         """Raise InputError if the store and a run folder are one folder."""
         if self.path.resolve() == run.resolve():
@@ -258,6 +292,7 @@ class Store:
             self._require(free)
             for entry in entries:
                 _remove(entry.folder)
+            shutil.rmtree(self.path / "locks", ignore_errors=True)
             self._remove_stale()
 
     def _require(self, free: bool) -> None:  # noqa: FBT001 - says what it is
@@ -287,6 +322,16 @@ class Store:
                 with locked(folder) as free:
                     if free:
                         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_whole(folder: Path, digest: str) -> bool:
+    """Whether a folder holds the stage of the key of that digest."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        key = Key(content["stage"], content["version"], content["parameters"], tuple(content["parents"]))
+        _verified(folder, key)
+        return key.digest == digest
+    return False
 
 
 def _verified(folder: Path, key: Key) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import logging
 import math
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ def analyze(
     formats: Sequence[str] = ("png",),
     store: str | Path | None = None,
     skip_bad: bool = False,
+    also: Sequence[Settings] = (),
     **changes: Any,
 ) -> Analysis:
     """Score every layer of networks: activations, normalisation, PCA, t-SNE, neighborhood hit (Algorithm 1).
@@ -77,6 +78,9 @@ def analyze(
         where it was, and another k, seed, layer or network costs only what is new.
     skip_bad : bool
         As for `load_images`.
+    also : sequence of Settings
+        Of analyses that will follow and differ in perplexity alone: their maps are computed in the same batches, and
+        kept in the store.
     **changes
         Settings by name, e.g. `perplexity=30`.
 
@@ -106,36 +110,25 @@ def analyze(
     target = resolve_device(device)
     tsne_of(chosen, target).check_engine(target.type)
     check_precision(chosen.precision, target)
-    loaded = load_networks(
-        networks, weights=weights, image_size=chosen.image_size, mean=chosen.mean, std=chosen.std, device=target
-    )
-    asked = read_layers(chosen.layers)
-    selected = select_layers(loaded, None if asked is None else [layer.path for layer in asked])
-    images = _images(data, chosen, skip_bad=skip_bad)
-    chosen.check_images(images)
     kept, folder = Store.beside(out, store), RunFolder(out)
-    folder.check()
-    kept.check(folder.out)
-
-    if chosen.memory is not None and target.type == "cpu":
-        return_freed_memory()
-    limit = chosen.memory and chosen.memory // 2
-    views = {network.name: shown(images, network, chosen.image_size, crop=chosen.crop) for network in loaded}
-    views = {one: view.to(target, limit=limit) for one, view in views.items()}
-    jobs = [
-        Job.find(network, views[network.name], layers, asked=asked, settings=chosen, store=kept)
-        for network, layers in zip(loaded, selected, strict=True)
-    ]
+    jobs, images = find_jobs(
+        networks, data, chosen, weights=weights, device=target, skip_bad=skip_bad, store=kept, run=folder
+    )
     taken = _taken(jobs, chosen)
     budget = chosen.memory or taken + free_memory(target) * 4 // 5
-    plans = plan([_task(job, chosen) for job in jobs], budget=budget, reserved=taken)  # or nothing is written
+    most = replace(chosen, perplexity=chosen.perplexity + sum(one.perplexity for one in also))
+    plans = plan([_task(job, most) for job in jobs], budget=budget, reserved=taken)  # or nothing is written
     about = _about(jobs, images, chosen, target)
     with folder.locked(about), kept.used(), whole(sum(job.cost() for job in jobs)):
         try:
             for job, planned in zip(jobs, plans, strict=True):
-                for line in job.reused():
-                    logger.info(line)
-                _compute(job, planned, chosen, kept)
+                with kept.computing(job.looked) as waited:
+                    if waited:  # so most or all of it is there by now
+                        job.look(kept)
+                        [planned] = plan([_task(job, most)], budget=budget, reserved=taken)
+                    for line in job.reused():
+                        logger.info(line)
+                    _compute(job, planned, kept, also)
         except KeyboardInterrupt:
             outputs = [output for job in jobs for output in job.outputs]
             done = sum(output.complete for output in outputs)
@@ -147,6 +140,39 @@ def analyze(
         folder.finish(about | {"outputs": found, "stages": stages, "store": str(kept.path.absolute())})
         kept.refer(folder.out)
     return result
+
+
+def find_jobs(
+    networks: Sources, data: Any, settings: Settings, *, weights: str | Path, device: torch.device, skip_bad: bool,
+    store: Store, run: RunFolder | None = None,
+) -> tuple[list[Job], Images]:  # fmt: skip
+    """Load networks and images, and look up what the store has of their analysis; nothing is written.
+
+    Raises
+    ------
+    InputError
+        As `analyze`; if the folder `run`, where there is one, holds something else.
+    """
+    loaded = load_networks(
+        networks, weights=weights, image_size=settings.image_size, mean=settings.mean, std=settings.std, device=device
+    )
+    asked = read_layers(settings.layers)
+    selected = select_layers(loaded, None if asked is None else [layer.path for layer in asked])
+    images = _images(data, settings, skip_bad=skip_bad)
+    settings.check_images(images)
+    if run is not None:
+        run.check()
+        store.check(run.out)
+    if settings.memory is not None and device.type == "cpu":
+        return_freed_memory()
+    limit = settings.memory and settings.memory // 2
+    views = {network.name: shown(images, network, settings.image_size, crop=settings.crop) for network in loaded}
+    views = {one: view.to(device, limit=limit) for one, view in views.items()}
+    jobs = [
+        Job.find(network, views[network.name], layers, asked=asked, settings=settings, store=store)
+        for network, layers in zip(loaded, selected, strict=True)
+    ]
+    return jobs, images
 
 
 def _images(data: Any, settings: Settings, *, skip_bad: bool) -> Images:
@@ -217,9 +243,9 @@ def _task(job: Job, settings: Settings) -> Task:
     )
 
 
-def _compute(job: Job, planned: Plan, settings: Settings, store: Store) -> None:
+def _compute(job: Job, planned: Plan, store: Store, also: Sequence[Settings]) -> None:
     """Compute what is missing of one network, stage by stage, each kept as soon as it is there."""
-    network, images = job.network, job.images
+    network, images, settings = job.network, job.images, job.settings
     job.keep_outputs(store)
     missing = dict(job.missing())
     row = job.element * len(images)
@@ -256,25 +282,30 @@ def _compute(job: Job, planned: Plan, settings: Settings, store: Store) -> None:
                 del tiles
                 timings = {"activations": timing, "pca": reduced}
                 output.keep_components(components, planned.workspaces[source].columns, timings, store)
-                _embed_and_score(job, output, components, store)
+                _embed_and_score(job, output, components, store, also)
     for output in job.outputs:
         if not output.complete:
             X = torch.from_numpy(output.components().arrays["X"]).to(network.device)
-            _embed_and_score(job, output, X, store)
+            _embed_and_score(job, output, X, store, also)
 
 
-def _embed_and_score(job: Job, output: Output, X: Tensor, store: Store) -> None:
+def _embed_and_score(job: Job, output: Output, X: Tensor, store: Store, also: Sequence[Settings]) -> None:
     """The maps and scores of one layer that are missing, from its components X [N, n]."""
     network, settings = job.network, output.settings
-    seeds = [seed for seed, record in output.maps.items() if record is None]
     where = f"{network.name} {output.name}"
+    seeds = output.missing_seeds
     if seeds:
+        beside = output.beside(also, store) if output.engine == "exact" else []
+        batch = [output, *(one for one in beside if one.missing_seeds == seeds)]
         with measured(network.device) as spent, part(output.maps_cost(), where):
             tsne = tsne_of(settings, network.device)
-            Z = tsne.fit_transform(X, seeds=seeds)  # [missing, N, 2]
-        spent["seconds"] = round(spent["seconds"] / len(seeds), 3)
-        for seed, z, kl in zip(seeds, Z, np.atleast_1d(tsne.kl_divergence_), strict=True):
-            output.keep_map(seed, z, {"kl": float(kl), "engine": tsne.engine_, "timing": spent}, store)
+            Z = tsne.fit_transform(X, seeds=seeds, perplexities=[one.settings.perplexity for one in batch])
+        spent["seconds"] = round(spent["seconds"] / (len(batch) * len(seeds)), 3)  # Z is [perplexities, seeds, N, 2]
+        for one, maps, divergences in zip(
+            batch, Z, np.asarray(tsne.kl_divergence_), strict=True
+        ):  # [perplexities, seeds, N, 2]
+            for seed, z, kl in zip(seeds, maps, divergences, strict=True):
+                one.keep_map(seed, z, {"kl": float(kl), "engine": tsne.engine_, "timing": spent}, store)
     ks = [k for k, record in output.scores.items() if record is None]
     if ks:
         with measured(network.device) as spent, part(output.scores_cost(), where):

@@ -4,11 +4,10 @@ import copy
 import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from qdv_gpu.data.images import Images
 from qdv_gpu.errors import InputError, as_path
 from qdv_gpu.features.forward import network_input, shown
 from qdv_gpu.files import TEMPORARY, locked, remove_leftovers, replacing, write_json
-from qdv_gpu.machine import Halving
+from qdv_gpu.machine import Halving, on_threads
 from qdv_gpu.networks.account import describe_variant
 from qdv_gpu.networks.load import Source, load_network
 from qdv_gpu.networks.network import Network
@@ -34,7 +33,7 @@ from qdv_gpu.report.curves import plot_training
 from qdv_gpu.report.folder import save_figure
 from qdv_gpu.results.run import RUN
 from qdv_gpu.results.stages import weights_key
-from qdv_gpu.results.store import Store
+from qdv_gpu.results.store import Key, Store
 from qdv_gpu.studies.settings import Training, changed, of_stage
 
 logger = logging.getLogger(__name__)
@@ -95,49 +94,35 @@ def finetune(
     settings, out = changed(settings or Training(), changes), as_path("out", out)
     if out.is_dir() and _holds_others(out):
         raise InputError(f"{out} is not empty and holds no {CHECKPOINT}: choose another --out")
-    train, test = _images(data, settings, skip_bad=skip_bad)
-    loaded = load_network(
-        network, weights=weights, num_classes=len(train.classes), image_size=settings.image_size, mean=settings.mean,
-        std=settings.std, seed=settings.seed, device=device,
-    )  # fmt: skip
-    if home(network) is None:  # its weights are somebody else's
-        loaded = replace(loaded, module=copy.deepcopy(loaded.module))
-    loaded = loaded.at_size(settings.image_size)
+    task = Task.of(network, data, settings, weights=weights, device=device, skip_bad=skip_bad)
+    loaded, train, about, key = task.network, task.train, task.about, task.key
     if loaded.base is not None:
         for line in describe_variant(loaded).lines():
             logger.info("%s", line)
-    train, test = (shown(images, loaded, crop=settings.crop) for images in (train, test))
-    about = {
-        "network": loaded.spec,
-        "weights": loaded.source,
-        "data": train.name,
-        **{key: value for key, value in asdict(settings).items() if key != "epochs"},
-        "image_size": loaded.image_size,
-        "mean": loaded.mean,
-        "std": loaded.std,
-    }
-    images = {"train": [train.digest, train.labels_digest], "test": [test.digest, test.labels_digest]}
-    stage = {**of_stage(settings, "weights"), "image_size": loaded.image_size}
-    key = weights_key(loaded, train, test, stage)
     kept = Store.beside(out, store)
     kept.check(out)
-    with locked(out) as free, kept.used():
+    with locked(out) as free, kept.used(), kept.computing(key):
         if not free:
             raise InputError(f"another run is writing to {out}: choose another --out, or wait")
-        run = _Run(loaded, {**about, "images": images}, out, settings)
+        run = _Run(loaded, about, out, settings)
+        metadata = {name: about[name] for name in ("network", "image_size", "data")}
+        metadata |= {"image_mean": loaded.mean, "image_std": loaded.std, "crop": settings.crop}
         record = kept.read(key)
         if record is None:
-            result = _trained(run, train, test, settings)
-            result["settings"] = {**about, "epochs": run.epoch}
-            metadata = {name: about[name] for name in ("network", "image_size", "data")}
-            metadata |= {"image_mean": loaded.mean, "image_std": loaded.std, "crop": settings.crop}
+            if run.epoch > settings.epochs:
+                raise InputError(
+                    f"{out} holds a run of {run.epoch} epochs, not {settings.epochs}: choose another --out or delete it"
+                )
+            result = _trained(run, train, task.test, settings)
+            result["settings"] = {name: value for name, value in about.items() if name != "images"}
+            result["settings"]["epochs"] = run.epoch
             write_weights(out / WEIGHTS, loaded.module.state_dict(), metadata)
             kept.write(key, about=result, files={WEIGHTS: out / WEIGHTS})
         else:
             logger.info("%s was trained before: its weights are in %s", loaded.name, record.folder)
             result = record.about
-            with replacing(out / WEIGHTS) as temporary:
-                shutil.copyfile(record.folder / WEIGHTS, temporary)
+            tensors, _ = read_weights(record.folder / WEIGHTS)
+            write_weights(out / WEIGHTS, tensors, metadata)  # it may have been called otherwise
         write_json(out / "finetune.json", result)
         write_json(out / RUN, {"stages": [key.digest]})
         kept.refer(out)
@@ -145,6 +130,57 @@ def finetune(
             figure, _ = plot_training(result["history"], f"{loaded.name} on {train.name}")
             save_figure(figure, temporary)
     return result
+
+
+@dataclass(frozen=True)
+class Task:
+    """A training before it starts.
+
+    Attributes
+    ----------
+    network : Network
+        With the weights that it starts from, and a head for the images' classes.
+    train, test : Images
+        As the network is shown them.
+    about : dict
+        What a checkpoint must have been made with, to be gone on from.
+    key : Key
+        Under which the store keeps what comes of it.
+    """
+
+    network: Network
+    train: Images
+    test: Images
+    about: dict[str, Any]
+    key: Key
+
+    @classmethod
+    def of(
+        cls, network: Source, data: Any, settings: Training, *, weights: str | Path, device: str | torch.device,
+        skip_bad: bool,
+    ) -> "Task":  # fmt: skip
+        """Load images and network; arguments and errors as for `finetune`."""
+        train, test = _images(data, settings, skip_bad=skip_bad)
+        loaded = load_network(
+            network, weights=weights, num_classes=len(train.classes), image_size=settings.image_size,
+            mean=settings.mean, std=settings.std, seed=settings.seed, device=device,
+        )  # fmt: skip
+        if home(network) is None:  # its weights are somebody else's
+            loaded = replace(loaded, module=copy.deepcopy(loaded.module))
+        loaded = loaded.at_size(settings.image_size)
+        train, test = (shown(images, loaded, crop=settings.crop) for images in (train, test))
+        about = {
+            "network": loaded.spec,
+            "weights": loaded.source,
+            "data": train.name,
+            **{key: value for key, value in asdict(settings).items() if key != "epochs"},
+            "image_size": loaded.image_size,
+            "mean": loaded.mean,
+            "std": loaded.std,
+            "images": {"train": [train.digest, train.labels_digest], "test": [test.digest, test.labels_digest]},
+        }
+        stage = {**of_stage(settings, "weights"), "image_size": loaded.image_size}
+        return cls(loaded, train, test, about, weights_key(loaded, train, test, stage))
 
 
 def _holds_others(out: Path) -> bool:
@@ -184,7 +220,7 @@ def _trained(run: "_Run", train: Images, test: Images, settings: Training) -> di
     train, test = train.to(network.device), test.to(network.device)
     labels = test.require_labels("fine-tuning")
     quick = test.take(stratified(labels, test.classes, min(1000, len(test)))) if len(test) > 1000 else test
-    with deterministic(network.device):
+    with deterministic(network.device), on_threads(settings.threads):
         while run.epoch < settings.epochs:
             started = time.perf_counter()
             loss, accuracy = run.train(train)
@@ -198,10 +234,11 @@ def _trained(run: "_Run", train: Images, test: Images, settings: Training) -> di
                 run.epoch, settings.epochs, loss, 100 * accuracy, len(quick), 100 * entry["test_accuracy"],
                 len(train) / seconds, (settings.epochs - run.epoch) * seconds,
             )  # fmt: skip
+        test_accuracy = accuracy_of(network, test, batch_size)
     return {
         "classes": list(train.classes),
         "history": run.history,
-        "test_accuracy": accuracy_of(network, test, batch_size),
+        "test_accuracy": test_accuracy,
         "test_images": len(test),
         "training_images": len(train),
         "device": str(network.device),

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -79,6 +79,11 @@ class Output:
     maps: dict[int, Record | None] = field(default_factory=dict)
     scores: dict[int, Record | None] = field(default_factory=dict)
 
+    @property
+    def missing_seeds(self) -> list[int]:
+        """Of the maps that are not there."""
+        return [seed for seed, record in self.maps.items() if record is None]
+
     def look(self, store: Store) -> None:
         """Find what is in the store, of a PCA with as many columns as memory allowed then."""
         for columns in columns_for(self.settings.pca):
@@ -131,8 +136,7 @@ class Output:
 
     def maps_cost(self) -> float:
         """The same of the maps that are missing."""
-        missing = sum(record is None for record in self.maps.values())
-        return missing * (0.1 + 6.7e-11 * self.samples**2 * self.settings.iterations)
+        return len(self.missing_seeds) * (0.1 + 6.7e-11 * self.samples**2 * self.settings.iterations)
 
     def scores_cost(self) -> float:
         """The same of the scores that are missing."""
@@ -143,6 +147,15 @@ class Output:
         yield self.components_key
         yield from (self.map_key(seed) for seed in self.maps)
         yield from (self.scores_key(k) for k in self.scores)
+
+    def beside(self, others: Iterable[Settings], store: Store) -> list["Output"]:
+        """The same layer of analyses that differ in perplexity alone, of the same components, as far as it goes."""
+        found = []
+        for settings in others:
+            output = replace(self, settings=settings)
+            output._look(store, self.columns)
+            found.append(output)
+        return found
 
     def components(self) -> Record:
         """The components, which are in the store."""
@@ -230,6 +243,7 @@ class Job:
         activation), seconds (of an image), predicts (whether the output is of the images' classes).
     looked : Key
         Under which that is kept.
+    settings : Settings
     outputs : list of Output
     said : Record or None
         The predictions.
@@ -241,8 +255,9 @@ class Job:
     layers: Mapping[str, str]
     found: dict[str, Any]
     looked: Key
+    settings: Settings
     outputs: list[Output]
-    said: Record | None
+    said: Record | None = None
 
     @classmethod
     def find(
@@ -277,10 +292,15 @@ class Job:
                 raise unknown(f"call of a layer of {network.name}", str(one), [str(o.name) for o in outputs])
         if asked is not None:
             outputs = [o for o in outputs if o.name in asked or LayerName(o.name.path) in asked]
-        for output in outputs:
+        job = cls(network, images, subject, layers, found, looked, settings, outputs)
+        job.look(store)
+        return job
+
+    def look(self, store: Store) -> None:
+        """Find what is in the store."""
+        for output in self.outputs:
             output.look(store)
-        said = store.read(predictions_key(subject)) if found["predicts"] else None
-        return cls(network, images, subject, layers, found, looked, outputs, said)
+        self.said = store.read(predictions_key(self.subject)) if self.found["predicts"] else None
 
     def path(self, source: str) -> str:
         """Module path of a layer, or of the network itself."""

@@ -281,10 +281,14 @@ class Settings:
             raise InputError(f"k must be smaller than half the number of images ({N}), got {max(self.neighbors)}")
         if images.labels is None:
             return
+        if len(images.classes) < 2:
+            raise InputError(f"at least two classes are required, all {N} images are of {images.classes[0]!r}")
         counts = images.labels.bincount(minlength=len(images.classes))
         for name, count in zip(images.classes, counts.tolist(), strict=True):
             if count < 2:
-                raise InputError(f"class {name!r} has {count} images: at least 2 are required")
+                raise InputError(
+                    f"class {name!r} has {count or 'no'} image{'' if count else 's'}: at least 2 are required"
+                )
 
 
 PRESETS = {"default": Settings(), "paper": Settings(samples=1000, iterations=3000, learning_rate=200.0)}
@@ -321,6 +325,8 @@ class Training:
         Learning rate of Adam.
     seed : int
         Of the head's weights, the order and dropout.
+    threads : int, optional
+        Of a CPU that trains; its sums, and so the weights, depend on their number. None takes as many as torch does.
     """
 
     split: str | None = setting(None, "Images to test on, e.g. val; by default test.", stage="images")
@@ -344,6 +350,9 @@ class Training:
     batch_size: int = setting(16, "Images in a step.", stage="weights", least=1)
     lr: float = setting(1e-5, "Learning rate of Adam.", stage="weights", least=0)
     seed: int = setting(0, "Of the head's weights, the order and dropout.", stage="weights", least=0)
+    threads: int | None = setting(
+        None, "Of a CPU that trains, on which the weights depend; by default all.", stage="weights", least=1
+    )
 
     def __post_init__(self) -> None:
         _check_all(self)

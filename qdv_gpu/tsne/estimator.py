@@ -69,7 +69,7 @@ class TSNE(BaseEstimator):
 
     Attributes
     ----------
-    embedding_ : array [N, 2], [B, N, 2], [S, N, 2] or [B, S, N, 2], float32
+    embedding_ : array float32, of the shape that `fit_transform` returns
     kl_divergence_ : float, or float64 array of the shape before [N, 2]
         KL(P || Q) over all pairs, in float64.
     iterations_ : int
@@ -111,7 +111,14 @@ class TSNE(BaseEstimator):
         self.fit_transform(X)
         return self
 
-    def fit_transform(self, X: Any, y: Any = None, *, seeds: int | Sequence[int] | None = None) -> Any:
+    def fit_transform(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        seeds: int | Sequence[int] | None = None,
+        perplexities: Sequence[float] | None = None,
+    ) -> Any:
         """Embed the points of X.
 
         Parameters
@@ -122,10 +129,13 @@ class TSNE(BaseEstimator):
             For scikit-learn's pipelines.
         seeds : int or sequence of int, optional
             Embed each X this many times, with the seeds seed, seed + 1, ..., or with these seeds, from one P.
+        perplexities : sequence of float, optional
+            Embed each X with each of these instead of `perplexity`, all in one go.
 
         Returns
         -------
-        The kind of array that X is, float32 [N, 2]; [B, N, 2] for a batch; with `seeds` [S, N, 2] or [B, S, N, 2].
+        The kind of array that X is, float32 [N, 2]; [B, N, 2] for a batch; with `seeds` [S, N, 2] or [B, S, N, 2]; with
+        Q perplexities [Q, N, 2], [B, Q, N, 2], [Q, S, N, 2] or [B, Q, S, N, 2].
 
         Raises
         ------
@@ -139,17 +149,21 @@ class TSNE(BaseEstimator):
         if home.type == "cuda" and self.engine == "auto" and importlib.util.find_spec("cupy") is None:
             warnings.warn('t-SNE runs on the CPU without CuPy: pip install "qdv_gpu[cuda13]"', stacklevel=2)
             points = points.cpu()
-        self._check_parameters(points.shape[1])
         B, N, d = points.shape
+        several = (self.perplexity,) if perplexities is None else tuple(perplexities)
+        self._check_parameters(N, several)
         chosen = self._seeds(seeds)
-        S = len(chosen)
-        shape = (*([B] if np.ndim(X) == 3 else []), *([S] if seeds is not None else []), N, 2)
-        start = self._start(points, chosen, shape)  # [B * S, N, 2]
+        S, Q = len(chosen), len(several)
+        batch = [B] if np.ndim(X) == 3 else []
+        shape = (*batch, *([Q] if perplexities is not None else []), *([S] if seeds is not None else []), N, 2)
+        start = self._start(points.repeat_interleave(Q, dim=0), chosen, shape)  # [B * Q * S, N, 2]
         engine = self.engine_for(N, points.device.type)
         rate = self._resolved_rate(N)
-        P = [joint_affinities(x, perplexity=self.perplexity, kind=self.affinities) for x in points]
+        pairs = [(x, perplexity) for x in points for perplexity in several]
+        P = [joint_affinities(x, perplexity=perplexity, kind=self.affinities) for x, perplexity in pairs]
         if engine == "cuml":
-            Z = torch.cat([cuml_embeddings(x, self.get_params(), chosen, rate) for x in points])
+            options = self.get_params()
+            Z = torch.cat([cuml_embeddings(x, {**options, "perplexity": p}, chosen, rate) for x, p in pairs])
         else:
             Z = descend(
                 P,
@@ -166,8 +180,11 @@ class TSNE(BaseEstimator):
         self.embedding_ = like(Z.reshape(shape).to(home), X)
         return self.embedding_
 
-    def _check_parameters(self, N: int) -> None:
-        check_perplexity(self.perplexity, N)
+    def _check_parameters(self, N: int, perplexities: Sequence[float]) -> None:
+        if not perplexities:
+            raise InputError("perplexities must be one or more numbers, got none")
+        for perplexity in perplexities:
+            check_perplexity(perplexity, N)
         check_count("iterations", self.iterations, least=1)
         check_count("exaggeration_iterations", self.exaggeration_iterations, least=0)
         check_count("seed", self.seed, least=0)

@@ -7,7 +7,7 @@ from PIL import Image
 
 from qdv_gpu import activations, load_images, load_network
 from qdv_gpu.features.forward import tile_images
-from qdv_gpu.machine import single_threaded
+from qdv_gpu.machine import on_threads
 from qdv_gpu.networks.tokens import describe_layers
 
 NETWORKS = [
@@ -66,7 +66,7 @@ def test_default_layers_and_their_activations(name, folder):
         )
         for row in rows
     ]
-    with torch.inference_mode(), single_threaded():
+    with torch.inference_mode(), on_threads(1):
         for tile in inputs.split(tile_images(network.device, network.image_size)):  # on which the rounding depends
             network.module(tile)
     for handle in handles:

@@ -39,9 +39,9 @@ def counted(monkeypatch):
         model = fit(settings, device)
         transform = model.fit_transform
 
-        def fit_transform(X, *, seeds):
-            counts["maps"] += len(seeds)
-            return transform(X, seeds=seeds)
+        def fit_transform(X, *, seeds, perplexities):
+            counts["maps"] += len(seeds) * len(perplexities)
+            return transform(X, seeds=seeds, perplexities=perplexities)
 
         model.fit_transform = fit_transform
         return model

@@ -165,3 +165,19 @@ def test_how_images_were_shown_is_remembered(tmp_path):
     assert (network.image_size, network.mean, network.std) == (8, (0.3,), (0.2,))
     seen = shown(load_images("digits", samples=20), network)
     assert str(seen.geometry) == f"8 of {network.resize} bilinear"
+
+
+def test_one_network_of_two_names_is_trained_once_and_loads_by_both(tmp_path):
+    options = {"data": "digits", "epochs": 1, "batch_size": 64, "samples": 100, "store": tmp_path / "store"}
+    names = ["tiny_networks:cnn", "tiny_networks:cnn[conv1.stride=1]"]  # whose stride is 1 anyway
+    for number, name in enumerate(names):
+        finetune(name, out=tmp_path / str(number), **options)
+        load_network(f"{name}={tmp_path / str(number)}")
+    assert len(list((tmp_path / "store" / "weights").iterdir())) == 1
+
+
+def test_fewer_epochs_in_a_folder_of_more_are_refused(tmp_path):
+    options = {"data": "digits", "batch_size": 64, "samples": 100}
+    finetune("tiny_networks:cnn", out=tmp_path / "run", epochs=2, **options)
+    with pytest.raises(InputError, match="holds a run of 2 epochs, not 1: choose another --out"):
+        finetune("tiny_networks:cnn", out=tmp_path / "run", epochs=1, **options)
