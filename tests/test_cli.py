@@ -226,8 +226,9 @@ def test_compare(qdv, tmp_path):
     assert "in the layers' own space" in out
     assert (tmp_path / "c" / "figures" / "comparison.png").is_file()
     code, out, err = qdv(
-        "compare", "a=tiny_networks:cnn", "b=tiny_networks:other", "--data", "digits", *QUICK, "--pair", "conv2=conv2",
-        "--runs", "tiny_networks:cnn,tiny_networks:other", "--runs", "tiny_networks:cnn,tiny_networks:other",
+        "compare", "a=tiny_networks:wide(maps=3)", "b=tiny_networks:wide(maps=6)", "--data", "digits", *QUICK,
+        "--pair", "2=2", "--runs", "tiny_networks:wide(maps=4), tiny_networks:wide(maps=7)",
+        "--runs", "tiny_networks:wide[0.kernel_size=5, 0.padding=1],tiny_networks:wide(maps=8)",
         "--out", tmp_path / "d",
     )  # fmt: skip
     assert code == 0, err
@@ -235,6 +236,8 @@ def test_compare(qdv, tmp_path):
     for wrong, message in [
         (["--pair", "cka", "--pair", "conv2=conv2"], "--pair is position, name, cka or LAYER=LAYER"),
         (["--margin", "2"], "margin must be a difference"),
+        (["--pair", "cka", "--pair", "name"], "--pair is position, name, cka or LAYER=LAYER"),
+        (["--pair", "conv2=conv2", "--pair", "conv2=pool@1"], "--pair is position, name, cka or LAYER=LAYER"),
         (["--runs", "x"], "runs must be pairs"),
     ]:
         code, _, err = qdv("compare", tmp_path / "cnn", tmp_path / "other", *wrong, "--out", tmp_path / "e")

@@ -1,6 +1,6 @@
 """A comparison of two networks in words, tables and one figure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def write_comparison(folder: RunFolder, found: Comparison, formats: Sequence[str
 
 def summary(found: Comparison) -> str:
     """The outcome in a few plain sentences, each of which the numbers say."""
-    a, b = found.first, found.second
+    a, b = drawing.plain(found.first), drawing.plain(found.second)
     named = [_name(pair) for pair in found.pairs]
     text = []
     if found.runs == 2:
@@ -42,27 +42,29 @@ def summary(found: Comparison) -> str:
         )
     for verdict, better, worse in (("ahead", b, a), ("behind", a, b)):
         own = [
-            f"{name} (by {abs(pair.in_maps.delta):.3f}, {_interval(pair)})"
+            f"{name} (by {abs(pair.in_maps.delta):.3f}, {_interval(pair)}{_small(found, pair)})"
             for name, pair in zip(named, found.pairs, strict=True)
             if pair.in_maps.verdict == verdict
         ]
-        start = found.ahead_from(sign=1 if verdict == "ahead" else -1)
+        from_on = _from_on(found, named, verdict)
         if own:
-            from_on = f"; from {named[start]} on it is ahead to the last layer" if start is not None else ""
-            text.append(f"{better} keeps the classes together better than {worse} at {_list(own)}{from_on}.")
-        elif start is not None:
-            text.append(f"{better} is ahead of {worse} from {named[start]} on, to the last layer.")
+            it = f"; {from_on[0]} it is ahead {from_on[1]}" if from_on else ""
+            text.append(f"{better} keeps the classes together better than {worse} at {_list(own)}{it}.")
+        elif from_on:
+            text.append(f"{_capital(from_on[0])} {better} is ahead of {worse} {from_on[1]}.")
     same = [name for name, pair in zip(named, found.pairs, strict=True) if pair.in_maps.verdict == "equivalent"]
     open_ = [name for name, pair in zip(named, found.pairs, strict=True) if pair.in_maps.verdict == "undecided"]
     rest = []
     if same:
         rest.append(f"they differ by less than {found.margin:g} at {_list(same)}")
     if open_:
-        rest.append(f"undecided at {_list(open_)}, where the interval holds 0 and is wider than ±{found.margin:g}")
+        reach = "interval holds 0 and reaches" if len(open_) == 1 else "intervals hold 0 and reach"
+        rest.append(f"undecided at {_list(open_)}, where the {reach} beyond ±{found.margin:g}")
     if rest:
-        line = "; ".join(rest)
-        text.append(f"{line[0].upper()}{line[1:]}.")
+        text.append(f"{_capital('; '.join(rest))}.")
     text.append(_own_space(found, named))
+    if found.runs == found.seeds == 1:
+        text.append("Where a layer has one map, the intervals do not know how maps of other seeds differ.")
     if found.runs == 1:
         text.append(
             f"This speaks of these two trained networks, on images like these {len(found.hits[0]):,}, "
@@ -73,20 +75,55 @@ def summary(found: Comparison) -> str:
     return " ".join(text)
 
 
+def _from_on(found: Comparison, named: Sequence[str], verdict: str) -> tuple[str, str] | None:
+    """From which layer on a network is ahead, before and after it: None if that says no more than the verdicts."""
+    start = found.ahead_from(sign=1 if verdict == "ahead" else -1)
+    if start is None:
+        return None
+    verdicts = [pair.in_maps.verdict for pair in found.pairs[start:]]
+    end = found.pairs[-1]
+    ends = (end.first.position, end.second.position) == tuple(len(titles) for titles in found.layers)
+    last = "the last layer" if ends else "the last layer compared"
+    if verdicts == [verdict]:
+        return None
+    if set(verdicts) == {verdict}:
+        return f"from {named[start]} on", f"to {last}"
+    if len(verdicts) == 1:
+        return f"in a test of {last} alone", f"at {named[start]}"
+    return f"in tests one by one, from {last} back,", f"down to {named[start]}"
+
+
+def _small(found: Comparison, pair: LayerPair) -> str:
+    return f", less than the margin of {found.margin:g}" if pair.in_maps.equivalent else ""
+
+
+def _capital(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}"
+
+
 def _own_space(found: Comparison, named: Sequence[str]) -> str:
     """How the verdicts in the layers' own space agree with those in the maps, and which to trust."""
-    words = {"ahead": f"{found.second} is ahead", "behind": f"{found.first} is ahead", "equivalent": "they are alike",
-             "undecided": "it is undecided"}  # fmt: skip
+    words = {
+        "ahead": f"{drawing.plain(found.second)} is ahead",
+        "behind": f"{drawing.plain(found.first)} is ahead",
+        "equivalent": "they are alike",
+        "undecided": "it is undecided",
+    }
     other = [
         f"{name} ({words[pair.in_layer.verdict]}, {pair.in_layer.delta:+.3f})"
         for name, pair in zip(named, found.pairs, strict=True)
         if pair.in_layer.verdict != pair.in_maps.verdict
     ]
+    one = len(found.pairs) == 1
+    whose = "layer's" if one else "layers'"
+    space = f"In the {whose} own space, without t-SNE,"
     if not other:
-        return "In the layers' own space, without t-SNE, the verdicts are the same."
+        return f"{space} {'the verdict is' if one else 'the verdicts are'} the same."
+    where = "the verdict is another" if len(other) == 1 else "other verdicts hold"
+    which = "that one" if len(other) == 1 else "those"
     return (
-        f"In the layers' own space, without t-SNE, the verdict is another at {_list(other)}: trust that one, since the "
-        "error of a map does not know how the map itself answers to the images that were drawn."
+        f"{space} {where} at {_list(other)}: trust {which}, since the error of a map does not know how the map itself "
+        "answers to the images that were drawn."
     )
 
 
@@ -108,11 +145,11 @@ def _list(names: Sequence[str]) -> str:
 
 def comparison_table(found: Comparison) -> list[list[str]]:
     """Rows of cells, a header first: NH of both, the difference with its simultaneous interval, and the verdicts."""
-    rows = [["layer", found.first, found.second, "difference", "verdict", "in the layers' own space", "verdict"]]
+    names = [drawing.plain(name) for name in (found.first, found.second)]
+    rows = [["layer", *names, "difference", "verdict", "in the layers' own space", "verdict"]]
     for pair in found.pairs:
-        a, b = (layer.of(found.k) for layer in (pair.first, pair.second))
         maps, own = pair.in_maps, pair.in_layer
-        cells = [_name(pair), f"{a.nh:.3f}", f"{b.nh:.3f}"]
+        cells = [_name(pair), f"{pair.nh[0]:.3f}", f"{pair.nh[1]:.3f}"]
         for one in (maps, own):
             shown = f"{one.delta:+.3f}" + ("" if np.isnan(one.low) else f" ({one.low:+.3f} to {one.high:+.3f})")
             cells += [shown, one.verdict if found.runs != 2 else ""]
@@ -122,10 +159,14 @@ def comparison_table(found: Comparison) -> list[list[str]]:
 
 def comparison_markdown(found: Comparison) -> str:
     """Summary and table in Markdown."""
+    a, b = drawing.plain(found.first), drawing.plain(found.second)
+    verdicts = (
+        f" The verdict is of {b}. Intervals hold for all layers at once with 95 % confidence; equivalent means surely "
+        f"within ±{found.margin:g}."
+    )
     return (
-        f"# {found.second} against {found.first}\n\n{summary(found)}\n\n{markdown(comparison_table(found))}\n"
-        f"Neighborhood hit (k = {found.k}); the verdict is of {found.second}. Intervals hold for all layers at once "
-        f"with 95 % confidence; equivalent means surely within ±{found.margin:g}.\n"
+        f"# {b} against {a}\n\n{summary(found)}\n\n{markdown(comparison_table(found))}\n"
+        f"Neighborhood hit (k = {found.k}).{verdicts if found.runs != 2 else ''}\n"
     )
 
 
@@ -134,7 +175,7 @@ def comparison_csv(found: Comparison) -> str:
     rows: list[dict[str, Any]] = []
     for position, pair in enumerate(found.pairs, start=1):
         maps, own = pair.in_maps, pair.in_layer
-        row = [position, pair.first.layer, pair.second.layer, pair.first.of(found.k).nh, pair.second.of(found.k).nh]
+        row = [position, pair.first.layer, pair.second.layer, *pair.nh]
         row += [maps.delta, maps.low, maps.high, maps.p, maps.p_holm, maps.verdict]
         row += [own.delta, own.low, own.high, own.p_holm, own.verdict, *pair.probe, _cka_of(found, pair)]
         rows.append(dict(zip(COLUMNS, row, strict=True)))
@@ -148,12 +189,11 @@ def _cka_of(found: Comparison, pair: LayerPair) -> float:
 def comparison_figure(found: Comparison) -> Figure:
     """NH of both, their difference, that of each class, and CKA of all layers; see `plot_comparison`."""
     pairs = found.pairs
-    scores = [[layer.of(found.k) for layer in (pair.first, pair.second)] for pair in pairs]
-    first = {pair.first.position - 1: pair.first.title for pair in pairs}
-    second = {pair.second.position - 1: pair.second.title for pair in pairs}
+    errors = [[layer.of(found.k).standard_error for layer in (pair.first, pair.second)] for pair in pairs]
+    known = 1.0 if found.runs == 1 else np.nan  # of several runs there is no error of each network's mean
     figure, _ = plot_comparison(
-        np.array([[one.nh for one in row] for row in scores]).T,
-        np.array([[one.standard_error for one in row] for row in scores]).T,
+        np.array([pair.nh for pair in pairs]).T,
+        known * np.array(errors).T,
         [[pair.in_maps.delta, pair.in_maps.low, pair.in_maps.high] for pair in pairs],
         [[pair.in_layer.delta, pair.in_layer.low, pair.in_layer.high] for pair in pairs],
         class_delta=np.array([pair.class_delta for pair in pairs]).T,
@@ -161,15 +201,11 @@ def comparison_figure(found: Comparison) -> Figure:
         networks=(found.first, found.second),
         layers=[_name(pair) for pair in pairs],
         classes=found.classes,
-        cka_layers=(_all_names(first, found.cka.shape[0]), _all_names(second, found.cka.shape[1])),
+        cka_layers=found.layers,
         margin=found.margin,
         k=found.k,
     )
     return figure
-
-
-def _all_names(names: Mapping[int, str], count: int) -> list[str]:
-    return [names.get(i, str(i + 1)) for i in range(count)]
 
 
 def plot_comparison(

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,9 @@ def read_formats(formats: str | Sequence[str]) -> tuple[str, ...]:
     >>> read_formats("png,svg")
     ('png', 'svg')
     """
-    chosen = tuple(part.strip() for part in formats.split(",")) if isinstance(formats, str) else tuple(formats)
+    if isinstance(formats, str):
+        formats = [part.strip() for part in formats.split(",")]
+    chosen = tuple(formats) if isinstance(formats, Iterable) else (formats,)
     for suffix in chosen or ("",):
         if suffix not in FORMATS:
             raise unknown("figure format", str(suffix), FORMATS)

@@ -9,7 +9,7 @@ import torch
 
 from qdv_gpu.errors import InputError, unknown
 from qdv_gpu.results.records import AnalysedLayer
-from qdv_gpu.scores.comparison import Difference, Side, ahead_from, class_differences, differences
+from qdv_gpu.scores.comparison import Difference, Side, ahead_from, check_margin, class_differences, differences
 from qdv_gpu.scores.similarity import cka_matrix, probe_hits
 
 PAIRINGS = ("position", "name", "cka")
@@ -24,11 +24,13 @@ class LayerPair:
     ----------
     first, second : AnalysedLayer
         Of A and of B, of their first runs.
+    nh, nh_feature_space : tuple of float
+        NH of A's layer and of B's in the maps, and in the layers' own space, averaged over the runs.
     in_maps, in_layer : Difference
         Of NH in the t-SNE maps, and in the layers' own space.
     probe : tuple of float
-        Accuracy of a linear probe of A's layer, of B's, and the standard error of the difference; NaN where the
-        components are not kept.
+        Accuracy of a linear probe of A's layer, of B's, and the standard error of the difference, of the first runs;
+        NaN where the components are not kept.
     class_delta, class_error, class_p : array
         float64 [C]: the difference of each class in the maps, its standard error, and its p-value after the correction
         for the classes.
@@ -36,6 +38,8 @@ class LayerPair:
 
     first: AnalysedLayer
     second: AnalysedLayer
+    nh: tuple[float, float]
+    nh_feature_space: tuple[float, float]
     in_maps: Difference
     in_layer: Difference
     probe: tuple[float, float, float]
@@ -57,10 +61,15 @@ class Comparison:
         Differences of NH within it count as none.
     runs : int
         Of each network.
+    seeds : int
+        Maps of each layer and run, of the run with the fewest.
+    layers : tuple of tuple of str
+        Titles of all layers of A and of B.
     classes : tuple of str
     pairs : tuple of LayerPair
     cka : array
-        float64 [layers of A, layers of B]: debiased linear CKA; NaN where the components are not kept.
+        float64 [layers of A, layers of B]: debiased linear CKA, of the first runs; NaN where the components are not
+        kept.
     hits : array
         float64 [2, N]: hits of each image in the maps of A and of B, averaged over seeds, runs and pairs.
     """
@@ -70,18 +79,27 @@ class Comparison:
     k: int
     margin: float
     runs: int
+    seeds: int
+    layers: tuple[tuple[str, ...], tuple[str, ...]]
     classes: tuple[str, ...]
     pairs: tuple[LayerPair, ...]
     cka: np.ndarray
     hits: np.ndarray
 
     def ahead_from(self, *, sign: int = 1) -> int | None:
-        """Position among the pairs from which B is ahead in the maps (with sign -1 behind), to the last."""
+        """Position among the pairs from which B is ahead in the maps (with sign -1 behind), to the last.
+
+        None also if the pairs cross, so that they have no order.
+        """
+        seconds = [pair.second.position for pair in self.pairs]
+        if seconds != sorted(seconds):
+            return None
         return ahead_from([pair.in_maps for pair in self.pairs], sign=sign)
 
     def changed(self, count: int = 12) -> np.ndarray:
-        """Positions of the images whose hits differ most, the largest difference first."""
-        return np.argsort(-np.abs(self.hits[1] - self.hits[0]), kind="stable")[:count]
+        """Positions of the images whose hits differ, the largest difference first, the first of them."""
+        difference = np.abs(self.hits[1] - self.hits[0])
+        return np.argsort(-difference, kind="stable")[: min(count, np.count_nonzero(difference))]
 
 
 def compared(
@@ -116,7 +134,9 @@ def compared(
     InputError
         If no layers can be paired, or one that is named is not there.
     """
-    a, b = first[0], second[0]
+    check_margin(margin)
+    check_pairing(pair)
+    a, b, margin = first[0], second[0], float(margin)
     cka = _cka(a, b)
     places = _pairs(a, b, cka, pair)
     y = torch.from_numpy(labels)
@@ -135,13 +155,37 @@ def compared(
     pairs, hit = [], np.zeros((2, len(labels)))
     for number, (i, j) in enumerate(places):
         scores = [[run[p].scored(k) for run in runs] for runs, p in ((first, i), (second, j))]
+        nh = [float(np.mean([one.mean.nh for one in side])) for side in scores]
+        own = [float(np.mean([one.mean.nh_feature_space for one in side])) for side in scores]
         hit += [np.mean([one.hits.mean(dim=0).numpy() for one in side], axis=0) for side in scores]
         neighbors = [[indices for one in side for indices in one.neighbors] for side in scores]
         of_classes = class_differences(neighbors[0], neighbors[1], y)
         ours, theirs = probed[id(a[i])], probed[id(b[j])]
-        pairs.append(LayerPair(a[i], b[j], in_maps[number], in_layer[number], _accuracies(ours, theirs), *of_classes))
-    names = a[0].network, b[0].network
-    return Comparison(*names, k, margin, len(first), tuple(classes), tuple(pairs), cka, hit / len(places))
+        probes = _accuracies(ours, theirs)
+        both = (nh[0], nh[1]), (own[0], own[1])
+        pairs.append(LayerPair(a[i], b[j], *both, in_maps[number], in_layer[number], probes, *of_classes))
+    return Comparison(
+        first=a[0].network,
+        second=b[0].network,
+        k=k,
+        margin=margin,
+        runs=len(first),
+        seeds=min(len(layer.scored(k).maps) for run in (*first, *second) for layer in run),
+        layers=(tuple(layer.title for layer in a), tuple(layer.title for layer in b)),
+        classes=tuple(classes),
+        pairs=tuple(pairs),
+        cka=cka,
+        hits=hit / len(places),
+    )
+
+
+def check_pairing(pair: Any) -> None:
+    """Raise InputError unless `pair` says which layers belong together."""
+    if isinstance(pair, Mapping):
+        if not pair or not all(isinstance(layer, str) for both in pair.items() for layer in both):
+            raise InputError(f"pair must be names of layers of A, each with one of B, got {pair!r:.80}")
+    elif pair not in PAIRINGS:
+        raise unknown("pairing of layers", str(pair), PAIRINGS)
 
 
 def _cka(a: Layers, b: Layers) -> np.ndarray:
@@ -171,17 +215,15 @@ def _pairs(a: Layers, b: Layers, cka: np.ndarray, pair: str | Mapping[str, str])
             for layer in asked:
                 if layer not in own:
                     raise unknown(f"layer of {network}", layer, own)
-        found = [(names[0].index(x), names[1].index(y)) for x, y in pair.items()]
+        found = sorted((names[0].index(x), names[1].index(y)) for x, y in pair.items())
     elif pair == "position":
         found = [(i, i) for i in range(min(len(a), len(b)))]
     elif pair == "name":
         found = [(i, names[1].index(name)) for i, name in enumerate(names[0]) if name in names[1]]
-    elif pair == "cka":
+    else:
         if np.isnan(cka).any():
             raise InputError("pairing by CKA needs the layers' components: run the analysis again")
         found = _most_alike(cka)
-    else:
-        raise unknown("pairing of layers", str(pair), PAIRINGS)
     if not found:
         raise InputError(f"{a[0].network} and {b[0].network} have no layers of one name: pair them by position or cka")
     return found
@@ -218,6 +260,9 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "k": comparison.k,
         "margin": comparison.margin,
         "runs": comparison.runs,
+        "seeds": comparison.seeds,
+        "images": comparison.hits.shape[1],
+        "layers": [list(titles) for titles in comparison.layers],
         "ahead_from": comparison.ahead_from(),
         "behind_from": comparison.ahead_from(sign=-1),
         "classes": list(comparison.classes),
@@ -226,8 +271,8 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
             {
                 "first": pair.first.layer,
                 "second": pair.second.layer,
-                "nh": [layer.of(comparison.k).nh for layer in (pair.first, pair.second)],
-                "nh_feature_space": [layer.of(comparison.k).nh_feature_space for layer in (pair.first, pair.second)],
+                "nh": list(pair.nh),
+                "nh_feature_space": list(pair.nh_feature_space),
                 "in_maps": _plain(vars(pair.in_maps)),
                 "in_layer": _plain(vars(pair.in_layer)),
                 "probe": _plain(dict(zip(("first", "second", "standard_error"), pair.probe, strict=True))),

@@ -2,6 +2,7 @@
 
 import csv
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from qdv_gpu.results.store import Record, Store
 from qdv_gpu.scores.quality import LayerScores, MapScore, Score
 
 RUN = "run.json"
+NEEDED = {"classes", "data", "images", "outputs", "settings", "store"}  # of what a finished run's run.json says
 SAME = ("perplexity", "iterations", "learning_rate", "normalise", "pca", "engine")  # settings that a comparison shares
 ARRAYS = tuple(name for name in LayerScores.__dataclass_fields__ if name not in ("k", "maps", "mean"))
 
@@ -36,6 +38,8 @@ class Run:
         Name of each image.
     networks : dict of str to list of AnalysedLayer
         By name; the layers in order, with scores for one k, and without maps.
+    hits : dict of str to array
+        bool [N]: which images a network gets right; of those whose classes are the images'.
     """
 
     folder: Path
@@ -44,6 +48,7 @@ class Run:
     labels: np.ndarray
     files: tuple[str, ...]
     networks: dict[str, list[AnalysedLayer]]
+    hits: dict[str, np.ndarray]
 
 
 def is_run(path: Any) -> bool:
@@ -62,36 +67,62 @@ def read_run(folder: str | Path, *, k: int | None = None, store: str | Path | No
     """
     folder = Path(folder)
     about = read_json(folder / RUN) if (folder / RUN).is_file() else None
-    if not isinstance(about, dict) or "outputs" not in about:
+    if not isinstance(about, dict) or not about.keys() >= NEEDED:
         raise InputError(f"{folder} holds no finished run of qdv-gpu analyze, or one of an older version: run it again")
+    try:
+        return _read(folder, about, k, store)
+    except InputError:
+        raise
+    except (OSError, AttributeError, LookupError, TypeError, ValueError, csv.Error) as error:
+        raise InputError(f"{folder} is damaged ({type(error).__name__}: {error}): run its command again") from None
+
+
+def _read(folder: Path, about: dict[str, Any], k: int | None, store: str | Path | None) -> Run:
     kept = Store(store or about["store"])
     with (folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    if not rows or "label" not in rows[0]:
+    samples = about["images"]["samples"]
+    if len(rows) != samples:
+        raise ValueError(f"predictions.csv has {len(rows)} of {samples} images")
+    if "label" not in rows[0]:
         raise InputError(f"{folder} is of images without labels: a comparison needs them")
     classes = tuple(about["classes"])
     numbers = {text_of(name): number for number, name in enumerate(classes)}
-    try:
-        labels = np.array([numbers[row["label"]] for row in rows])
-        networks = {
-            network: [
-                _layer(folder, kept, network, position, one, k, len(rows))
-                for position, one in enumerate(outputs, start=1)
-            ]
-            for network, outputs in about["outputs"].items()
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{folder} is damaged ({type(error).__name__}: {error}): run its command again") from None
-    return Run(folder, about, classes, labels, tuple(row["file"] for row in rows), networks)
+    labels = np.array([numbers[row["label"]] for row in rows])
+    networks = {
+        network: [
+            _layer(folder, kept, network, position, one, k, len(rows)) for position, one in enumerate(outputs, start=1)
+        ]
+        for network, outputs in about["outputs"].items()
+    }
+    if not networks or not all(networks.values()):
+        raise ValueError("run.json names no layers")
+    said = {network: f"{network} prediction" for network in networks}
+    hits = {
+        network: np.array([row[column] == row["label"] for row in rows])
+        for network, column in said.items()
+        if column in rows[0]
+    }
+    return Run(folder, about, classes, labels, tuple(row["file"] for row in rows), networks, hits)
 
 
 def check_same(first: Run, second: Run) -> None:
     """Raise InputError unless two runs are of the same images, labels and settings; it names the first that differs."""
+    check_same_images(first, second)
+    for name in SAME:
+        own, other = (run.about["settings"].get(name) for run in (first, second))
+        if own != other:
+            pair = f"{first.folder} and {second.folder}"
+            raise InputError(f"{pair} were made with {name.replace('_', ' ')} {own} and {other}: run one of them again")
+
+
+def check_same_images(first: Run, second: Run) -> None:
+    """Raise InputError unless two runs are of the same images and labels; it names the first that differs."""
     pair = f"{first.folder} and {second.folder}"
-    if first.classes != second.classes:
-        raise InputError(f"{pair} are of other classes")
+    for number, (a, b) in enumerate(zip_longest(first.classes, second.classes)):
+        if a != b:
+            a, b = ("missing" if name is None else name for name in (a, b))
+            raise InputError(f"{pair} are of other classes: class {number} is {a} in one and {b} in the other")
     for number, (a, b, x, y) in enumerate(zip(first.files, second.files, first.labels, second.labels, strict=False)):
         if a != b:
             raise InputError(f"{pair} are of other images: image {number} is {a} in one and {b} in the other")
@@ -102,17 +133,13 @@ def check_same(first: Run, second: Run) -> None:
         raise InputError(f"{pair} are of {len(first.files)} and {len(second.files)} images")
     if first.about["images"]["contents"] != second.about["images"]["contents"]:
         raise InputError(f"{pair} are of images of the same names with other contents")
-    for name in SAME:
-        own, other = (run.about["settings"].get(name) for run in (first, second))
-        if own != other:
-            raise InputError(f"{pair} were made with {name.replace('_', ' ')} {own} and {other}: run one of them again")
 
 
 def _layer(  # noqa: PLR0917 - where it is found
     folder: Path, store: Store, network: str, position: int, one: dict[str, Any], k: int | None, samples: int
 ) -> AnalysedLayer:
     known = {int(text): digest for text, digest in one["scores"].items()}
-    wanted = next(iter(known)) if k is None else k
+    wanted = list(known)[0] if k is None else k  # noqa: RUF015 - of none it is an IndexError
     if wanted not in known:
         have = ", ".join(map(str, known))
         more = ",".join(map(str, [*known, wanted]))

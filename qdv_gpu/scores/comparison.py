@@ -4,6 +4,7 @@ All of it speaks of two networks on the same images, A and B; a difference is B'
 """
 
 import math
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -118,7 +119,7 @@ def differences(
 
 def check_margin(margin: float) -> None:
     """Raise InputError unless `margin` is a difference of NH within which there may be none."""
-    if not 0 < margin < 1:
+    if not isinstance(margin, numbers.Real) or not 0 < margin < 1:
         raise InputError(f"margin must be a difference of NH above 0 and below 1, got {margin!r}")
 
 
@@ -222,4 +223,4 @@ def _holm(p: np.ndarray) -> list[float]:
     L, order = len(p), np.argsort(p)
     adjusted = np.empty(L)
     adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * (L - np.arange(L))))
-    return [round(float(value), 15) for value in adjusted]
+    return [float(f"{value:.12g}") for value in adjusted]

@@ -7,17 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from qdv_gpu.data.datasets import DATASETS, load_images
 from qdv_gpu.data.decode import load_image
 from qdv_gpu.errors import InputError, as_path
+from qdv_gpu.files import explained
 from qdv_gpu.networks.load import Source
 from qdv_gpu.report.contrast import write_comparison
-from qdv_gpu.report.folder import RunFolder, read_formats
+from qdv_gpu.report.folder import FORMATS, RunFolder, read_formats
 from qdv_gpu.report.pictures import plot_images
-from qdv_gpu.results.comparison import Comparison, Layers, compared
+from qdv_gpu.results.comparison import Comparison, Layers, check_pairing, compared
+from qdv_gpu.results.records import AnalysedLayer
 from qdv_gpu.results.run import Run, check_same, is_run, read_run
 from qdv_gpu.scores.comparison import check_margin
 from qdv_gpu.studies.analyze import analyze
@@ -51,7 +54,7 @@ def compare(
     first, second : str, nn.Module, Network or Path
         A and B: networks, as for `load_network`, or run folders of `analyze` with one network each.
     data : str, Path or anything that `as_images` takes
-        For networks: as for `analyze`, with labels.
+        For networks, and for them alone: as for `analyze`, with labels.
     out : str or Path
         Gets comparison.json, .csv and .md and figures/comparison.png; of networks also all that `analyze` writes.
     runs : sequence of pairs
@@ -62,7 +65,8 @@ def compare(
     margin : float
         Differences of NH within it count as none.
     settings, weights, device, formats, store, skip_bad, **changes
-        As for `analyze`, for networks; of them k, formats and store also for run folders.
+        As for `analyze`, for networks; of them k, formats and store also for run folders. Of several k it is the
+        first, of run folders otherwise A's first.
 
     Returns
     -------
@@ -72,7 +76,7 @@ def compare(
     ------
     InputError
         If the runs are of other images, labels, classes or settings (the first that differs is named), one has no
-        scores for k, or as `analyze`.
+        scores for k, one is given twice, or as `analyze`.
 
     Examples
     --------
@@ -84,42 +88,63 @@ def compare(
     [True]
     """
     formats, out = read_formats(formats), as_path("out", out)
-    sides = [(first, second), *runs]
-    if not all(isinstance(both, tuple | list) and len(both) == 2 for both in sides):
+    if isinstance(runs, str) or not isinstance(runs, Sequence) or not all(map(_is_pair, runs)):
         raise InputError(f"runs must be pairs of a run of A and a run of B, got {runs!r:.80}")
-    flat = [side for both in sides for side in both]
+    flat = [side for both in ((first, second), *runs) for side in both]
     check_margin(margin)
-    if all(is_run(side) for side in flat):
-        k = changed(Settings(), changes).neighbors[0] if "k" in changes else None
-        found = [read_run(side, k=k, store=store) for side in flat]  # type: ignore[arg-type]  # they are paths
+    check_pairing(pair)
+    store = as_path("store", store) if store not in (None, "") else None
+    others = [side for side in flat if not is_run(side)]
+    if not others:
+        if data is not None or settings != "default" or changes.keys() - {"k"}:
+            raise InputError("run folders have their images and settings: of data and settings only k can be given")
+        k = changed(Settings(), changes).neighbors[0] if changes else None
+        found = _read_all(flat, k, store)
         folder = RunFolder(out)
         if not is_run(out):
             _check_own(out)
     else:
-        if any(is_run(side) for side in flat):
-            raise InputError("either networks or run folders can be compared: a run folder and a network were given")
+        named = f"{others[0]!s:.80}" if isinstance(others[0], str | Path) else type(others[0]).__name__
+        if len(others) < len(flat):
+            raise InputError(f"run folders can be compared with run folders alone, and {named} is no finished run")
         if data is None:
-            raise InputError("data is required to compare networks: pass --data, or run folders")
+            raise InputError(f"data is required to compare networks, and {named} is no finished run: pass --data")
         networks = [str(side) if isinstance(side, Path) else side for side in flat]
         analyze(
             networks, data, out, settings=settings, weights=weights, device=device, formats=formats, store=store,
             skip_bad=skip_bad, **changes,
         )  # fmt: skip
         found, folder = [read_run(out, store=store)], RunFolder(out)
-    layers = _of_networks(found, len(flat))
+    layers = _of_networks(found)
     a, b = layers[0::2], layers[1::2]
+    _check_runs(a, b)
     one = found[0]
     comparison = compared(a, b, one.labels, one.classes, k=a[0][0].scores[0].k, pair=pair, margin=margin)
     for one_pair in comparison.pairs:
         logger.debug("%s with %s", one_pair.first.layer, one_pair.second.layer)
+    _remove_pictures(out)
     write_comparison(folder, comparison, formats)
     _draw_changed(folder, comparison, one, formats)
     return comparison
 
 
+def _is_pair(both: Any) -> bool:
+    return isinstance(both, tuple | list) and len(both) == 2
+
+
+def _read_all(folders: Sequence[Any], k: int | None, store: Path | None) -> list[Run]:
+    """Runs for one k, by default the first of the first."""
+    first = read_run(folders[0], k=k, store=store)
+    scored = next(iter(first.networks.values()))[0].scores[0]
+    return [first, *(read_run(folder, k=scored.k, store=store) for folder in folders[1:])]
+
+
 def _draw_changed(folder: RunFolder, found: Comparison, run: Run, formats: Sequence[str]) -> None:
     """Draw the images whose hits changed most, if they can be found where the run had them from."""
     positions = found.changed().tolist()
+    if not positions:
+        logger.info("no image's hits changed: none is drawn")
+        return
     try:
         images = _images(run, positions)
     except (InputError, OSError) as error:
@@ -131,9 +156,22 @@ def _draw_changed(folder: RunFolder, found: Comparison, run: Run, formats: Seque
     folder.figure("figures/changed", figure, formats)
 
 
+def _is_same(one: AnalysedLayer, other: AnalysedLayer) -> bool:
+    return one.X is not None and other.X is not None and np.array_equal(one.X, other.X)
+
+
+def _remove_pictures(out: Path) -> None:
+    """Remove the pictures of an earlier comparison, which this one may not draw, or not in that format."""
+    for name in ("comparison", "changed"):
+        for suffix in FORMATS:
+            picture = out / "figures" / f"{name}.{suffix}"
+            with explained(picture):
+                picture.unlink(missing_ok=True)
+
+
 def _images(run: Run, positions: Sequence[int]) -> list[Tensor]:
     """Some images of a run, uint8 [C, H, W]."""
-    data = run.about["data"]
+    data = str(run.about["data"])
     if data in DATASETS:
         split = load_images(data, run.about["settings"]["split"])
         return [split[int(run.files[i])] for i in positions]
@@ -143,7 +181,7 @@ def _images(run: Run, positions: Sequence[int]) -> list[Tensor]:
     return [load_image(top / run.files[i]) for i in positions]
 
 
-def _of_networks(found: Sequence[Run], count: int) -> list[Layers]:
+def _of_networks(found: Sequence[Run]) -> list[Layers]:
     """The layers of each network, A's and B's by turns, of one run or of one run each."""
     if len(found) == 1:
         return list(found[0].networks.values())
@@ -152,15 +190,30 @@ def _of_networks(found: Sequence[Run], count: int) -> list[Layers]:
             raise InputError(f"{run.folder} is of {len(run.networks)} networks: a run folder of one is required")
         check_same(found[0], run)
     layers = [next(iter(run.networks.values())) for run in found]
-    names = [own[0].network for own in layers]
-    for places in (range(0, count, 2), range(1, count, 2)):
-        shapes = {tuple(layer.layer for layer in layers[i]) for i in places}
-        if len(shapes) > 1:
-            raise InputError(f"the runs of {names[places[0]]} have other layers")
-    if names[0] == names[1]:  # the folders tell them apart
-        for i, run in enumerate(found):
-            layers[i] = [replace(layer, network=f"{layer.network} ({run.folder.name})") for layer in layers[i]]
+    a, b = (own[0].network for own in layers[:2])
+    for run, own, expected, other in zip(found, layers, (a, b) * len(found), (b, a) * len(found), strict=False):
+        if own[0].network == other != expected:
+            raise InputError(f"{run.folder} is of {other} and stands among the runs of {expected}: --runs takes A2,B2")
+    if a == b:  # the folders tell them apart
+        one, two = (run.folder for run in found[:2])
+        ways = [(one.name, two.name), (str(one), str(two)), ("A", "B")]
+        apart = next(both for both in ways if both[0] != both[1])
+        for i in range(2):
+            layers[i] = [replace(layer, network=f"{layer.network} ({apart[i]})") for layer in layers[i]]
     return list(layers)
+
+
+def _check_runs(first: Sequence[Layers], second: Sequence[Layers]) -> None:
+    """Raise InputError unless the runs of each network have the same layers, and each is another."""
+    for runs in (first, second):
+        name = runs[0][0].network
+        for number, run in enumerate(runs):
+            if [layer.layer for layer in run] != [layer.layer for layer in runs[0]]:
+                both = (", ".join(layer.layer for layer in one) for one in (runs[0], run))
+                raise InputError(f"the runs of {name} must have the same layers, got {' and '.join(both)}")
+            for before in runs[:number]:
+                if all(_is_same(x, y) for x, y in zip(before, run, strict=True)):
+                    raise InputError(f"two of the runs of {name} are the same: --runs is for other seeds of training")
 
 
 def _check_own(out: Path) -> None:

@@ -61,11 +61,14 @@ def pair(name, delta, verdict, own="undecided", half=0.01):
         for one in (verdict, own)
     )
     one = layer(name, 1)
-    return LayerPair(one, one, maps, space, (0.5, 0.5, 0.1), nothing, nothing, nothing)
+    return LayerPair(one, one, (0.5, 0.5 + delta), (0.5, 0.5), maps, space, (0.5, 0.5, 0.1), nothing, nothing, nothing)
 
 
-def found(*pairs, runs=1):
-    return Comparison("A", "B", 5, 0.02, runs, ("x", "y"), pairs, np.zeros((1, 1)), np.zeros((2, 10)))
+def found(*pairs, runs=1, seeds=2):
+    layers = (("x",), ("x",))
+    return Comparison(
+        "A", "B", 5, 0.02, runs, seeds, layers, ("x", "y"), pairs, np.zeros((1, 1)), np.zeros((2, 10))
+    )  # fmt: skip
 
 
 def test_words_of_every_outcome():
@@ -90,7 +93,7 @@ def test_words_of_every_outcome():
 
 def test_words_where_all_agree_and_of_more_runs():
     text = summary(found(pair("one", 0.1, "ahead", "ahead"), runs=3))
-    assert "the verdicts are the same" in text
+    assert "In the layer's own space, without t-SNE, the verdict is the same." in text
     assert text.endswith("This speaks of networks trained as these 3 of each, on images like these.")
     two = summary(replace(found(pair("one", 0.1, "undecided"), pair("two", -0.2, "undecided")), runs=2))
     assert two.startswith("B less A, mean of two runs of each: one +0.100, two -0.200.")

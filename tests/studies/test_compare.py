@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import tiny_networks
 import torch
 
 from qdv_gpu import analyze, compare
@@ -68,15 +69,109 @@ def test_pairing(runs, tmp_path):
 
 
 def test_runs_of_each(runs, tmp_path):
-    pairs = [(runs / "a", runs / "b")]
-    two = compare(runs / "a", runs / "b", out=tmp_path / "2", runs=pairs)
+    for name, make in (("a", tiny_networks.cnn), ("b", tiny_networks.other)):
+        for seed in (2, 3):
+            network = make()
+            torch.manual_seed(seed)
+            network.conv1.reset_parameters()
+            network.conv2.reset_parameters()
+            analyze({{"a": "cnn", "b": "other"}[name]: network}, "digits", tmp_path / f"{name}{seed}", **QUICK)
+    first = (runs / "a", runs / "b")
+    second, third = ((tmp_path / f"a{seed}", tmp_path / f"b{seed}") for seed in (2, 3))
+    two = compare(*first, out=tmp_path / "2", runs=[second])
     assert np.isnan(two.pairs[0].in_maps.low)
     assert "Two runs give no interval" in summary(two)
-    three = compare(runs / "a", runs / "b", out=tmp_path / "3", runs=pairs * 2)
+    assert "confidence" not in (tmp_path / "2" / "comparison.md").read_text()
+    three = compare(*first, out=tmp_path / "3", runs=[second, third])
     assert three.runs == 3
     assert "networks trained as these 3 of each" in summary(three)
-    with pytest.raises(InputError, match="runs must be pairs"):
-        compare(runs / "a", runs / "b", out=tmp_path / "w", runs=[(runs / "a",)])
+    with (tmp_path / "3" / "comparison.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    tables = []
+    for folder in (*first, *second, *third):
+        with (folder / "table3.csv").open() as file:
+            tables.append([float(row["nh"]) for row in csv.DictReader(file) if row["k"] == "5"])
+    for number, row in enumerate(rows):  # of all runs, so that it is theirs less A's
+        nh = [np.mean([table[number] for table in tables[side::2]]) for side in (0, 1)]
+        np.testing.assert_allclose([float(row["nh_first"]), float(row["nh_second"])], nh, atol=1e-6)
+        assert abs(float(row["nh_second"]) - float(row["nh_first"]) - float(row["delta"])) < 1e-6
+    for wrong, message in (
+        ([(runs / "a",)], "runs must be pairs"),
+        (None, "runs must be pairs of a run of A and a run of B, got None"),
+        ([second, first], "two of the runs of cnn are the same: --runs is for other seeds of training"),
+        ([second[::-1]], "b2 is of other and stands among the runs of cnn: --runs takes A2,B2"),
+    ):
+        with pytest.raises(InputError, match=message):
+            compare(*first, out=tmp_path / "w", runs=wrong)
+    small = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.MaxPool2d(2))
+    with pytest.raises(InputError, match="the runs of cnn must have the same layers, got conv2, pool@1, pool@2 and 0"):
+        compare(A, B, "digits", tmp_path / "w", runs=[(small, B)], **QUICK)
+
+
+def test_k_in_another_order_and_folders_of_one_name(runs, tmp_path):
+    analyze(B, "digits", tmp_path / "a", store=runs / ".qdv-store", k=(1, 5), **QUICK)
+    found = compare(runs / "a", tmp_path / "a", out=tmp_path / "c")
+    assert (found.k, found.second) == (5, "other")
+    assert compare(tmp_path / "a", runs / "a", out=tmp_path / "c").k == 1
+    shutil.copytree(runs / "a", tmp_path / "copy" / "a")
+    same = compare(runs / "a", tmp_path / "copy" / "a", out=tmp_path / "d")
+    assert (same.first, same.second) == (f"cnn ({runs / 'a'})", f"cnn ({tmp_path / 'copy' / 'a'})")
+    itself = compare(runs / "a", runs / "a", out=tmp_path / "d")
+    assert (itself.first, itself.second) == ("cnn (A)", "cnn (B)")
+    assert {pair.in_layer.verdict for pair in itself.pairs} == {"equivalent"}
+    assert len(itself.changed()) == 0
+
+
+def test_pairs_in_any_order(runs, tmp_path):
+    layers = ("conv2", "pool@1", "pool@2")
+    sorted_ = compare(runs / "a", runs / "b", out=tmp_path / "s", pair={name: name for name in reversed(layers)})
+    assert [pair.first.layer for pair in sorted_.pairs] == list(layers)
+    crossed = compare(runs / "a", runs / "b", out=tmp_path / "x", pair={"pool@2": "conv2", "conv2": "pool@2"})
+    assert crossed.ahead_from() is crossed.ahead_from(sign=-1) is None
+    said = json.loads((tmp_path / "x" / "comparison.json").read_text())
+    assert said["layers"] == [list(layers)] * 2
+    assert np.shape(said["cka"]) == (3, 3)
+
+
+def test_pictures_of_an_earlier_comparison_do_not_stay(runs, tmp_path):
+    compare(runs / "a", runs / "b", out=tmp_path / "c", formats=("png", "svg"))
+    assert len(list((tmp_path / "c" / "figures").iterdir())) == 4
+    compare(runs / "a", runs / "a", out=tmp_path / "c")  # of which no image's hits differ
+    assert [path.name for path in (tmp_path / "c" / "figures").iterdir()] == ["comparison.png"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"margin": "0.02"}, {"margin": None}, {"pair": {1: 2}}, {"pair": {}}, {"pair": None}, {"formats": 5},
+     {"store": 5}, {"perplexity": 9}, {"data": "digits"}, {"seedz": 1}],
+)  # fmt: skip
+def test_wrong_types_and_what_does_not_belong_are_one_line(runs, tmp_path, options):
+    with pytest.raises(InputError) as caught:
+        compare(runs / "a", runs / "b", **{"out": tmp_path / "c", **options})
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "c").exists()
+
+
+def test_damaged_run_folders(runs, tmp_path):
+    def broken(name, **changes):
+        shutil.copytree(runs / "a", tmp_path / name)
+        about = json.loads((tmp_path / name / "run.json").read_text())
+        (tmp_path / name / "run.json").write_text(json.dumps({**about, **changes}))
+        return tmp_path / name
+
+    rows = (runs / "a" / "predictions.csv").read_text().splitlines()
+    folders = [broken(name) for name in "uvwx"]
+    (folders[0] / "predictions.csv").unlink()
+    (folders[1] / "predictions.csv").write_bytes(b"\xff\xfe")
+    (folders[2] / "predictions.csv").write_text("\n".join(rows[:50]))
+    (folders[3] / "predictions.csv").write_text("")
+    wrong = [{"outputs": {}}, {"outputs": []}, {"outputs": {"cnn": []}}, {"store": None}, {"images": {}}]
+    for folder in (*folders, *(broken(f"j{number}", **changes) for number, changes in enumerate(wrong))):
+        with pytest.raises(InputError, match=r"is damaged \(.*\): run its command again"):
+            compare(folder, runs / "b", out=tmp_path / "c")
+    (folders[0] / "layers.csv").unlink()  # as long as it runs
+    with pytest.raises(InputError, match=r"run folders alone, and .*u is no finished run"):
+        compare(folders[0], runs / "b", "digits", out=tmp_path / "c")
 
 
 def test_what_cannot_be_compared(runs, tmp_path):
@@ -86,10 +181,16 @@ def test_what_cannot_be_compared(runs, tmp_path):
         assert "\n" not in str(caught.value)
 
     refused("has scores for k = 5, 1, not 3: run its command with --k 5,1,3", runs / "a", runs / "b", k=3)
-    refused("a run folder and a network were given", runs / "a", B)
-    refused("data is required", A, B)
+    refused("run folders alone, and tiny_networks:other is no finished run", runs / "a", B)
+    refused("data is required to compare networks, and tiny_networks:cnn is no finished run: pass --data", A, B)
+    refused("and Tiny is no finished run", tiny_networks.cnn(), B)
     refused("margin must be", runs / "a", runs / "b", margin=-1)
     analyze(B, "digits", tmp_path / "few", **{**QUICK, "samples": 90})
+    other = tmp_path / "classes"
+    shutil.copytree(runs / "b", other)
+    about = json.loads((other / "run.json").read_text())
+    (other / "run.json").write_text(json.dumps({**about, "classes": [*about["classes"], "ten"]}))
+    refused("of other classes: class 10 is missing in one and ten in the other", runs / "a", other)
     refused("other images: image 9 is", runs / "a", tmp_path / "few")
     analyze(B, "digits", tmp_path / "perplexity", **{**QUICK, "perplexity": 9})
     refused("were made with perplexity 8 and 9", runs / "a", tmp_path / "perplexity")
@@ -119,3 +220,12 @@ def test_runs_of_another_version(runs, tmp_path, monkeypatch):
     monkeypatch.setitem(read_run.__globals__["VERSIONS"], "scores", 99)
     with pytest.raises(InputError, match="was made by another version of qdv_gpu"):
         compare(runs / "a", runs / "b", out=tmp_path / "c")
+
+
+def test_one_class_is_refused_before_anything_is_computed(tmp_path):
+    images = torch.zeros(40, 1, 8, 8, dtype=torch.uint8)
+    for labels, message in ((torch.zeros(40), "at least two classes are required, all 40 images are of '0'"),
+                            (torch.arange(40) == 0, "class '1' has 1 image: at least 2 are required")):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            compare(A, B, (images, labels.long()), tmp_path / "c", **{**QUICK, "samples": "all"})
+        assert not (tmp_path / "c").exists()
