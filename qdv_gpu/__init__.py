@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from qdv_gpu.studies.plot import plot
     from qdv_gpu.studies.profile import profile
     from qdv_gpu.studies.settings import Settings, Training
+    from qdv_gpu.studies.status import status
+    from qdv_gpu.studies.sweep import sweep
     from qdv_gpu.tsne.estimator import TSNE
 
 _HOME = {
@@ -59,6 +61,8 @@ _HOME = {
     "plot_top": "report.pictures",
     "plot_training": "report.curves",
     "profile": "studies.profile",
+    "status": "studies.status",
+    "sweep": "studies.sweep",
 }
 __all__ = [
     "TSNE",
@@ -87,6 +91,8 @@ __all__ = [
     "plot_top",
     "plot_training",
     "profile",
+    "status",
+    "sweep",
 ]
 
 

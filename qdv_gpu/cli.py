@@ -1,14 +1,14 @@
 """The command `qdv-gpu`: each command parses its options and calls one function."""
 
-import inspect
 import logging
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from qdv_gpu import cli_sweep as cli_sweep  # adds its commands
+from qdv_gpu.app import app, command
 from qdv_gpu.errors import InputError
 from qdv_gpu.options import (
     Crop,
@@ -21,55 +21,14 @@ from qdv_gpu.options import (
     Numbers,
     Out,
     Preset,
-    Quiet,
     SkipBad,
     Split,
     StorePath,
-    Verbose,
     Weights,
-    keywords,
-    signed,
     with_settings,
 )
 from qdv_gpu.studies.settings import Settings, Training, read_list, read_numbers
-from qdv_gpu.terminal import Said, StoppedError, console, say, show, working
-
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    help="At which layer, and by how much, does one image network represent the classes better than another?",
-)
-
-
-def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Add a command, and to it the options that all commands have."""
-
-    def run(*, verbose: bool, quiet: bool, **given: Any) -> None:
-        logging.getLogger("qdv_gpu").setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
-        function(**given)
-
-    own = inspect.signature(function, eval_str=True).parameters.values()
-    app.command()(signed(run, function, [*own, *keywords({"verbose": Verbose, "quiet": Quiet}, default=False)]))
-    return function
-
-
-def _show_version(asked: bool) -> None:  # noqa: FBT001 - as typer calls it
-    if asked:
-        import qdv_gpu
-
-        print(f"qdv-gpu {qdv_gpu.__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def options(
-    *,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
-) -> None:
-    """Options before any command."""
+from qdv_gpu.terminal import Said, StoppedError, console, say, show, show_table, working
 
 
 @command
@@ -124,27 +83,23 @@ def compare(
     **settings: Any,
 ) -> None:
     """Say at which layers B keeps the classes together better than A, by how much, and what is undecided."""
-    from rich.table import Table
-
     from qdv_gpu.networks.spec import split_outside
     from qdv_gpu.report.contrast import comparison_table, summary
     from qdv_gpu.studies.compare import compare as run
 
     pairs: list[Any] = [tuple(part.strip() for part in split_outside(text, ",")) for text in runs or []]
     named = {text.partition("=")[0]: text.partition("=")[2] for text in pair or [] if "=" in text}
-    if pair and len(named) not in (0, len(pair)):
-        raise InputError(f"--pair is position, name, cka or LAYER=LAYER, several times, got {' '.join(pair)}")
+    if pair and len(pair) not in (1, len(named)):
+        raise InputError(
+            f"--pair is position, name, cka or LAYER=LAYER, several times with other layers of A, got {' '.join(pair)}"
+        )
     with working():
         found = run(
             first, second, data, out, runs=pairs, pair=named or (pair or ["position"])[0], margin=margin,
             settings=preset, weights=weights, device=device, formats=read_list(formats), store=store,
             skip_bad=skip_bad, **settings,
         )  # fmt: skip
-    header, *body = comparison_table(found)
-    table = Table(*header)
-    for row in body:
-        table.add_row(*row)
-    console().print(table)
+    show_table(*comparison_table(found))
     print(summary(found))
     for name in ("comparison.md", "comparison.csv", "comparison.json", "figures/comparison." + read_list(formats)[0]):
         print(out / name)
@@ -183,8 +138,6 @@ def store(
     ] = False,
 ) -> None:
     """List what is kept of earlier runs, with sizes, and which of it no run folder refers to."""
-    from rich.table import Table
-
     from qdv_gpu.files import readable
     from qdv_gpu.results.store import Store
 
@@ -192,11 +145,11 @@ def store(
     if not kept.path.is_dir():
         raise InputError(f"there is no store {kept.path}: pass --store DIR")
     entries, unused = kept.entries(), kept.unreferenced()
-    table = Table("stage", "number", "size", "unused", title=str(kept.path))
+    rows = []
     for stage in sorted({entry.stage for entry in entries}):
         own, idle = ([e for e in some if e.stage == stage] for some in (entries, unused))
-        table.add_row(stage, str(len(own)), readable(sum(e.size for e in own)), readable(sum(e.size for e in idle)))
-    console().print(table)
+        rows.append([stage, str(len(own)), readable(sum(e.size for e in own)), readable(sum(e.size for e in idle))])
+    show_table(["stage", "number", "size", "unused"], *rows, title=str(kept.path))
     size = readable(sum(entry.size for entry in unused))
     if remove_unused:
         kept.remove(unused)
@@ -280,8 +233,6 @@ def layers(
     With --all every module that can be analysed, in the order that they are called in. Of a variant also what it
     changes: tensors, sizes, receptive fields and operations.
     """
-    from rich.table import Table
-
     from qdv_gpu.networks.account import describe_variant
     from qdv_gpu.networks.load import load_network
     from qdv_gpu.networks.tokens import describe_layers
@@ -289,12 +240,12 @@ def layers(
     with working():
         loaded = load_network(network, weights=weights, image_size=image_size, device="cpu")
         rows = describe_layers(loaded, image_size, tokens=tokens, every=every)
-    table = Table("layer", *([] if every else ["module"]), "kind", "shape", "features")
+    shown = []
     for row in rows:
         shape = " x ".join(map(str, row.shape))
         taken = f"{row.features:,}" + (f" [{row.tokens}]" if row.tokens else "")
-        table.add_row(row.layer, *([] if every else [row.path]), row.kind, shape, taken)
-    console().print(table)
+        shown.append([row.layer, *([] if every else [row.path]), row.kind, shape, taken])
+    show_table(["layer", *([] if every else ["module"]), "kind", "shape", "features"], *shown)
     if loaded.base is not None:
         for line in describe_variant(loaded, image_size).lines():
             console().print(line, soft_wrap=True)

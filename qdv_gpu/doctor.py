@@ -24,7 +24,8 @@ OPTIONAL = {  # import name: (distributions, what it serves, pip command)
     "faiss": (("faiss-gpu-cuvs", "faiss-cpu"), "nearest neighbours", 'pip install "qdv_gpu[cpu]"'),
     "cupy": (("cupy-cuda13x",), "CUDA kernels of t-SNE and Deconvnet", 'pip install "qdv_gpu[cuda13]"'),
     "cuml": (("cuml-cu13",), f"t-SNE above {EXACT_UP_TO:,} points", 'pip install "qdv_gpu[cuda13]"'),
-    "distributed": (("distributed",), "sweeps on a cluster", 'pip install "qdv_gpu[cluster]"'),
+    "submitit": (("submitit",), "sweeps under Slurm", 'pip install "qdv_gpu[cluster]"'),
+    "distributed": (("distributed",), "sweeps by Dask", 'pip install "qdv_gpu[cluster]"'),
 }
 
 

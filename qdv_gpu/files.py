@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, locked, safely named; and sizes in bytes as people write them."""
+"""Files: written whole or not at all, locked, safely named; and sizes and times as people write them."""
 
 import contextlib
 import errno
@@ -175,3 +175,14 @@ def readable(size: float) -> str:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} TB"
+
+
+def readable_time(seconds: float) -> str:
+    """A duration as people say it.
+
+    >>> readable_time(42), readable_time(754), readable_time(9000)
+    ('42 s', '13 min', '2.5 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"

@@ -3,12 +3,13 @@
 import logging
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qdv_gpu.results.records import Analysis
+    from qdv_gpu.studies.sweep import Sweep
 
 
 def console(*, stderr: bool = False) -> Any:
@@ -28,24 +29,41 @@ def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def show(result: "Analysis") -> None:
-    """Print the table for each k, and where the files are."""
+def show_table(header: Sequence[str], *rows: Sequence[str], title: str | None = None) -> None:
+    """Print a table."""
     from rich.table import Table
 
+    table = Table(*header, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
+
+
+def show(result: "Analysis") -> None:
+    """Print the table for each k, and where the files are."""
     from qdv_gpu.report.tables import caption, nh_table
 
     for k in result.k:
-        header, *rows = nh_table(result.layers, k)
-        table = Table(*header, title=caption(result.layers, k), title_justify="left")
-        for row in rows:
-            table.add_row(*row)
-        console().print(table)
+        show_table(*nh_table(result.layers, k), title=caption(result.layers, k))
     if result.comparison is not None:
         from qdv_gpu.report.contrast import summary
 
         print(summary(result.comparison))
     for path in (result.out / "table3.md", result.out / "layers.csv", *result.figures):
         print(path)
+
+
+def show_sweep(result: "Sweep") -> None:
+    """Print the ranking and what it says, what failed, and where the files are."""
+    from qdv_gpu.report.ranking import ranking_sentences, ranking_table, relation_sentence
+
+    if result.ranking is not None:
+        show_table(*ranking_table(result.ranking))
+        print(ranking_sentences(result.ranking), relation_sentence(result.ranking), sep="\n")
+    for path in (result.out / "sweep.csv", result.out / "ranking.md", *result.figures):
+        print(path)
+    for point, state in result.failed:
+        say(f"{point.label}, run {point.run}: {state.kind}: {state.about.get('message', '')} ({result.log(point)})")
 
 
 _bar: Any = None  # the progress bar, while it is drawn

@@ -1,0 +1,312 @@
+"""SWEEP.toml: settings that all points share, a grid of those that vary, and single points.
+
+[run]
+data = "cifar10"
+weights = "none"
+epochs = 3
+finetune.samples = 10000        # a name that finetune and analyze both have, and mean differently, says which
+runs = 3
+
+[grid]
+network = ["alexnet", "alexnet[zf]"]
+lr = [1e-3, 3e-4]
+
+[[points]]
+network = "vgg11"
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from qdv_gpu.errors import InputError, unknown
+from qdv_gpu.networks.spec import Spec
+from qdv_gpu.networks.variant import Variant
+from qdv_gpu.studies.point import Point
+from qdv_gpu.studies.settings import PRESETS, Settings, Training, changed
+
+TABLES = {"finetune": Training, "analyze": Settings}
+OWN = ("network", "data", "weights", "device", "skip_bad", "runs", "preset")
+AMBIGUOUS = ("samples",)  # which finetune and analyze both have, of other images
+VARIANT = ("base", "edits", "carry")
+MAX_POINTS = 10_000
+PARTS = ("run", "grid", "points")
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A sweep file, or the same as a dict, and where in it a key is.
+
+    Attributes
+    ----------
+    table : dict
+        run, grid and points.
+    name : str
+        Of the file; "" of a dict.
+    text : str
+        Of the file.
+    """
+
+    table: dict[str, Any]
+    name: str = ""
+    text: str = ""
+
+    @classmethod
+    def read(cls, source: str | Path | Mapping[str, Any]) -> "Sheet":
+        """From a file or a dict; InputError if it is no TOML, or has other tables."""
+        if isinstance(source, Mapping):
+            sheet = cls(dict(source))
+        else:
+            try:
+                text = Path(source).read_text(encoding="utf-8")
+                sheet = cls(tomllib.loads(text), str(source), text)
+            except OSError as error:
+                raise InputError(f"sweep file {source} cannot be read: {error.strerror or error}") from None
+            except UnicodeDecodeError:
+                raise InputError(f"sweep file {source} is no text in UTF-8") from None
+            except tomllib.TOMLDecodeError as error:
+                raise InputError(f"{source}: {error}") from None
+        for part, value in sheet.table.items():
+            if part not in PARTS:
+                raise sheet.error(str(unknown("table", part, PARTS)), part)
+            if not isinstance(value, list if part == "points" else dict):
+                raise sheet.error(f"{part} must be a table, [{'[points]' if part == 'points' else part}]", part)
+        for number, value in enumerate(sheet.table.get("points", [])):
+            if not isinstance(value, dict):
+                raise sheet.error("a point must be a table, [[points]]", "points", number=number)
+        return sheet
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The table as JSON keeps it."""
+        plain: dict[str, Any] = json.loads(json.dumps(self.table, default=str))
+        return plain
+
+    def error(self, message: str, part: str, key: str = "", number: int = 0) -> InputError:
+        """With file, line and key."""
+        where = ".".join(filter(None, (part, key)))
+        place = f"{self.name}:{self._line(part, key, number)}: " if self.name else ""
+        return InputError(f"{place}{where}: {message}")
+
+    def error_at(self, message: str, key: str, value: Any) -> InputError:
+        """With the place where a key has this value; where it is a list, one of its values."""
+        for part in PARTS[:2]:
+            given = self.table.get(part, {}).get(key)
+            if value == given or (isinstance(given, list) and value in given):
+                return self.error(message, part, key)
+        for number, point in enumerate(self.table.get("points", [])):
+            if point.get(key) == value:
+                return self.error(message, "points", key, number)
+        return self.error(message, "grid", key)
+
+    def _line(self, part: str, key: str, number: int) -> int:
+        """Where a key is set, or its table begins, from 1."""
+        table, seen, found = "", -1, 1
+        for line, text in enumerate(self.text.splitlines(), start=1):
+            if header := re.match(r"\s*\[\[?\s*([^\]]+?)\s*\]", text):
+                table = header[1].replace('"', "").replace("'", "")
+                seen += table == "points"
+                if table == part and (part != "points" or seen == number):
+                    found = line
+            elif assigned := re.match(r"\s*([\w.\"' -]+?)\s*=", text):
+                name = assigned[1].replace('"', "").replace("'", "").replace(" ", "")
+                path = f"{table}.{name}" if table else name
+                if path == f"{part}.{key}" and (part != "points" or seen == number):
+                    return line
+        return found
+
+
+def read_sweep(source: str | Path | Mapping[str, Any], *, max_points: int = MAX_POINTS) -> tuple[Sheet, list[Point]]:
+    """The points of a sweep file, or of such a dict: the grid's, its first key varying slowest, then single ones.
+
+    Raises
+    ------
+    InputError
+        With file, line and key: for an unknown key, with the nearest that there are; a value of the wrong type; no
+        point, too many, or one twice.
+    """
+    sheet = Sheet.read(source)
+    shared = {key: (value, "run", 0) for key, value in _flat(sheet.table.get("run", {})).items()}
+    axes = {key: _axis(sheet, key, values) for key, values in _flat(sheet.table.get("grid", {})).items()}
+    single = [_flat(point) for point in sheet.table.get("points", [])]
+    for part, keys in (("run", shared), ("grid", axes)):
+        for key in keys:
+            _check_key(sheet, part, key)
+    for number, own in enumerate(single):
+        for key in own:
+            _check_key(sheet, "points", key, number)
+    for key in axes:
+        if key in shared:
+            raise sheet.error("it is set in [run] too: one of them must go", "grid", key)
+    count = (math.prod(map(len, axes.values())) if axes else 0) + len(single)
+    if count > max_points:
+        raise sheet.error(f"the sweep has {count:,} points: at most {max_points:,} are allowed (--max-points)", "grid")
+    chosen = [
+        ({**shared, **{key: (value, "grid", 0) for key, value in zip(axes, values, strict=True)}}, tuple(axes))
+        for values in (itertools.product(*axes.values()) if axes else [])
+    ]
+    for number, own in enumerate(single):
+        chosen.append(({**shared, **{key: (value, "points", number) for key, value in own.items()}}, tuple(own)))
+    points = [point for given, varied in chosen for point in _points(sheet, given, varied)]
+    if not points:
+        raise sheet.error("the sweep has no points: a [grid] of lists or [[points]] are required", "grid")
+    seen: dict[str, Point] = {}
+    for point in points:
+        if point.digest in seen:
+            raise sheet.error(f"{point.label}, run {point.run}, is there twice", "grid" if axes else "points")
+        seen[point.digest] = point
+    if len(points) > max_points:
+        raise sheet.error(f"the sweep has {len(points):,} points: at most {max_points:,} are allowed", "grid")
+    return sheet, points
+
+
+def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Keys of two sweeps, as dicts, that differ, with both values."""
+    sides = [
+        {f"{part}.{key}": value for part in ("run", "grid") for key, value in _flat(one.get(part, {})).items()}
+        | ({"points": one["points"]} if one.get("points") else {})
+        for one in (before, after)
+    ]
+    names = dict.fromkeys([*sides[0], *sides[1]])
+    return [
+        f"{n} ({sides[0].get(n)!r:.60} → {sides[1].get(n)!r:.60})" for n in names if sides[0].get(n) != sides[1].get(n)
+    ]
+
+
+def _flat(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of a table, with finetune.KEY and analyze.KEY for those of the tables inside of it."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if key in TABLES and isinstance(value, Mapping):
+            flat |= {f"{key}.{name}": inner for name, inner in value.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def _names(table: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(table)]
+
+
+def _check_key(sheet: Sheet, part: str, key: str, number: int = 0) -> None:
+    """Refuse a key that is none, or that does not say which of two settings it is."""
+    study, dot, name = key.rpartition(".")
+    if dot and study in TABLES and name in _names(TABLES[study]):
+        return
+    if not dot and key in AMBIGUOUS:
+        raise sheet.error(
+            f"say which: finetune.{key} of training images, or analyze.{key} of test images", part, key, number
+        )
+    everywhere = [*OWN, *(name for table in TABLES.values() for name in _names(table))]
+    if dot or key not in everywhere:
+        raise sheet.error(str(unknown("setting", key, everywhere)), part, key, number)
+
+
+def _axis(sheet: Sheet, key: str, values: Any) -> list[Any]:
+    """The values of a key of the grid."""
+    if key == "runs" and isinstance(values, int) and not isinstance(values, bool):
+        return [values]
+    if not isinstance(values, list):
+        raise sheet.error(f"the grid needs a list of values, got {values!r:.60}", "grid", key)
+    if not values:
+        raise sheet.error("the list is empty: at least one value is required", "grid", key)
+    return [values] if key == "runs" else values
+
+
+def _points(sheet: Sheet, given: Mapping[str, tuple[Any, str, int]], varied: Sequence[str]) -> Iterator[Point]:
+    """The runs of one setting of everything; `given` has each value with the table and number that it is from."""
+
+    def refuse(key: str, message: str) -> InputError:
+        _, part, number = given.get(key, (None, "run", 0))
+        return sheet.error(message, part, key, number)
+
+    def text(key: str, default: str) -> str:
+        value = given[key][0] if key in given else default
+        value = str(value) if isinstance(value, Path) else value
+        if not isinstance(value, str) or not value:
+            raise refuse(key, f"a text is required, got {value!r:.60}" if key in given else "it is required")
+        return value
+
+    try:
+        network = _network(given["network"][0] if "network" in given else None)
+    except InputError as error:
+        raise refuse("network", str(error)) from None
+    presets = text("preset", "default")
+    if presets not in PRESETS:
+        raise refuse("preset", str(unknown("preset", presets, PRESETS)))
+    tables: dict[str, Any] = {"finetune": Training(threads=1), "analyze": PRESETS[presets]}
+    trains = "runs" in given
+    for key, (value, _, _) in given.items():
+        study, _, name = key.rpartition(".")
+        if name in OWN:
+            continue
+        homes = [study] if study else [one for one, table in TABLES.items() if name in _names(table)]
+        trains |= homes == ["finetune"]
+        for home in homes:
+            try:
+                tables[home] = changed(tables[home], {name: _read(TABLES[home], name, value)})
+            except InputError as error:
+                raise refuse(key, str(error)) from None
+    skip_bad = given["skip_bad"][0] if "skip_bad" in given else False
+    if not isinstance(skip_bad, bool):
+        raise refuse("skip_bad", f"true or false is required, got {skip_bad!r:.60}")
+    point = Point(
+        label=_label(given, varied, network), varied=_varied(given, varied, network),
+        network=network, data=text("data", ""),
+        weights=text("weights", "imagenet"), device=text("device", "auto"), skip_bad=skip_bad, run=1,
+        training=tables["finetune"] if trains else None, settings=tables["analyze"],
+    )  # fmt: skip
+    for run in _runs(given["runs"][0] if "runs" in given else 1, refuse):
+        seed = tables["finetune"].seed + run - 1
+        yield replace(point, run=run, training=point.training and replace(point.training, seed=seed))
+
+
+def _runs(value: Any, refuse: Any) -> Sequence[int]:
+    """Numbers of the runs: 1, 2, ... up to a number, or those of a list."""
+    several = list(range(1, value + 1)) if isinstance(value, int) and not isinstance(value, bool) else value
+    whole = isinstance(several, list) and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in several)
+    if not whole or not several or len(set(several)) < len(several):
+        raise refuse("runs", f"a number of runs, or a list of different ones from 1, is required, got {value!r:.60}")
+    return several
+
+
+def _network(value: Any) -> str:
+    """A network's name, of a text, a variant, or a table of its base, edits and carry."""
+    if isinstance(value, Mapping):
+        if other := next((key for key in value if key not in VARIANT), None):
+            raise unknown("key of a variant", str(other), VARIANT)
+        value = Variant(**value) if "base" in value else None
+    if isinstance(value, Variant):
+        if not value.named:
+            raise InputError("the base of a variant in a sweep must be a name, which other processes can build")
+        value = str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise InputError("the name of a network is required, as for analyze")
+    Spec.parse(value)
+    return value
+
+
+def _read(table: type, name: str, value: Any) -> Any:
+    """A value as the table takes it: texts are read as the command line reads them."""
+    read = next(field for field in dataclasses.fields(table) if field.name == name).metadata["read"]
+    return read(value) if read and isinstance(value, str) else value
+
+
+def _varied(given: Mapping[str, tuple[Any, str, int]], varied: Sequence[str], network: str) -> dict[str, Any]:
+    """What tells a point from the others, its run aside."""
+    return {key: network if key == "network" else given[key][0] for key in varied if key != "runs"}
+
+
+def _label(given: Mapping[str, tuple[Any, str, int]], varied: Sequence[str], network: str) -> str:
+    """What tells a point from the others, its run aside."""
+    others = [f"{key}={given[key][0]}" for key in varied if key not in ("network", "runs", "data")]
+    data = [str(given["data"][0])] if "data" in varied else []
+    named = [network] if "network" in varied or not (others or data) else []
+    return ", ".join([*named, *data, *others])

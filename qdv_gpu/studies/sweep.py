@@ -1,0 +1,310 @@
+"""Many variants of networks and settings: a grid of points, each trained and analysed once, wherever there is room."""
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from qdv_gpu.data.datasets import check_data
+from qdv_gpu.errors import InputError, as_path, check_count, unknown
+from qdv_gpu.files import read_json, write_json
+from qdv_gpu.networks.account import describe_variant
+from qdv_gpu.networks.load import load_network
+from qdv_gpu.report.folder import RunFolder, read_formats
+from qdv_gpu.results.ranking import Ranking
+from qdv_gpu.results.store import Store
+from qdv_gpu.studies.executors import (
+    Progress,
+    StopSweepError,
+    Task,
+    in_process,
+    in_processes,
+    on_dask,
+    on_slurm,
+    read_slurm,
+    slots_of,
+    tasks_of,
+)
+from qdv_gpu.studies.grid import MAX_POINTS, Sheet, changed_keys, read_sweep
+from qdv_gpu.studies.point import ERROR, LOG, STARTED, SWEEP, Point, State, state_of
+from qdv_gpu.studies.swept import Rung, collected, ranking_of, surely_worse, write_sweep
+
+logger = logging.getLogger(__name__)
+HALVED = ("epochs", "images")
+SHARES = (0.25, 0.5)  # of epochs or images, before all of them
+Place = Callable[[Path, Sequence[Task], Progress], None]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The outcome of `sweep`.
+
+    Attributes
+    ----------
+    out : Path
+    rungs : list of Rung
+        One, or with `halve` several; the last is of the points as they were asked for.
+    figures : list of Path
+    """
+
+    out: Path
+    rungs: list[Rung]
+    figures: list[Path]
+
+    @property
+    def ranking(self) -> Ranking | None:
+        """Of the last rung; None if it could not be ranked."""
+        return self.rungs[-1].ranking
+
+    def log(self, point: Point) -> Path:
+        """Where a point's log is."""
+        return point.folder(self.out) / LOG
+
+    @property
+    def failed(self) -> list[tuple[Point, State]]:
+        """Points that are not done, as they were not to be or could not."""
+        pairs = [pair for rung in self.rungs for pair in zip(rung.points, rung.states, strict=True)]
+        return [(point, state) for point, state in pairs if state.kind != "done"]
+
+
+def sweep(
+    source: str | Path | Mapping[str, Any],
+    out: str | Path,
+    *,
+    workers: int | None = None,
+    gpus: Sequence[str] | None = None,
+    slurm: str | Path | Mapping[str, Any] | None = None,
+    dask: str | None = None,
+    halve: str | None = None,
+    fail_fast: bool = False,
+    retry_failed: bool = False,
+    extend: bool = False,
+    max_points: int = MAX_POINTS,
+    formats: Sequence[str] = ("png",),
+    store: str | Path | None = None,
+) -> Sweep:
+    """Train and analyse every point of a grid, wherever there is room, and rank the candidates.
+
+    A candidate is one setting of everything; a point is one of its runs. What is done is not done again: the same call
+    goes on after anything, and two sweeps that share a store compute a common point once. The result is the same
+    wherever it is computed (on a CPU, as a training's threads are a setting, by default 1).
+
+    Parameters
+    ----------
+    source : str, Path or dict
+        A file in TOML, as in `qdv_gpu.studies.grid`, or a dict of the same.
+    out : str or Path
+        Gets sweep.csv and .parquet (a row for each point), ranking.md, figures, and a folder for each point and
+        training. The first point is the baseline.
+    workers : int, optional
+        Compute in so many processes at a time on this machine, by default in this process.
+    gpus : sequence of str, optional
+        Which GPUs these use by turns; alone, one process for each.
+    slurm : str, Path or dict, optional
+        Compute as an array job, with submitit's options, of a file in TOML or a dict.
+    dask : str, optional
+        Compute on the workers of the Dask scheduler at this address.
+    halve : {"epochs", "images"}, optional
+        Begin with a quarter of the epochs, or of the training images (of the images, without training), go on with
+        half of them and then all, each time without the candidates that are surely not the best.
+    fail_fast : bool
+        Stop at the first point that fails.
+    retry_failed : bool
+        Compute again the points that failed in an earlier call.
+    extend : bool
+        Add the points to those that `out` has already.
+    max_points : int
+    formats, store
+        As for `analyze`.
+
+    Raises
+    ------
+    InputError
+        For anything in the file or the options that is not as required, before anything is computed; if `out` holds
+        another sweep. A point that fails is no error: it is among `failed`.
+
+    Examples
+    --------
+    >>> analysis = {"data": "digits", "analyze": {"samples": 100}, "perplexity": 8, "seeds": 1, "layers": "relu,layer4"}
+    >>> training = {"weights": "none", "epochs": 1, "batch_size": 50, "finetune": {"samples": 50}, "image_size": 32}
+    >>> grid = {"network": ["resnet18[width=0.1]", "resnet18[width=0.1, activation=elu]"]}
+    >>> found = sweep({"run": {**analysis, **training}, "grid": grid}, tmp_path / "swept")
+    >>> [candidate.name for candidate in found.ranking.candidates]
+    ['resnet18[width=0.1]', 'resnet18[width=0.1, activation=elu]']
+    """
+    formats, out = read_formats(formats), as_path("out", out)
+    sheet, points = read_sweep(source, max_points=max_points)
+    run = place(workers=workers, gpus=gpus, slurm=slurm, dask=dask)
+    rungs(points, halve)  # or nothing is begun
+    check_points(sheet, points)
+    folder, kept = RunFolder(out), Store.beside(out, store)
+    folder.check()
+    kept.check(folder.out)
+    about = {"sweep": sheet.plain}
+    with folder.locked(about):
+        points = _kept(folder.out, sheet, points, kept, extend=extend)
+        planned = rungs(points, halve)
+        reached = _climbed(folder.out.absolute(), planned, kept, run, fail_fast=fail_fast, retry_failed=retry_failed)
+        figures = write_sweep(folder, reached, formats)
+        done = [state for rung in reached for state in rung.states if state.kind == "done"]
+        stages = sorted({stage for state in done for stage in state.about["stages"]})
+        folder.finish(about | {"stages": stages, "store": str(kept.path.absolute())})
+        kept.refer(folder.out)
+    return Sweep(out, reached, figures)
+
+
+def rungs(points: Sequence[Point], halve: str | None) -> list[list[Point]]:
+    """The points with a quarter of their epochs or images, with half of them, and as they are; or only as they are.
+
+    Raises
+    ------
+    InputError
+        If there is nothing that can be halved.
+    """
+    if halve is None:
+        return [list(points)]
+    if halve not in HALVED:
+        raise unknown("way to halve", halve, HALVED)
+    shorter = [[_shortened(point, halve, share) for point in points] for share in SHARES]
+    ladder: dict[tuple[str, ...], list[Point]] = {}
+    for rung in (*shorter, list(points)):  # of one epoch there is no half
+        ladder[tuple(point.digest for point in rung)] = rung
+    return list(ladder.values())
+
+
+def _shortened(point: Point, halve: str, share: float) -> Point:
+    """A point with a share of its epochs or images."""
+    table: Any = point.training if point.training is not None else point.settings
+    name = halve if halve == "epochs" else "samples"
+    if halve == "epochs" and point.training is None:
+        raise InputError("--halve epochs needs a training: name epochs, or use --halve images")
+    most = getattr(table, name)
+    if most == "all":
+        study = "finetune" if point.training else "analyze"
+        raise InputError(f"--halve images needs a number of images: set {study}.samples")
+    least = max(1, round(most * share))
+    changed = replace(table, **{name: least})
+    part = {"training": changed} if point.training is not None else {"settings": changed}
+    return replace(point, label=f"{point.label}, {least} {halve}", **part)
+
+
+def _climbed(
+    out: Path, planned: Sequence[Sequence[Point]], store: Store, run: Place, *, fail_fast: bool, retry_failed: bool
+) -> list[Rung]:
+    """Compute rung after rung, each without the candidates that are surely not the best of the one before."""
+    reached: list[Rung] = []
+    alive = list(range(len(planned[0])))
+    for number, rung in enumerate(planned):
+        points = [rung[i] for i in alive]
+        later = [[other[i] for i in alive] for other in planned[number + 1 :]]
+        _write_points(out, [*(one.points for one in reached), points, *later])
+        whole = _compute(out, points, store, run, fail_fast=fail_fast, retry_failed=retry_failed)
+        states = [state_of(out, point, store) for point in points]
+        found = collected(out, points, states, store)
+        ranking = ranking_of(found, points)
+        reached.append(Rung(points, states, found, ranking))
+        if not whole:
+            break
+        if rung is not planned[-1]:
+            worse = surely_worse(ranking)
+            alive = [i for i in alive if rung[i].label not in worse]
+            dropped = "; ".join(worse) or "none"
+            logger.info("%d of %d points go on; surely not the best: %s", len(alive), len(points), dropped)
+    return reached
+
+
+def check_points(sheet: Sheet, points: Sequence[Point]) -> None:
+    """Load each network once, with random weights: what is wrong with one, and what a variant changes, is said."""
+    for data in dict.fromkeys(point.data for point in points):
+        try:
+            check_data(data)
+        except InputError as error:
+            raise sheet.error_at(str(error), "data", data) from None
+    for name, point in {point.network: point for point in reversed(points)}.items():
+        size = point.settings.image_size if point.training is None else point.training.image_size
+        try:
+            network = load_network(name, weights="none", image_size=size, device="cpu")
+        except InputError as error:
+            raise sheet.error_at(str(error), "network", name) from None
+        if network.base is not None:
+            for line in describe_variant(network, size).lines():
+                logger.info("%s", line)
+
+
+def place(*, workers: int | None, gpus: Sequence[str] | None, slurm: Any, dask: str | None) -> Place:
+    """Where tasks are computed; InputError for more than one place, or one that is not there."""
+    named = {"--workers or --gpus": workers or gpus, "--slurm": slurm, "--dask": dask}
+    if len(given := [name for name, value in named.items() if value is not None]) > 1:
+        raise InputError(f"one place to compute at is required, got {' and '.join(given)}")
+    if workers is not None:
+        check_count("workers", workers)
+    if workers or gpus:
+        slots = slots_of(workers, gpus)
+        return lambda out, tasks, progress: in_processes(out, tasks, progress, slots)
+    if slurm is not None:
+        options = read_slurm(slurm)
+        return lambda out, tasks, progress: on_slurm(out, tasks, progress, options)
+    if dask is not None:
+        return lambda out, tasks, progress: on_dask(out, tasks, progress, dask)
+    return in_process
+
+
+def _kept(out: Path, sheet: Sheet, points: list[Point], store: Store, *, extend: bool) -> list[Point]:
+    """Write sweep.json, and the points of the sweep: with those of an earlier call that it adds to."""
+    before: dict[str, Any] = {}
+    with suppress(OSError):
+        before = read_json(out / SWEEP)
+    if before:
+        old = [Point.of(said) for said in before["asked"]]
+        known = {point.digest: point for point in old}
+        if {point.digest for point in points} != set(known) and not extend:
+            keys = ", ".join(changed_keys(before["table"], sheet.plain)) or "the defaults of this version"
+            raise InputError(
+                f"{out} holds another sweep: {keys} changed; pass --extend to add points, or another --out"
+            )
+        points = [known.get(point.digest, point) for point in points]
+        if extend:
+            new = [point for point in points if point.digest not in known]
+            points = [*old, *_told_apart(new, old, before["table"], sheet.plain)]
+    said = {"table": sheet.plain, "file": sheet.name, "cwd": os.getcwd(), "store": str(store.path.absolute())}
+    write_json(out / SWEEP, {**said, "asked": [point.said() for point in points], "points": []})
+    return points
+
+
+def _told_apart(new: list[Point], old: list[Point], before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Point]:
+    """New points whose labels are those of other candidates, with what has changed in [run] added to their labels."""
+    taken = {point.label: point.candidate for point in old}
+    run = {key: value for key, value in after.get("run", {}).items() if before.get("run", {}).get(key) != value}
+    more = "".join(f", {key}={value}" for key, value in run.items())
+    same = [taken.get(point.label, point.candidate) == point.candidate for point in new]
+    return [p if alike else replace(p, label=p.label + more) for p, alike in zip(new, same, strict=True)]
+
+
+def _write_points(out: Path, rungs: Sequence[Sequence[Point]]) -> None:
+    """Have sweep.json list the points of all rungs that are left, for the processes that compute them, and `status`."""
+    said = read_json(out / SWEEP)
+    write_json(out / SWEEP, {**said, "points": [point.said() for rung in rungs for point in rung]})
+
+
+def _compute(
+    out: Path, points: Sequence[Point], store: Store, run: Place, *, fail_fast: bool, retry_failed: bool
+) -> bool:
+    """Compute what is missing; whether it was not stopped by a failure."""
+    missing = []
+    for point in points:
+        state = state_of(out, point, store)
+        if state.kind == "done" or (state.kind == "failed" and not retry_failed and "signal" not in state.about):
+            continue
+        if state.kind != "running":
+            for name in (ERROR, STARTED):
+                (point.folder(out) / name).unlink(missing_ok=True)
+        missing.append(point)
+    logger.info("%d points, %d of them are to be computed", len(points), len(missing))
+    try:
+        run(out, tasks_of(missing), Progress(out, store, len(missing), fail_fast))
+    except StopSweepError:
+        return False
+    return True

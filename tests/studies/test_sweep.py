@@ -1,0 +1,404 @@
+"""Sweeps: in process and in processes, killed and gone on with, shared, extended, halved."""
+
+import json
+import os
+import random
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from tiny_sweep import TABLE, TOML, changed, command, environment, rows
+
+import qdv_gpu.studies.finetune as training
+from qdv_gpu.errors import InputError
+from qdv_gpu.studies import executors
+from qdv_gpu.studies.outlook import foreseen, why
+from qdv_gpu.studies.point import read_points
+from qdv_gpu.studies.status import status
+from qdv_gpu.studies.sweep import rungs, sweep
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return sweep(TABLE, tmp_path_factory.mktemp("sweep") / "one")
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Counts trainings."""
+    counts = []
+    train = training._trained
+
+    def count(run, *rest):
+        counts.append(run.network.name)
+        return train(run, *rest)
+
+    monkeypatch.setattr(training, "_trained", count)
+    return counts
+
+
+def kinds(out):
+    return [state.kind for state in status(out).states]
+
+
+def test_what_a_sweep_writes(finished):
+    found = rows(finished.out)
+    assert len(found) == 12
+    assert [row["state"] for row in found] == ["done"] * 12
+    assert {row["lr"] for row in found} == {"0.001", "0.01"}
+    assert [row["run"] for row in found[:3]] == ["1", "2", "3"]
+    first = finished.rungs[0].found[0].run
+    [layers] = first.networks.values()
+    assert float(found[0]["nh 2"]) == layers[1].scores[0].mean.nh
+    assert found[0]["layer 2"] == "pool@2"
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(finished.out / "sweep.parquet").to_pylist()
+    assert [row["accuracy"] for row in table] == pytest.approx([float(row["accuracy"]) for row in found])
+    text = (finished.out / "ranking.md").read_text()
+    assert "tiny_networks:other, lr=0.01" in text
+    assert finished.ranking.candidates[finished.ranking.winner].name.endswith("lr=0.01")
+    names = {path.name for path in finished.figures}
+    assert names == {"ranking.png", "gains.png", "cost.png", "relation.png"}
+    assert not finished.failed
+
+
+def test_accuracy_is_that_of_the_training(finished):
+    point, state = finished.rungs[0].points[0], finished.rungs[0].states[0]
+    said = json.loads((point.training_folder(finished.out) / "finetune.json").read_text())
+    assert state.about["accuracy"] == said["test_accuracy"]
+
+
+def test_again_computes_nothing(finished, trained, monkeypatch):
+    before = rows(finished.out)
+    monkeypatch.setattr(executors, "run_points", lambda *_, **__: pytest.fail("a point was computed again"))
+    sweep(TABLE, finished.out)
+    assert rows(finished.out) == before
+    assert trained == []
+
+
+def test_a_stage_that_is_gone_is_computed_again(tmp_path, trained):
+    table = changed(grid={"lr": [1e-2], "network": ["tiny_networks:cnn"], "runs": 1})
+    sweep(table, tmp_path / "one")
+    before = rows(tmp_path / "one")
+    [stage] = (tmp_path / ".qdv-store" / "scores").glob("*pool_1*")
+    (stage / "arrays.npz").write_bytes(b"")
+    assert kinds(tmp_path / "one") == ["waiting"]
+    sweep(table, tmp_path / "one")
+    assert rows(tmp_path / "one") == before
+    assert len(trained) == 1
+
+
+def test_workers_give_the_same_bytes(finished, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
+    out = tmp_path / "one"
+    table = changed(grid={"runs": 1})
+    found = sweep(table, out, workers=2)
+    assert not found.failed
+    shared = [row for row in rows(finished.out) if row["run"] == "1"]
+    columns = [name for name in shared[0] if not name.startswith("candidate ")]
+    assert [[row[c] for c in columns] for row in rows(out)] == [[row[c] for c in columns] for row in shared]
+
+
+def test_two_sweeps_at_once_train_a_common_point_once(tmp_path):
+    file = tmp_path / "sweep.toml"
+    file.write_text(TOML.replace("runs = 3", "runs = 1").replace('"tiny_networks:cnn", ', ""))
+    both = [command("sweep", file, "--out", tmp_path / name, "--store", tmp_path / "store") for name in ("a", "b")]
+    said = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert rows(tmp_path / "a") == rows(tmp_path / "b")
+    logs = [log.read_text() for name in ("a", "b") for log in (tmp_path / name).glob("points/*/log.txt")]
+    assert sum("epoch 1/1" in log for log in logs) == 2  # two points, four logs
+
+
+def test_perplexities_are_one_batch(tmp_path, monkeypatch):
+    """Maps of other perplexities, which later points need, are computed with the first, and are what they would be."""
+    from qdv_gpu.tsne.estimator import TSNE
+
+    batches, transform = [], TSNE.fit_transform
+
+    def counted(self, X, **options):
+        batches.append(options["perplexities"])
+        return transform(self, X, **options)
+
+    table = changed(grid={"network": ["tiny_networks:cnn"], "lr": None, "runs": 1, "perplexity": [5, 8, 11]})
+    table["run"].pop("perplexity")
+    with monkeypatch.context() as patched:
+        patched.setattr(TSNE, "fit_transform", counted)
+        sweep(table, tmp_path / "together")
+    assert batches == [[5, 8, 11]] * 2  # two calls of the layer
+    alone = changed(grid={"network": ["tiny_networks:cnn"], "lr": None, "runs": 1}, run={"perplexity": 11})
+    found = sweep(alone, tmp_path / "alone", store=tmp_path / "other")
+    row = next(row for row in rows(tmp_path / "together") if row["perplexity"] == "11")
+    assert row["nh 2"] == rows(tmp_path / "alone")[0]["nh 2"]
+    assert not found.failed
+
+
+def broken(name):
+    """Points of which the last has a factory that fails when it is trained."""
+    return changed(grid={"network": ["tiny_networks:cnn", f"tiny_sweep_networks:{name}"], "lr": [1e-2], "runs": 1})
+
+
+def test_a_failure_leaves_the_rest(tmp_path, capsys):
+    table = broken("explodes")
+    found = sweep(table, tmp_path / "one")
+    assert [state.kind for state in found.rungs[0].states] == ["done", "failed"]
+    [(point, state)] = found.failed
+    assert state.about["type"] == "RuntimeError"
+    assert "it explodes" in state.about["message"]
+    assert "it explodes" in found.log(point).read_text()
+    assert any("explode" in line for line in state.about["traceback"])
+    assert rows(tmp_path / "one")[1]["error"] == "RuntimeError: it explodes"
+    again = sweep(table, tmp_path / "one")
+    assert again.failed[0][1].about == state.about  # it was not tried again
+    retried = sweep(table, tmp_path / "one", retry_failed=True)
+    assert retried.failed[0][1].about["seconds"] != state.about["seconds"]
+
+
+def test_fail_fast(tmp_path):
+    table = broken("explodes")
+    table["grid"]["network"].reverse()
+    found = sweep(table, tmp_path / "one", fail_fast=True)
+    assert [state.kind for state in found.rungs[0].states] == ["failed", "waiting"]
+
+
+def test_memory_is_tried_once_more(tmp_path, monkeypatch):
+    monkeypatch.setenv("TINY_COUNT", str(tmp_path / "count"))
+    found = sweep(broken("hungry"), tmp_path / "one")
+    assert not found.failed
+    assert len((tmp_path / "count").read_text()) > 1
+    started = json.loads((found.rungs[0].points[1].folder(tmp_path / "one") / "started.json").read_text())
+    assert started["attempt"] == 2
+
+
+def test_a_process_that_kills_itself_costs_only_its_own_point(tmp_path, monkeypatch):
+    """Two attempts, then it has failed, with the signal; the command says so and exits with 1."""
+    monkeypatch.setenv("TINY_COUNT", str(tmp_path / "count"))
+    file = tmp_path / "sweep.toml"
+    text = TOML.replace("runs = 3", "runs = 1").replace("lr = [1e-3, 1e-2]", "lr = [1e-2]")
+    file.write_text(text.replace('"tiny_networks:other"', '"tiny_sweep_networks:suicidal", "tiny_networks:other"'))
+    process = command("sweep", file, "--out", tmp_path / "one", "--workers", "2")
+    said = process.communicate()[0]
+    assert process.returncode == 1, said
+    assert kinds(tmp_path / "one") == ["done", "failed", "done"]
+    assert (tmp_path / "count").read_text() == "xx"
+    [line] = [
+        line for line in said.splitlines() if line.startswith("tiny_sweep_networks:suicidal, lr=0.01, run 1: failed")
+    ]
+    assert "SIGKILL" in line
+    assert "log.txt" in line
+
+
+@pytest.mark.parametrize("workers", [(), ("--workers", "2")])
+def test_killed_anywhere_it_ends_the_same(finished, tmp_path, workers):
+    """The sweep itself is killed at random moments, and goes on; no training that was finished is done again."""
+    file, out = tmp_path / "sweep.toml", tmp_path / "one"
+    file.write_text(TOML)
+    moments = random.Random(len(workers))
+    for _ in range(3):
+        process = command("sweep", file, "--out", out, *workers)
+        time.sleep(moments.uniform(6, 14))
+        process.kill()
+        process.communicate()
+    process = command("sweep", file, "--out", out, *workers)
+    said = process.communicate()[0]
+    assert process.returncode == 0, said
+    assert rows(out) == rows(finished.out)
+    for log in out.glob("points/*/log.txt"):
+        assert log.read_text().count("epoch 1/1") <= 2  # a training that was cut off, and its second start
+
+
+def children(process):
+    """Processes that a sweep has started and that compute points."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == process.pid:
+                found.append(int(stat.parent.name))
+    return found
+
+
+def finished_trainings(out):
+    """Points whose training is over, with the lines on it in their logs; all stages, with when they were written."""
+    over = [point for point in read_points(out) if (point.training_folder(out) / "finetune.json").is_file()]
+    lines = {point.name: (point.folder(out) / "log.txt").read_text().count("epoch 1/1") for point in over}
+    stages = out.parent.glob(".qdv-store/*/*/stage.json")
+    return lines, {stage: stage.stat().st_mtime_ns for stage in stages}
+
+
+@pytest.mark.slow
+def test_sixty_points_with_workers_and_sweep_killed(tmp_path):
+    """Five times a worker is killed, three times the sweep: the same rows, nothing twice, nothing lost."""
+    rates = ", ".join(str(round(1e-3 * 1.3**n, 6)) for n in range(10))
+    file = tmp_path / "sweep.toml"
+    file.write_text(TOML.replace("1e-3, 1e-2", rates))
+    alone = command("sweep", file, "--out", tmp_path / "alone" / "one")
+    assert alone.wait() == 0
+    expected = rows(tmp_path / "alone" / "one")
+    assert len(expected) == 60
+    out, moments, seen = tmp_path / "killed" / "one", random.Random(60), []
+    kills = ["worker", "sweep", "worker", "worker", "sweep", "worker", "sweep", "worker"]
+    process = command("sweep", file, "--out", out, "--workers", "2")
+    for kind in kills:
+        time.sleep(moments.uniform(6, 16))
+        assert process.poll() is None
+        if kind == "worker":
+            chosen = []
+            while not chosen:
+                chosen = children(process)
+            os.kill(moments.choice(chosen), signal.SIGKILL)
+        else:
+            process.kill()
+            process.communicate()
+            seen.append(finished_trainings(out))
+            process = command("sweep", file, "--out", out, "--workers", "2")
+    said = process.communicate()[0]
+    assert process.returncode == 0, said
+    assert rows(out) == expected
+    lines, stages = finished_trainings(out)
+    for before, written in seen:
+        assert before
+        assert {name: lines[name] for name in before} == before
+        assert {stage: stages[stage] for stage in written} == written
+
+
+def test_another_sweep_is_refused_and_extended(finished, tmp_path, trained):
+    small = changed(grid={"lr": [1e-2], "runs": 1})
+    sweep(small, tmp_path / "one", store=finished.out.parent / ".qdv-store")
+    more = changed(grid={"lr": [1e-2, 1e-3], "runs": 1})
+    with pytest.raises(InputError, match=r"grid.lr \(\[0.01\] → \[0.01, 0.001\]\) changed; pass --extend"):
+        sweep(more, tmp_path / "one")
+    sweep(more, tmp_path / "one", extend=True, store=finished.out.parent / ".qdv-store")
+    assert [(row["network"][14:], row["lr"]) for row in rows(tmp_path / "one")] == [
+        ("cnn", "0.01"), ("other", "0.01"), ("cnn", "0.001"), ("other", "0.001"),
+    ]  # fmt: skip
+    assert trained == []
+
+
+def test_halving_drops_what_is_surely_worse(tmp_path, trained):
+    table = changed(grid={"lr": [1e-2, 1e-6], "runs": 3}, run={"epochs": 4, "analyze": {"samples": 300}})
+    found = sweep(table, tmp_path / "one", halve="epochs")
+    assert [rung.points[0].training.epochs for rung in found.rungs] == [1, 2, 4]
+    assert len(found.rungs[0].points) == 12
+    assert len(found.rungs[2].points) < 12
+    kept = {point.training.lr for point in found.rungs[2].points}
+    assert 1e-2 in kept
+    assert status(found.out).counts["done"] == sum(len(rung.points) for rung in found.rungs)
+    assert status(found.out).counts["waiting"] == 0
+    table = rows(tmp_path / "one")
+    assert {row["rung"] for row in table} == {"1", "2", "3"}
+    alone = changed(run={"epochs": 4, "analyze": {"samples": 300}}, grid={"lr": [1e-2], "runs": 3})
+    whole = sweep(alone, tmp_path / "two", store=tmp_path / "fresh")
+    scores = {(row["network"], row["run"]): row["nh 2"] for row in rows(whole.out)}
+    for row in table:
+        if row["rung"] == "3" and row["lr"] == "0.01":  # going on from fewer epochs changes nothing
+            assert row["nh 2"] == scores[row["network"], row["run"]]
+
+
+def test_rungs():
+    from qdv_gpu.studies.grid import read_sweep
+
+    _, points = read_sweep(TABLE)
+    assert [rung[0].training.samples for rung in rungs(points, "images")] == [50, 100, 200]
+    assert len(rungs(points, "epochs")) == 1  # of one epoch there is no half
+    with pytest.raises(InputError, match="unknown way to halve 'epoch': did you mean epochs"):
+        rungs(points, "epoch")
+
+
+def test_dry_run_writes_nothing(finished, tmp_path):
+    store = finished.out.parent / ".qdv-store"
+    before = sorted(store.rglob("*"))
+    table = changed(grid={"lr": [1e-3, 0.5], "runs": 1})
+    header, *body = foreseen(table, tmp_path / "one", max_points=100, store=store)[0]
+    assert header[:2] == ["point", "run"]
+    assert [row[2:5] for row in body] == [["in the store", "2 of 2", "4 of 4"], ["1 epochs", "0 of 2", "0 of 4"]] * 2
+    assert not list(tmp_path.iterdir())
+    assert sorted(store.rglob("*")) == before
+
+
+def test_why_a_point_misses_the_store(finished, tmp_path):
+    store = finished.out.parent / ".qdv-store"
+    out = tmp_path / "one"
+    sweep(changed(grid={"lr": [1e-3], "network": ["tiny_networks:cnn"], "runs": 1}), out, store=store)
+    [point] = read_points(out)
+    assert all("not in the store" not in line for line in why(out, point.name))
+    other = changed(grid={"lr": [1e-3], "network": ["tiny_networks:cnn"], "runs": 1}, run={"perplexity": 9})
+    sweep(other, tmp_path / "two", store=tmp_path / "empty")
+    file = tmp_path / "two" / "sweep.json"
+    file.write_text(file.read_text().replace(str(tmp_path / "empty"), str(store)))
+    [line, *_] = [line for line in why(tmp_path / "two", "tiny") if "not in the store" in line]
+    assert "perplexity (8.0 there, 9.0 here)" in line
+    with pytest.raises(InputError, match="unknown point 'x'"):
+        why(out, "x")
+
+
+def test_status_of_a_folder_that_is_none(tmp_path):
+    with pytest.raises(InputError, match="holds no sweep"):
+        status(tmp_path)
+
+
+def test_status_as_json(finished):
+    process = command("status", finished.out, "--json")
+    said = json.loads(process.communicate()[0])
+    assert said["done"] == 12
+    assert said["points"][0]["state"] == "done"
+    assert said["seconds_left"] == 0
+
+
+def test_slots(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert "CUDA_VISIBLE_DEVICES" not in executors.slots_of(2, None)[0]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in executors.slots_of(3, None)] == ["4", "6", "4"]
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in executors.slots_of(None, ["1"])] == ["6"]
+    with pytest.raises(InputError, match="--gpus must be numbers below 2, got 7"):
+        executors.slots_of(None, ["7"])
+
+
+def test_each_worker_has_its_gpu(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
+    table = changed(run={"device": "cpu"}, grid={"lr": [1e-2], "runs": 2})
+    found = sweep(table, tmp_path / "one", gpus=["0", "1"])
+    assert not found.failed
+    started = [json.loads((p.folder(found.out) / "started.json").read_text()) for p in found.rungs[0].points]
+    assert {one["devices"] for one in started} == {"0", "1"}
+    assert len({one["pid"] for one in started}) == 4
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "message"),
+    [
+        ('"tiny_networks:other"', '"resnet19"', 15, "grid.network: unknown network 'resnet19': did you mean resnet18"),
+        ('"tiny_networks:other"', '"alexnet[features.0.kernel=7]"', 15, "grid.network: "),
+        ('data = "digits"', 'data = "digit"', 3, "run.data: "),
+    ],
+)
+def test_what_cannot_be_loaded_is_said_first(tmp_path, old, new, line, message):
+    file = tmp_path / "sweep.toml"
+    file.write_text(TOML.replace(old, new))
+    with pytest.raises(InputError) as caught:
+        sweep(file, tmp_path / "one")
+    assert str(caught.value).startswith(f"{file}:{line}: {message}"), str(caught.value)
+    assert not (tmp_path / "one").exists()
+
+
+def test_variants_in_python(tmp_path):
+    from qdv_gpu import Variant
+
+    variant = Variant("tiny_networks:cnn", {"conv1": {"bias": False}})
+    table = changed(grid={"network": ["tiny_networks:cnn", variant], "lr": [1e-2], "runs": 1})
+    found = sweep(table, tmp_path / "one")
+    assert [row["network"] for row in rows(found.out)] == ["tiny_networks:cnn", "tiny_networks:cnn[conv1.bias=False]"]
+    assert not sweep(table, tmp_path / "one").failed
+
+
+def test_two_places_are_refused(tmp_path):
+    with pytest.raises(InputError, match="one place to compute at is required, got --workers or --gpus and --dask"):
+        sweep(TABLE, tmp_path / "one", workers=2, dask="tcp://localhost:1")
+    with pytest.raises(InputError, match="workers must be an integer of at least 1, got 0"):
+        sweep(TABLE, tmp_path / "one", workers=0)
+    with pytest.raises(InputError, match="unknown option of Slurm 'tim': did you mean time"):
+        sweep(TABLE, tmp_path / "one", slurm={"tim": 3})
+    assert not list(tmp_path.iterdir())
