@@ -25,6 +25,14 @@ def _daemon(*command, **options):
     )
 
 
+def _lives(file):
+    """Whether the process lives whose number is in a file."""
+    with suppress(OSError, ValueError):
+        os.kill(int(file.read_text()), 0)
+        return True
+    return False
+
+
 @contextmanager
 def slurm(folder):
     """Start one below a folder; yields the environment that its commands need."""
@@ -66,17 +74,12 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
     )
     environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PATH": f"{os.environ['PATH']}:/usr/sbin"}
-    munge = folder / "munge"
-    for name in ("state", "spool", "munge"):
+    for name in ("state", "spool"):
         (folder / name).mkdir()
-    shutil.chown(munge, "munge", "munge")
-    for parent in (munge, *munge.parents):
-        with suppress(PermissionError):
-            parent.chmod(parent.stat().st_mode | 0o011)
     run = Path("/run/munge")
     run.mkdir(exist_ok=True)
     shutil.chown(run, "munge", "munge")
-    own = not (run / "munged.pid").is_file()
+    own = not _lives(run / "munged.pid")
     if own:
         _daemon("runuser", "-u", "munge", "--", "munged", "--force", env=environment)
     try:

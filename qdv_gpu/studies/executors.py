@@ -179,6 +179,8 @@ def slots_of(workers: int | None, gpus: Sequence[str] | None) -> list[dict[str, 
     >>> [slot["CUDA_VISIBLE_DEVICES"] for slot in slots_of(3, ["0", "1"])]
     ['0', '1', '0']
     """
+    if gpus is not None and not all(gpus):
+        raise InputError(f"--gpus must be numbers separated by commas, got {','.join(gpus)!r}")
     inherited = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
     chosen = inherited if gpus is None else list(gpus)
     if gpus is not None and inherited:

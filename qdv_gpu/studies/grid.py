@@ -308,5 +308,6 @@ def _label(given: Mapping[str, tuple[Any, str, int]], varied: Sequence[str], net
     """What tells a point from the others, its run aside."""
     others = [f"{key}={given[key][0]}" for key in varied if key not in ("network", "runs", "data")]
     data = [str(given["data"][0])] if "data" in varied else []
-    named = [network] if "network" in varied or not (others or data) else []
-    return ", ".join([*named, *data, *others])
+    rest = ", ".join([*data, *others])
+    named = network if "network" in varied or not rest else ""
+    return f"{named} ({rest})" if named and rest else named or rest

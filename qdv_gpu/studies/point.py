@@ -205,13 +205,25 @@ def _run_point(out: Path, point: Point, *, store: Path, also: Sequence[Settings]
         write_json(folder / STARTED, about)
         try:
             write_json(folder / RESULT, _computed(out, point, store, also))
+            _tidy(out, point)
         except Exception as error:
             lines = traceback.format_exc().splitlines()
-            print("\n".join(lines), file=(folder / LOG).open("a", encoding="utf-8"))
+            with (folder / LOG).open("a", encoding="utf-8") as log:
+                print(*lines, sep="\n", file=log)
             ended = {"signal": None} if type(error).__name__ == "UncompletedJobError" else {}  # Slurm took it away
             keep_error(folder, type(error).__name__, _one_line(error), seconds=time.time() - begun, traceback=lines,
                        memory=_is_memory(error), attempt=attempt, **ended)  # fmt: skip
             raise
+
+
+def _tidy(out: Path, point: Point) -> None:
+    """Delete the checkpoint of a training, which is three times its weights, unless a point of more epochs needs it."""
+    from qdv_gpu.studies.finetune import CHECKPOINT
+
+    if point.training is not None:
+        same = [one.training for one in read_points(out) if one.training_digest == point.training_digest]
+        if not any(one is not None and one.epochs > point.training.epochs for one in same):
+            (point.training_folder(out) / CHECKPOINT).unlink(missing_ok=True)
 
 
 def keep_error(folder: Path, kind: str, message: str, *, seconds: float, **more: Any) -> None:
@@ -258,8 +270,8 @@ def _computed(out: Path, point: Point, store: Path, also: Sequence[Settings]) ->
             "versions": VERSIONS}  # fmt: skip
 
 
-def _gmac(source: str, point: Point) -> float:
-    """Multiplications and additions of one image, in 10^9 pairs."""
+def _gmac(source: str, point: Point) -> float | None:
+    """Multiplications and additions of one image, in 10^9 pairs; None if the network does not run on the CPU."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -267,9 +279,10 @@ def _gmac(source: str, point: Point) -> float:
 
     network = load_network(source, weights=point.weights, image_size=point.settings.image_size, device="cpu")
     size = point.settings.image_size or network.image_size
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+    with suppress(RuntimeError), torch.inference_mode(), FlopCounterMode(display=False) as counter:
         network.module(torch.zeros(1, network.channels, size, size, dtype=network.dtype))
-    return counter.get_total_flops() / 2e9
+        return float(counter.get_total_flops() / 2e9)
+    return None
 
 
 @contextmanager

@@ -120,6 +120,10 @@ def sweep(
     formats, store
         As for `analyze`.
 
+    Returns
+    -------
+    Sweep
+
     Raises
     ------
     InputError

@@ -82,7 +82,7 @@ def ranking_of(found: Sequence[Found], points: Sequence[Point]) -> Ranking | Non
             name=group[0].point.label,
             values=group[0].point.varied,
             runs=tuple(one.trained for one in sorted(group, key=lambda one: one.point.run)),
-            gmac=group[0].state.about["gmac"],
+            gmac=math.nan if (gmac := group[0].state.about["gmac"]) is None else gmac,
         )
         for group in compared.values()
     ]

@@ -97,7 +97,7 @@ def test_cancelled_and_out_of_time_it_is_finished_by_running_again(slurm, tmp_pa
     assert process.returncode == 1, said
     assert status(out).counts["done"] == 1, said
     assert (tmp_path / "count").read_text().count("x") > 1  # the job over its time began again
-    assert "tiny_networks:other, lr=0.001, run 1: " in said
+    assert "tiny_networks:other (lr=0.001), run 1: " in said
     process = command("sweep", file, "--out", out, "--slurm", options)
     said = process.communicate()[0]
     assert process.returncode == 0, said

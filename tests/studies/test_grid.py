@@ -20,7 +20,7 @@ def test_points_of_a_grid():
     assert [p.training.seed for p in points[:3]] == [0, 1, 2]
     assert len({p.candidate for p in points}) == 4
     assert len({p.name for p in points}) == 12
-    assert points[0].label == "tiny_networks:cnn, lr=0.001"
+    assert points[0].label == "tiny_networks:cnn (lr=0.001)"
     assert points[0].training.samples == 200
     assert points[0].settings.samples == 100
     assert points[0].training.threads == 1

@@ -58,11 +58,16 @@ def test_what_a_sweep_writes(finished):
     table = pyarrow.parquet.read_table(finished.out / "sweep.parquet").to_pylist()
     assert [row["accuracy"] for row in table] == pytest.approx([float(row["accuracy"]) for row in found])
     text = (finished.out / "ranking.md").read_text()
-    assert "tiny_networks:other, lr=0.01" in text
-    assert finished.ranking.candidates[finished.ranking.winner].name.endswith("lr=0.01")
+    assert "tiny_networks:other (lr=0.01)" in text
+    assert finished.ranking.candidates[finished.ranking.winner].name.endswith("(lr=0.01)")
     names = {path.name for path in finished.figures}
     assert names == {"ranking.png", "gains.png", "cost.png", "relation.png"}
     assert not finished.failed
+
+
+def test_checkpoints_are_not_kept(finished):
+    assert not list(finished.out.rglob("checkpoint.safetensors"))
+    assert len(list(finished.out.rglob("weights.safetensors"))) == 12
 
 
 def test_accuracy_is_that_of_the_training(finished):
@@ -185,7 +190,7 @@ def test_a_process_that_kills_itself_costs_only_its_own_point(tmp_path, monkeypa
     assert kinds(tmp_path / "one") == ["done", "failed", "done"]
     assert (tmp_path / "count").read_text() == "xx"
     [line] = [
-        line for line in said.splitlines() if line.startswith("tiny_sweep_networks:suicidal, lr=0.01, run 1: failed")
+        line for line in said.splitlines() if line.startswith("tiny_sweep_networks:suicidal (lr=0.01), run 1: failed")
     ]
     assert "SIGKILL" in line
     assert "log.txt" in line
@@ -353,6 +358,8 @@ def test_slots(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in executors.slots_of(3, None)] == ["4", "6", "4"]
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in executors.slots_of(None, ["1"])] == ["6"]
+    with pytest.raises(InputError, match="--gpus must be numbers separated by commas, got ''"):
+        executors.slots_of(None, [""])
     with pytest.raises(InputError, match="--gpus must be numbers below 2, got 7"):
         executors.slots_of(None, ["7"])
 
