@@ -142,7 +142,7 @@ def _set_pooling(draft: Draft, kind: Any) -> None:
                 raise InputError(f"pooling=avg: {path} pools with dilation or gives indices, which an average has not")
             draft.put(old, nn.AvgPool2d(**same, count_include_pad=False).train(old.training))  # type: ignore[arg-type]  # as it has them
         elif kind == "max" and isinstance(old, nn.AvgPool2d):
-            draft.put(old, nn.MaxPool2d(**same).train(old.training))  # type: ignore[arg-type]
+            draft.put(old, nn.MaxPool2d(**same).train(old.training))  # type: ignore[arg-type]  # the same
 
 
 def _pair(value: Any) -> tuple[Any, ...]:

@@ -271,17 +271,14 @@ def _computed(out: Path, point: Point, store: Path, also: Sequence[Settings]) ->
 
 
 def _gmac(source: str, point: Point) -> float | None:
-    """Multiplications and additions of one image, in 10^9 pairs; None if the network does not run on the CPU."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
+    """Multiplications and additions of one image, in 10^9 pairs; None if they are not known without numbers."""
+    from qdv_gpu.networks.blank import on_meta
+    from qdv_gpu.networks.fields import pass_of
     from qdv_gpu.networks.load import load_network
 
     network = load_network(source, weights=point.weights, image_size=point.settings.image_size, device="cpu")
-    size = point.settings.image_size or network.image_size
-    with suppress(RuntimeError), torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        network.module(torch.zeros(1, network.channels, size, size, dtype=network.dtype))
-        return float(counter.get_total_flops() / 2e9)
+    with suppress(InputError):
+        return pass_of(network.at_size(point.settings.image_size), on_meta(network.module), ()).operations / 1e9
     return None
 
 
