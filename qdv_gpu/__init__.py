@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from qdv_gpu.studies.finetune import finetune
     from qdv_gpu.studies.plot import plot
     from qdv_gpu.studies.profile import profile
+    from qdv_gpu.studies.report import write_report
     from qdv_gpu.studies.settings import Settings, Training
     from qdv_gpu.studies.status import status
     from qdv_gpu.studies.sweep import sweep
@@ -63,6 +64,7 @@ _HOME = {
     "profile": "studies.profile",
     "status": "studies.status",
     "sweep": "studies.sweep",
+    "write_report": "studies.report",
 }
 __all__ = [
     "TSNE",
@@ -93,6 +95,7 @@ __all__ = [
     "profile",
     "status",
     "sweep",
+    "write_report",
 ]
 
 

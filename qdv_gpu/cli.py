@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from qdv_gpu import cli_sweep as cli_sweep  # adds its commands
+from qdv_gpu import cli_report as cli_report  # adds its commands
+from qdv_gpu import cli_sweep as cli_sweep
 from qdv_gpu.app import app, command
 from qdv_gpu.errors import InputError
 from qdv_gpu.options import (
@@ -101,7 +102,13 @@ def compare(
         )  # fmt: skip
     show_table(*comparison_table(found))
     print(summary(found))
-    for name in ("comparison.md", "comparison.csv", "comparison.json", "figures/comparison." + read_list(formats)[0]):
+    for name in (
+        "report.html",
+        "comparison.md",
+        "comparison.csv",
+        "comparison.json",
+        "figures/comparison." + read_list(formats)[0],
+    ):
         print(out / name)
 
 

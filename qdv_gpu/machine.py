@@ -4,6 +4,8 @@ import ctypes
 import logging
 import os
 import resource
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +21,14 @@ S = TypeVar("S")
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 _THREADS = torch.get_num_threads()  # before anything changes it; the kernels tell numba the same
+
+
+def command_line() -> str | None:
+    """What was typed, where this process is the command `qdv-gpu`."""
+    own = Path(sys.argv[0])
+    if own.name == "qdv-gpu" or (own.name == "__main__.py" and own.parent.name == "qdv_gpu"):
+        return shlex.join(["qdv-gpu", *sys.argv[1:]])
+    return None
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:

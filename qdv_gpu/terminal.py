@@ -49,7 +49,7 @@ def show(result: "Analysis") -> None:
         from qdv_gpu.report.contrast import summary
 
         print(summary(result.comparison))
-    for path in (result.out / "table3.md", result.out / "layers.csv", *result.figures):
+    for path in (result.out / "report.html", result.out / "table3.md", result.out / "layers.csv", *result.figures):
         print(path)
 
 
@@ -60,7 +60,7 @@ def show_sweep(result: "Sweep") -> None:
     if result.ranking is not None:
         show_table(*ranking_table(result.ranking))
         print(ranking_sentences(result.ranking), relation_sentence(result.ranking), sep="\n")
-    for path in (result.out / "sweep.csv", result.out / "ranking.md", *result.figures):
+    for path in (result.out / "report.html", result.out / "sweep.csv", result.out / "ranking.md", *result.figures):
         print(path)
     for point, state in result.failed:
         say(f"{point.label}, run {point.run}: {state.kind}: {state.about.get('message', '')} ({result.log(point)})")

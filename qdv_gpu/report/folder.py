@@ -12,8 +12,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from qdv_gpu.errors import InputError, unknown
-from qdv_gpu.files import TEMPORARY, locked, read_json, remove_leftovers, replacing, safe_name, write_json, write_text
-from qdv_gpu.results.run import RUN
+from qdv_gpu.files import TEMPORARY, locked, read_json, remove_leftovers, replacing, write_json, write_text
+from qdv_gpu.results.run import RUN, embedding_file
 
 logger = logging.getLogger(__name__)
 FORMATS = ("png", "pdf", "svg")  # of figures
@@ -111,7 +111,7 @@ class RunFolder:
 
     def embedding(self, network: str, layer: str) -> str:
         """Name of the file with a layer's maps."""
-        return f"embeddings/{safe_name(network)}/{safe_name(layer)}.npz"
+        return embedding_file(network, layer)
 
     def text(self, name: str, text: str) -> Path:
         """Write a text file."""
@@ -121,6 +121,12 @@ class RunFolder:
     def json(self, name: str, value: Any) -> Path:
         """Write a JSON file."""
         write_json(self._path(name), value)
+        return self.out / name
+
+    def bytes(self, name: str, contents: bytes) -> Path:
+        """Write a file of bytes."""
+        with replacing(self._path(name)) as temporary:
+            temporary.write_bytes(contents)
         return self.out / name
 
     def arrays(self, name: str, **arrays: np.ndarray) -> Path:

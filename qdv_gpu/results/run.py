@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from qdv_gpu.errors import InputError
-from qdv_gpu.files import read_json, text_of
+from qdv_gpu.files import read_json, safe_name, text_of
 from qdv_gpu.results.records import AnalysedLayer
 from qdv_gpu.results.stages import VERSIONS
 from qdv_gpu.results.store import Record, Store
@@ -49,6 +49,11 @@ class Run:
     files: tuple[str, ...]
     networks: dict[str, list[AnalysedLayer]]
     hits: dict[str, np.ndarray]
+
+
+def embedding_file(network: str, layer: str) -> str:
+    """Name of the file with a layer's maps in a run folder."""
+    return f"embeddings/{safe_name(network)}/{safe_name(layer)}.npz"
 
 
 def is_run(path: Any) -> bool:

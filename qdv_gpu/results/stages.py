@@ -3,6 +3,7 @@
     weights                      a network after fine-tuning
     outputs                      how often each layer is called, and how wide its outputs are
     predictions                  classes and probabilities of the images
+    thumbnails                   small pictures of the images
     components → map → scores    a layer's principal components; a t-SNE map for each seed; scores for each k
 
 A number in VERSIONS is raised when the code of its stage would give other results. What changes no result (threads,
@@ -101,6 +102,11 @@ def scores_key(maps: Sequence[Key], labels: str, *, k: int) -> Key:
     """The scores of a layer's maps, of all its seeds in order, for one k; `labels` is the labels' digest."""
     parents = tuple(one.digest for one in maps)
     return Key("scores", VERSIONS["scores"], {"labels": labels, "k": k}, parents, f"{maps[0].label}-k{k}")
+
+
+def thumbnails_key(images: Images) -> Key:
+    """Small pictures of images, which any network's run may show."""
+    return Key("thumbnails", 1, {"images": images.digest}, label=images.name)
 
 
 def weights_key(network: Network, train: Images, test: Images, settings: Mapping[str, Any]) -> Key:

@@ -168,6 +168,29 @@ def _classes_of_two(labels: Any, rows: torch.Tensor) -> tuple[torch.Tensor, torc
     return members, counts
 
 
+def class_neighbors(neighbors: torch.Tensor, labels: Any, classes: int) -> np.ndarray:
+    """Share of each class among the neighbours of each: float32 [C, C], a row for each class.
+
+    Parameters
+    ----------
+    neighbors : torch.Tensor
+        Integers [S, N, k]; the shares are means over the S maps.
+    labels : array
+        Integers [N] from 0.
+    classes : int
+        C; of a class without points the row is 0.
+
+    Examples
+    --------
+    >>> class_neighbors(torch.tensor([[[1], [0], [1]]]), [0, 0, 1], 2).tolist()
+    [[1.0, 0.0], [1.0, 0.0]]
+    """
+    y = to_tensor(labels).to(torch.int64).cpu()
+    pairs = y[:, None] * classes + y[neighbors.cpu().long()]  # [S, N, k]
+    counts = torch.bincount(pairs.flatten(), minlength=classes**2).view(classes, classes).double()
+    return (counts / counts.sum(dim=1, keepdim=True).clamp_min(1)).float().numpy()
+
+
 def matches(indices: torch.Tensor, labels: Any) -> torch.Tensor:
     """M_ji = [y_i = y_j], bool [N, k], for i the neighbours of each j."""
     _, members, _ = classes_of(labels, indices)

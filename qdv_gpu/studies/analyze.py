@@ -20,7 +20,7 @@ from qdv_gpu.errors import InputError, as_path
 from qdv_gpu.features.budget import FORWARD, Layer, Plan, Task, plan
 from qdv_gpu.features.forward import ForwardPass, check_precision, default_batch, hold, shown, tile_images
 from qdv_gpu.features.pca import reduce
-from qdv_gpu.machine import free_memory, measured, resolve_device, return_freed_memory, threads
+from qdv_gpu.machine import command_line, free_memory, measured, resolve_device, return_freed_memory, threads
 from qdv_gpu.networks.layers import read_layers, trace_calls
 from qdv_gpu.networks.load import Sources, load_networks, select_layers
 from qdv_gpu.progress import part, whole
@@ -31,7 +31,9 @@ from qdv_gpu.results.comparison import compared
 from qdv_gpu.results.records import Analysis
 from qdv_gpu.results.store import Store
 from qdv_gpu.scores.quality import score_maps
+from qdv_gpu.scores.statistics import class_neighbors
 from qdv_gpu.studies.job import OUTPUT, Job, Output, tsne_of
+from qdv_gpu.studies.report import REPORT, keep_thumbnails, write_report
 from qdv_gpu.studies.settings import Settings, changed, preset
 
 logger = logging.getLogger(__name__)
@@ -53,6 +55,7 @@ def analyze(
     store: str | Path | None = None,
     skip_bad: bool = False,
     also: Sequence[Settings] = (),
+    report: bool = True,
     **changes: Any,
 ) -> Analysis:
     """Score every layer of networks: activations, normalisation, PCA, t-SNE, neighborhood hit (Algorithm 1).
@@ -67,7 +70,8 @@ def analyze(
         maps and their trustworthiness, and no neighborhood hit.
     out : str or Path
         The run folder, a view of the results: run.json, layers.csv, table3.md and .csv, predictions.csv and .parquet,
-        timings.json, embeddings/<network>/<layer>.npz (Z float32 [S, N, 2], labels, indices) and figures.
+        timings.json, embeddings/<network>/<layer>.npz (Z float32 [S, N, 2], labels, indices, class_neighbors
+        float32 [C, C]), figures, thumbnails and report.html.
     settings : Settings or "default" or "paper"
     weights : str or Path
         For the networks that name no checkpoint, as for `load_network`.
@@ -81,6 +85,8 @@ def analyze(
     also : sequence of Settings
         Of analyses that will follow and differ in perplexity alone: their maps are computed in the same batches, and
         kept in the store.
+    report : bool
+        Whether to write report.html, and the thumbnails that it shows.
     **changes
         Settings by name, e.g. `perplexity=30`.
 
@@ -136,9 +142,14 @@ def analyze(
             raise
         result = _view(folder, jobs, images, chosen, formats)
         found = {job.network.name: [output.address() for output in job.outputs] for job in jobs}
-        stages = sorted({key.digest for job in jobs for key in job.stages()})
-        folder.finish(about | {"outputs": found, "stages": stages, "store": str(kept.path.absolute())})
+        stages = {key.digest for job in jobs for key in job.stages()}
+        if report:
+            stages.add(keep_thumbnails(folder, images, kept))
+            folder.written.append(REPORT)
+        folder.finish(about | {"outputs": found, "stages": sorted(stages), "store": str(kept.path.absolute())})
         kept.refer(folder.out)
+        if report:
+            write_report(folder.out)
     return result
 
 
@@ -158,7 +169,7 @@ def find_jobs(
     )
     asked = read_layers(settings.layers)
     selected = select_layers(loaded, None if asked is None else [layer.path for layer in asked])
-    images = _images(data, settings, skip_bad=skip_bad)
+    images = images_of(data, settings, skip_bad=skip_bad)
     settings.check_images(images)
     if run is not None:
         run.check()
@@ -175,7 +186,8 @@ def find_jobs(
     return jobs, images
 
 
-def _images(data: Any, settings: Settings, *, skip_bad: bool) -> Images:
+def images_of(data: Any, settings: Settings, *, skip_bad: bool) -> Images:
+    """The images that an analysis is of."""
     side = None if settings.crop else settings.image_size
     if isinstance(data, str | Path):
         return load_images(data, settings.split, samples=settings.samples, image_size=side, skip_bad=skip_bad)
@@ -197,6 +209,7 @@ def _about(jobs: Sequence[Job], images: Images, settings: Settings, device: torc
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
         "threads": threads(),
+        "command": command_line(),
         "versions": {
             "qdv_gpu": qdv_gpu.__version__,
             "python": platform.python_version(),
@@ -329,12 +342,12 @@ def _view(
     layers = [layer for job in jobs for layer in job.records(len(images))]
     predictions = {job.network.name: said for job in jobs if (said := job.predictions()) is not None}
     labels = None if images.labels is None else images.labels.numpy()
-    own = {} if labels is None else {"labels": labels}
     for layer in layers:
-        folder.arrays(
-            folder.embedding(layer.network, layer.layer),
-            Z=layer.Z, indices=images.indices.numpy(), **own,
-        )  # fmt: skip
+        own = {"Z": layer.Z, "indices": images.indices.numpy()}
+        if labels is not None:
+            near = layer.scores[0].neighbors
+            own |= {"labels": labels, "class_neighbors": class_neighbors(near, labels, len(images.classes))}
+        folder.arrays(folder.embedding(layer.network, layer.layer), **own)
     rows = [row for layer in layers for row in layer.rows()]
     folder.text("layers.csv", tables.csv_text(rows, tables.COLUMNS))
     folder.text("table3.csv", tables.scores_csv(layers))

@@ -24,6 +24,7 @@ from qdv_gpu.results.records import AnalysedLayer
 from qdv_gpu.results.run import Run, check_same, is_run, read_run
 from qdv_gpu.scores.comparison import check_margin
 from qdv_gpu.studies.analyze import analyze
+from qdv_gpu.studies.report import REPORT, write_report
 from qdv_gpu.studies.settings import Settings, changed
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,8 @@ def compare(
     data : str, Path or anything that `as_images` takes
         For networks, and for them alone: as for `analyze`, with labels.
     out : str or Path
-        Gets comparison.json, .csv and .md and figures/comparison.png; of networks also all that `analyze` writes.
+        Gets report.html, comparison.json, .csv and .md and figures/comparison.png; of networks
+        also all that `analyze` writes.
     runs : sequence of pairs
         Further runs (other seeds of training) of A and of B. Three or more of each speak of networks trained so, and
         not only of these two.
@@ -125,6 +127,7 @@ def compare(
     _remove_pictures(out)
     write_comparison(folder, comparison, formats)
     _draw_changed(folder, comparison, one, formats)
+    write_report([out, *(run.folder for run in found if run.folder != out)], out / REPORT)
     return comparison
 
 

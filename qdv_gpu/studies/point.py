@@ -263,7 +263,7 @@ def _computed(out: Path, point: Point, store: Path, also: Sequence[Settings]) ->
         stages += read_json(folder / RUN)["stages"]
         seconds["training"] = round(time.perf_counter() - begun, 3)
     begun, folder = time.perf_counter(), point.folder(out) / "analysis"
-    analyze({point.label: source}, point.data, folder, settings=point.settings, also=also, **options)
+    analyze({point.label: source}, point.data, folder, settings=point.settings, also=also, report=False, **options)
     stages += read_json(folder / RUN)["stages"]
     seconds["analysis"] = round(time.perf_counter() - begun, 3)
     return {"accuracy": accuracy, "gmac": _gmac(source, point), "seconds": seconds, "stages": stages,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qdv_gpu.data.datasets import check_data
+from qdv_gpu.data.images import Images
 from qdv_gpu.errors import InputError, as_path, check_count, unknown
 from qdv_gpu.files import read_json, write_json
 from qdv_gpu.networks.account import describe_variant
@@ -16,6 +17,7 @@ from qdv_gpu.networks.load import load_network
 from qdv_gpu.report.folder import RunFolder, read_formats
 from qdv_gpu.results.ranking import Ranking
 from qdv_gpu.results.store import Store
+from qdv_gpu.studies.analyze import images_of
 from qdv_gpu.studies.executors import (
     Progress,
     StopSweepError,
@@ -30,6 +32,7 @@ from qdv_gpu.studies.executors import (
 )
 from qdv_gpu.studies.grid import MAX_POINTS, Sheet, changed_keys, read_sweep
 from qdv_gpu.studies.point import ERROR, LOG, STARTED, SWEEP, Point, State, state_of
+from qdv_gpu.studies.report import REPORT, keep_thumbnails, write_report
 from qdv_gpu.studies.swept import Rung, collected, ranking_of, surely_worse, write_sweep
 
 logger = logging.getLogger(__name__)
@@ -97,8 +100,8 @@ def sweep(
     source : str, Path or dict
         A file in TOML, as in `qdv_gpu.studies.grid`, or a dict of the same.
     out : str or Path
-        Gets sweep.csv and .parquet (a row for each point), ranking.md, figures, and a folder for each point and
-        training. The first point is the baseline.
+        Gets report.html, sweep.csv and .parquet (a row for each point), ranking.md, figures, and a folder for each
+        point and training. The first point is the baseline.
     workers : int, optional
         Compute in so many processes at a time on this machine, by default in this process.
     gpus : sequence of str, optional
@@ -155,8 +158,12 @@ def sweep(
         figures = write_sweep(folder, reached, formats)
         done = [state for rung in reached for state in rung.states if state.kind == "done"]
         stages = sorted({stage for state in done for stage in state.about["stages"]})
+        folder.written.append(REPORT)
+        if reached[-1].ranking is not None:
+            stages = sorted({*stages, keep_thumbnails(folder, _images(reached[-1].points[0]), kept)})
         folder.finish(about | {"stages": stages, "store": str(kept.path.absolute())})
         kept.refer(folder.out)
+        write_report(folder.out)
     return Sweep(out, reached, figures)
 
 
@@ -236,6 +243,11 @@ def check_points(sheet: Sheet, points: Sequence[Point]) -> None:
         if network.base is not None:
             for line in describe_variant(network, size).lines():
                 logger.info("%s", line)
+
+
+def _images(point: Point) -> Images:
+    """That a point is analysed on."""
+    return images_of(point.data, point.settings, skip_bad=point.skip_bad)
 
 
 def place(*, workers: int | None, gpus: Sequence[str] | None, slurm: Any, dask: str | None) -> Place:

@@ -1,0 +1,81 @@
+"""Small pictures of many images on few sheets."""
+
+import io
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from qdv_gpu.data.geometry import Geometry
+from qdv_gpu.data.images import Images
+
+SIDE = 32  # pixels of a picture
+COLUMNS = 100  # pictures across a sheet
+EACH = COLUMNS * 125  # pictures on a sheet: 3,200 x 4,000 pixels
+QUALITIES = (75, 50, 30, 10)  # of WebP: the best that a size allows
+
+
+def small(images: Images) -> Tensor:
+    """The images squeezed into squares, uint8 [N, 3, 32, 32]; normalised ones with their range as black to white."""
+    found = images.at(Geometry(SIDE))
+    batches = found.batches(torch.arange(len(found)).split(1024), "cpu")
+    return torch.cat([_shown(batch) for batch in batches])
+
+
+def _shown(batch: Tensor) -> Tensor:
+    """A batch as uint8 [B, 3, 32, 32]."""
+    if batch.is_floating_point():
+        low, high = batch.amin((1, 2, 3), keepdim=True), batch.amax((1, 2, 3), keepdim=True)
+        scaled = (batch - low) / (high - low).clamp_min(1e-12)
+        batch = (functional.interpolate(scaled, (SIDE, SIDE), mode="area") * 255).round().to(torch.uint8)
+    return batch[:, :1].expand(-1, 3, -1, -1) if batch.shape[1] != 3 else batch
+
+
+def sheets_of(pictures: Tensor) -> list[Image.Image]:
+    """Pictures uint8 [N, 3, 32, 32] on sheets, row by row.
+
+    >>> [sheet.size for sheet in sheets_of(torch.zeros(230, 3, SIDE, SIDE, dtype=torch.uint8))]
+    [(3200, 96)]
+    """
+    sheets = []
+    for own in pictures.split(EACH):
+        rows = -(-len(own) // COLUMNS)
+        blank = torch.zeros(rows * COLUMNS, 3, SIDE, SIDE, dtype=torch.uint8)
+        blank[: len(own)] = own
+        grid = blank.view(rows, COLUMNS, 3, SIDE, SIDE).permute(0, 3, 1, 4, 2)  # [rows, SIDE, COLUMNS, SIDE, 3]
+        sheets.append(Image.fromarray(grid.reshape(rows * SIDE, COLUMNS * SIDE, 3).contiguous().numpy()))
+    return sheets
+
+
+def pictures_of(sheets: Sequence[Image.Image], count: int) -> Tensor:
+    """What `sheets_of` put on sheets: uint8 [count, 3, 32, 32].
+
+    >>> pictures = torch.randint(256, (7, 3, SIDE, SIDE)).to(torch.uint8)
+    >>> torch.equal(pictures_of(sheets_of(pictures), 7), pictures)
+    True
+    """
+    found = []
+    for sheet in sheets:
+        pixels = torch.from_numpy(np.array(sheet.convert("RGB")))
+        grid = pixels.view(-1, SIDE, COLUMNS, SIDE, 3).permute(0, 2, 4, 1, 3)
+        found.append(grid.reshape(-1, 3, SIDE, SIDE))
+    return torch.cat(found)[:count]
+
+
+def encoded(sheets: Sequence[Image.Image], most: int | None = None) -> list[bytes]:
+    """Sheets as WebP, in the best quality with which they have at most so many bytes, or else in the least."""
+    for quality in QUALITIES:
+        found = list(_webp(sheets, quality))
+        if most is None or sum(map(len, found)) <= most:
+            break
+    return found
+
+
+def _webp(sheets: Sequence[Image.Image], quality: int) -> Iterator[bytes]:
+    for sheet in sheets:
+        contents = io.BytesIO()
+        sheet.save(contents, "WEBP", quality=quality, method=4)
+        yield contents.getvalue()

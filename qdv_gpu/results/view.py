@@ -1,0 +1,155 @@
+"""A run folder as people look at it: maps, tables and predictions, read without the store."""
+
+import csv
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qdv_gpu.errors import InputError
+from qdv_gpu.files import read_json, text_of
+from qdv_gpu.results.run import RUN, embedding_file
+
+NEEDED = {"classes", "settings", "networks"}  # of what run.json says
+
+
+@dataclass(frozen=True)
+class ViewedLayer:
+    """A layer.
+
+    Attributes
+    ----------
+    network, title : str
+    scores : dict of str to float
+        Of its row of table3.csv for the first k: nh, standard_error, chance, trustworthiness, ...; NaN is unknown.
+    Z : array
+        float32 [S, N, 2]: a map for each seed.
+    hits : array or None
+        float32 [N]: hits of each image, mean over the maps.
+    strangers : array or None
+        float32 [C, C]: share of each class (column) among the neighbours of each class (row), mean over the maps.
+    stages : dict
+        Seconds and peak memory in bytes of each stage.
+    """
+
+    network: str
+    title: str
+    scores: Mapping[str, float]
+    Z: np.ndarray
+    hits: np.ndarray | None
+    strangers: np.ndarray | None
+    stages: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A finished run of `analyze`.
+
+    Attributes
+    ----------
+    folder : Path
+    about : dict
+        What run.json says.
+    classes, files : tuple of str
+        As text that every encoding has.
+    labels : array or None
+        int64 [N].
+    k : int
+        Neighbours of the scores.
+    layers : list of ViewedLayer
+        Network by network, in order.
+    predictions : dict of str to (array, array)
+        Of networks whose classes are the images': class int64 [N] and probability float32 [N].
+    thumbnails : list of Path
+        Sheets of `report/thumbnails.py`; empty in a folder of an older version.
+    """
+
+    folder: Path
+    about: Mapping[str, Any]
+    classes: tuple[str, ...]
+    files: tuple[str, ...]
+    labels: np.ndarray | None
+    k: int
+    layers: list[ViewedLayer]
+    predictions: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    thumbnails: list[Path]
+
+    @property
+    def networks(self) -> list[str]:
+        """Names, in order."""
+        return list(dict.fromkeys(layer.network for layer in self.layers))
+
+
+def view_run(folder: str | Path) -> RunView:
+    """Read a run folder of `analyze` as it is.
+
+    Raises
+    ------
+    InputError
+        If it holds no finished run, or what it holds is damaged.
+    """
+    folder = Path(folder)
+    if not (folder / RUN).is_file() or not (folder / "table3.csv").is_file():
+        raise InputError(f"{folder} holds no finished run of qdv-gpu analyze")
+    about = read_json(folder / RUN)
+    if not isinstance(about, dict) or not about.keys() >= NEEDED:
+        raise InputError(f"{folder / RUN} is not of qdv-gpu analyze, or damaged")
+    try:
+        return _view(folder, about)
+    except (OSError, EOFError, AttributeError, LookupError, TypeError, ValueError, csv.Error, zipfile.BadZipFile) as e:
+        if isinstance(e, InputError):
+            raise
+        raise InputError(f"{folder} is damaged ({type(e).__name__}: {e}): run its command again") from None
+
+
+def _view(folder: Path, about: Mapping[str, Any]) -> RunView:
+    classes = tuple(text_of(name) for name in about["classes"])
+    columns = _columns(folder / "predictions.csv")
+    files = tuple(columns["file"])
+    timings = read_json(folder / "timings.json") if (folder / "timings.json").is_file() else {}
+    with (folder / "table3.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    k = int(rows[0]["k"])
+    layers, labels = [], None
+    for row in rows:
+        if int(row["k"]) != k:
+            continue
+        own, arrays = f"{row['network']} {row['layer']}", _arrays(folder, row["network"], row["layer"])
+        labels, Z = arrays.get("labels"), arrays["Z"]
+        if Z.shape[1:] != (len(files), 2) or (labels is not None and len(labels) != len(files)):
+            raise ValueError(f"maps of {own} are {list(Z.shape)}, of {len(files)} images")
+        hits = np.array(columns[own], np.float32) if own in columns else None
+        title = row["layer"] + (f" [{row['tokens']}]" if row["tokens"] else "")
+        stages = timings.get(f"{row['network']}/{row['layer']}", {})
+        layers.append(ViewedLayer(row["network"], title, _numbers(row), Z, hits, arrays.get("class_neighbors"), stages))
+    numbers = {name: number for number, name in enumerate(classes)}
+    predictions = {
+        network: (
+            np.array([numbers[name] for name in columns[f"{network} prediction"]]),
+            np.array(columns[f"{network} probability"], np.float32),
+        )
+        for network in dict.fromkeys(layer.network for layer in layers)
+        if f"{network} prediction" in columns
+    }
+    thumbnails = sorted((folder / "thumbnails").glob("*.webp"))
+    return RunView(folder, about, classes, files, labels, k, layers, predictions, thumbnails)
+
+
+def _columns(file: Path) -> dict[str, list[str]]:
+    """Columns of a CSV."""
+    with file.open(newline="", encoding="utf-8") as lines:
+        header, *rows = csv.reader(lines)
+    return dict(zip(header, map(list, zip(*rows, strict=True)), strict=True))
+
+
+def _arrays(folder: Path, network: str, layer: str) -> dict[str, np.ndarray]:
+    with np.load(folder / embedding_file(network, layer)) as arrays:
+        return dict(arrays)
+
+
+def _numbers(row: Mapping[str, str]) -> dict[str, float]:
+    known = {name: value for name, value in row.items() if name not in ("network", "layer", "tokens")}
+    return {name: float(value or "nan") for name, value in known.items()}
