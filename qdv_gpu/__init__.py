@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from qdv_gpu.studies.analyze import analyze
     from qdv_gpu.studies.compare import compare
     from qdv_gpu.studies.deconv import picture
+    from qdv_gpu.studies.export import export
     from qdv_gpu.studies.finetune import finetune
     from qdv_gpu.studies.plot import plot
     from qdv_gpu.studies.profile import profile
@@ -48,6 +49,7 @@ _HOME = {
     "compare": "studies.compare",
     "describe_layers": "networks.tokens",
     "describe_variant": "networks.account",
+    "export": "studies.export",
     "finetune": "studies.finetune",
     "load_images": "data.datasets",
     "load_network": "networks.load",
@@ -79,6 +81,7 @@ __all__ = [
     "compare",
     "describe_layers",
     "describe_variant",
+    "export",
     "finetune",
     "load_images",
     "load_network",

@@ -227,6 +227,26 @@ def plot(
 
 
 @command
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of `qdv-gpu analyze`.")],
+    *,
+    to: Annotated[str, typer.Option(help="parquet (for embedding-atlas, pandas, ...), tensorboard or csv.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the files; default RUN/export/TO.")] = None,
+) -> None:
+    """Write the maps of a run, with images, labels, predictions and hits, for other programs to show."""
+    import shlex
+
+    from qdv_gpu.studies.export import export as write
+
+    with working():
+        paths = write(run, out, to=to)
+    if to == "tensorboard":
+        print(f"tensorboard --logdir {shlex.quote(str(paths[-1].parent))}")
+    else:
+        print("\n".join(map(str, paths)))
+
+
+@command
 def layers(
     network: NetworkName,
     *,

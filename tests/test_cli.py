@@ -163,7 +163,7 @@ def test_help_does_not_import_torch():
 def test_version_and_short_help(qdv):
     code, out, _ = qdv("--version")
     assert (code, out) == (0, f"qdv-gpu {qdv_gpu.__version__}\n")
-    for command in ("analyze", "finetune", "deconv", "plot", "layers", "profile", "store", "demo", "doctor"):
+    for command in ("analyze", "finetune", "deconv", "plot", "export", "layers", "profile", "store", "demo", "doctor"):
         code, out, _ = qdv(command, "-h")
         assert code == 0
         assert "--quiet" in out

@@ -51,14 +51,18 @@ class Run:
     hits: dict[str, np.ndarray]
 
 
-def embedding_file(network: str, layer: str) -> str:
-    """Name of the file with a layer's maps in a run folder."""
-    return f"embeddings/{safe_name(network)}/{safe_name(layer)}.npz"
-
-
 def is_run(path: Any) -> bool:
     """Whether a path is of a folder that `analyze` wrote."""
     return isinstance(path, str | Path) and (Path(path) / RUN).is_file() and (Path(path) / "layers.csv").is_file()
+
+
+def embedding_file(network: str, layer: str) -> str:
+    """Name of the file with a layer's maps, in a run folder.
+
+    >>> embedding_file("alexnet", "conv3")
+    'embeddings/alexnet/conv3.npz'
+    """
+    return f"embeddings/{safe_name(network)}/{safe_name(layer)}.npz"
 
 
 def read_run(folder: str | Path, *, k: int | None = None, store: str | Path | None = None) -> Run:
