@@ -67,13 +67,6 @@ def test_doctor(qdv):
     assert "failed" not in out
 
 
-def test_demo(qdv, tmp_path):
-    code, out, _ = qdv("demo", "--out", tmp_path / "demo", "--device", "cpu")
-    assert code == 0
-    assert "stage3" in out
-    assert (tmp_path / "demo" / "analysis" / "figures" / "nh.png").is_file()
-
-
 def bad_folder(tmp_path):
     """A data set whose class cat has an empty file."""
     for split in ("train", "test"):

@@ -31,6 +31,14 @@ def cnn() -> nn.Module:
     return Tiny()
 
 
+def seeded(seed: int, kernel: int = 3) -> nn.Module:
+    """The same with other weights, and another second convolution."""
+    torch.manual_seed(seed)
+    network = Tiny()
+    network.conv2 = nn.Conv2d(6, 8, kernel, padding=kernel // 2)
+    return network
+
+
 def normalised() -> nn.Module:
     """With batch norm of its maps."""
     network = cnn()
