@@ -1,5 +1,6 @@
 """What a forward pass costs and its units see, without numbers: operations, sizes, strides and receptive fields."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,11 @@ from qdv_gpu.networks.network import Network
 _aten = torch.ops.aten
 _MIXING = (_aten.bmm, _aten._scaled_dot_product_flash_attention_for_cpu, _aten._scaled_dot_product_efficient_attention,
            _aten._scaled_dot_product_flash_attention, _aten._scaled_dot_product_attention_math_for_mps)  # fmt: skip
+
+
+_SHIFTING = ("pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d", "_pad_circular", "narrow", "split",
+             "split_with_sizes", "chunk")  # fmt: skip
+_Seen = tuple[int, int, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -52,8 +58,10 @@ def pass_of(network: Network, module: nn.Module, paths: Iterable[str]) -> Pass:
     """What a forward pass of a module on the meta device does, for a network's images.
 
     Receptive fields follow Araujo et al. (2019): of each convolution and pooling, r += (k - 1) d j, and then j *= s,
-    with kernel k, dilation d, stride s, and j pixels between units; where branches meet, the largest. A gate of one
-    number a map (squeeze and excitation) is not counted as seeing the whole image.
+    with kernel k, dilation d, stride s, and j pixels between units; where branches meet, the largest. A transposed
+    convolution divides j by s. Behind anything else that changes height or width, but for padding and cutting off,
+    stride and field are not known. A gate of one number a map (squeeze and excitation) is not counted as seeing the
+    whole image.
 
     Raises
     ------
@@ -71,13 +79,15 @@ def pass_of(network: Network, module: nn.Module, paths: Iterable[str]) -> Pass:
     wanted, every = set(paths), [path for path, _ in module.named_modules()]
     watch = _Watch()
 
-    def enter(path: str, *_: Any) -> None:
+    def enter(path: str, _module: nn.Module, inputs: tuple[Any, ...], _options: Any) -> None:
         watch.running.append(path)
+        if not path:
+            watch.seen |= {one: (1, 1, _sides(one)) for one in inputs if isinstance(one, Tensor)}
 
     def leave(path: str, _module: nn.Module, _inputs: Any, _options: Any, output: Any) -> None:
         watch.running.pop()
         if path in wanted and isinstance(output, Tensor):
-            stride, field = watch.seen.get(output, (0, 0))
+            stride, field, _ = watch.seen.get(output, (0, 0, ()))
             grids[path] = Grid(_sides(output), stride, field) if output.ndim == 4 else Grid((), 0, 0)
 
     # torch's counter takes composite operators apart, so that it must be the first to see them
@@ -92,12 +102,18 @@ def _sides(maps: Tensor) -> tuple[int, int]:
     return (first, second) if first == second != third else (second, third)
 
 
+def _shifts(packet: Any, args: Any) -> bool:
+    """Whether an operation only puts rows to maps or cuts them off."""
+    name = getattr(packet, "__name__", "")
+    return name in _SHIFTING or (name == "slice" and (len(args) < 5 or args[4] == 1))
+
+
 class _Watch(TorchDispatchMode):
-    """Follows stride and receptive field of every tensor."""
+    """Follows stride, receptive field, and height and width, as they last were, of every tensor."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: dict[Tensor, tuple[int, int]] = {}  # the tensors hold nothing, and stay themselves while kept
+        self.seen: dict[Tensor, _Seen] = {}  # the tensors hold nothing, and stay themselves while kept
         self.pooled: list[Pooled] = []
         self.running: list[str] = []
 
@@ -108,15 +124,14 @@ class _Watch(TorchDispatchMode):
         known = [self.seen[one] for one in self._whole(tensors) if one in self.seen]
         outputs = [one for one in (result if isinstance(result, tuple | list) else [result]) if isinstance(one, Tensor)]
         packet = getattr(function, "overloadpacket", function)
-        if not known and outputs and packet in (_aten.convolution, _aten.max_pool2d_with_indices, _aten.avg_pool2d):
-            known = [(1, 1)] if tensors and tensors[0].ndim == 4 and not self.seen else known
         if known:
             stride, field = max(one[0] for one in known), max(one[1] for one in known)
-            if any(one == (0, 0) for one in known) or packet in _MIXING:
-                after = (0, 0)
-            else:
-                after = self._after(packet, args, outputs, stride, field)
-            self.seen |= dict.fromkeys(outputs, after)
+            unknown = any(one[:2] == (0, 0) for one in known) or packet in _MIXING
+            after = (0, 0) if unknown else self._after(packet, args, outputs, stride, field)
+            for one in outputs:
+                sides = _sides(one) if one.ndim == 4 else known[0][2]
+                left = after is not None or sides == known[0][2] or _shifts(packet, args)
+                self.seen[one] = (*((stride, field) if after is None else after), sides) if left else (0, 0, sides)
         return result
 
     @staticmethod
@@ -126,11 +141,14 @@ class _Watch(TorchDispatchMode):
         most = max((side.numel() for side in sides), default=0)
         return [one for one in tensors if one.ndim != 4 or one.shape[2:].numel() == most]
 
-    def _after(self, packet: Any, args: Any, outputs: list[Tensor], stride: int, field: int) -> tuple[int, int]:
+    def _after(self, packet: Any, args: Any, outputs: list[Tensor], stride: int, field: int) -> tuple[int, int] | None:
+        """Stride and field behind an operation; (0, 0) if they are not known, None if it leaves them as they are."""
         if packet is _aten.convolution:
             kernel, step, dilation = args[1].shape[2], args[3][0], args[5][0]
-            if args[6]:  # transposed: finer, and each unit sees a part of the kernel
-                return max(1, stride // step), field + -(-(kernel - 1) // step) * stride
+            if args[6]:  # transposed: finer, and each unit sees every so many rows of the kernel
+                every = step // math.gcd(step, dilation)
+                seen = (kernel - 1) // every * every * dilation // step
+                return (0, 0) if stride % step else (stride // step, field + seen * stride)
         elif packet is _aten.max_pool2d_with_indices:
             kernel, step, dilation = args[1][0], (list(args[2]) or args[1])[0] if len(args) > 2 else args[1][0], 1
             dilation = args[4][0] if len(args) > 4 else 1
@@ -141,7 +159,7 @@ class _Watch(TorchDispatchMode):
         elif packet is _aten.mean and args[0].ndim == 4 and sorted(d % 4 for d in args[1]) == [2, 3]:
             return self._pool(args[0], (1, 1), stride, field)
         else:
-            return stride, field
+            return None
         return stride * step, field + (kernel - 1) * dilation * stride
 
     def _pool(self, maps: Tensor, after: Any, stride: int, field: int) -> tuple[int, int]:
