@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from qdv_gpu.errors import InputError
 from qdv_gpu.networks.hooks import hooked
@@ -127,7 +128,8 @@ def check_size(network: Network, shape: Sequence[int]) -> None:
     """
     image = torch.zeros(1, *shape, dtype=network.dtype, device=network.device)
     try:
-        with torch.inference_mode():
+        lazy = any(is_lazy(one) for one in network.module.parameters())  # it gets its weights here, for good
+        with torch.no_grad() if lazy else torch.inference_mode():
             network.module(image)
     except (RuntimeError, ValueError, AssertionError) as error:
         if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError):
