@@ -66,7 +66,13 @@ def set_depth(stage: nn.Module, depth: Any, path: str, between: nn.Module) -> tu
         for module in block.modules():
             reset: Any = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
             if reset is not None:
-                reset()
+                try:
+                    reset()
+                except Exception as error:
+                    reason = " ".join(f"{type(error).__name__}: {error}".split())
+                    raise InputError(
+                        f"{path}.depth: a {type(module).__name__} cannot be initialised anew: {reason}"
+                    ) from None
                 fresh |= {*module.parameters(recurse=False), *module.buffers(recurse=False)}
         own = [*block.parameters(), *block.buffers()]
         copied |= {a: b for a, b in zip(own, [*last.parameters(), *last.buffers()], strict=True) if a not in fresh}

@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -40,10 +40,13 @@ class Draft:
         Its module is ours to change.
     origins : dict of Tensor to str
         The base's tensors, and new ones in their places, to the names that they have in the base.
+    copied : set of Tensor
+        Those of new blocks, which hold values of the base's beside them and not in their places.
     """
 
     network: Network
     origins: dict[Tensor, str]
+    copied: set[Tensor] = field(default_factory=set)
 
     @property
     def module(self) -> nn.Module:
@@ -55,6 +58,7 @@ class Draft:
         for name, tensor in [*new.named_parameters(), *new.named_buffers()]:
             if name in before and before[name] in self.origins:
                 self.origins.setdefault(tensor, self.origins[before[name]])
+                self.copied |= {tensor} if before[name] in self.copied else set()
                 tensor.requires_grad_(before[name].requires_grad)
         set_module(self.module, old, new)
 
@@ -100,6 +104,7 @@ def _deepen(draft: Draft, path: str, old: nn.Module, depth: Any) -> None:
     for tensor, source in same.items():
         if source in draft.origins:
             draft.origins[tensor] = draft.origins[source]
+            draft.copied.add(tensor)
     if new is not old:
         set_module(draft.module, old, new)
 
@@ -161,7 +166,7 @@ def _activations(module: nn.Module) -> tuple[type[nn.Module], ...]:
 
 def _set_activation(draft: Draft, kind: Any) -> None:
     """Another activation in the place of every one; gates by a sigmoid, beside others, are left."""
-    if kind not in ACTIVATIONS:
+    if not isinstance(kind, str) or kind not in ACTIVATIONS:
         raise unknown("value of activation", str(kind), ACTIVATIONS, alike=0)
     found = [m for m in draft.module.modules() if isinstance(m, _activations(draft.module))]
     if not found:

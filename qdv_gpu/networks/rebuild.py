@@ -12,6 +12,9 @@ from qdv_gpu.errors import InputError, unknown
 from qdv_gpu.networks.copies import shared_copy
 from qdv_gpu.networks.identity import structure_digest
 
+_COUNTS = ("kernel_size", "stride", "dilation", "groups", "in_channels", "out_channels", "in_features", "out_features",
+           "num_features", "num_channels", "num_groups")  # fmt: skip
+_LEAST = {**dict.fromkeys(_COUNTS, 1), "padding": 0, "output_padding": 0}  # without numbers torch checks none of these
 _TENSORS = ("_parameters", "_buffers", "_non_persistent_buffers_set")
 
 
@@ -47,7 +50,10 @@ def rebuild(module: nn.Module, changes: Mapping[str, Any], where: str = "") -> n
     for name, value in changes.items():
         if name not in known:
             raise unknown(f"argument of {shown}", name, known or ["none"], alike=0)
-        _check_kind(f"{where or type(module).__name__}.{name}", _kept(module, name), value, known[name])
+        full, old = f"{where or type(module).__name__}.{name}", _kept(module, name)
+        _check_kind(full, old, value, known[name])
+        if name in _LEAST and _numeric(old) and _numeric(value):
+            _check_counts(full, old, value, _LEAST[name])
     if kind is None:
         parts = ", ".join(f"{where}.{part}".lstrip(".") for part, _ in list(module.named_children())[:3])
         raise InputError(
@@ -137,6 +143,15 @@ def _check_kind(name: str, old: Any, value: Any, parameter: inspect.Parameter) -
             raise InputError(f"{name} must be a number like {old!r}, got {value!r:.60}")
     elif isinstance(old, str) and not (isinstance(value, str) or _numeric(value)):
         raise InputError(f"{name} must be a text like {old!r}, got {value!r:.60}")
+
+
+def _check_counts(name: str, old: Any, value: Any, least: int) -> None:
+    """Raise InputError unless a value is an integer, or as many as the old one has, each of which is large enough."""
+    given = list(value) if isinstance(value, tuple | list) else [value]
+    if not all(one is None or (isinstance(one, int) and one >= least) for one in given):
+        raise InputError(f"{name} must be an integer of at least {least}, got {value!r:.60}")
+    if isinstance(value, tuple | list) and isinstance(old, tuple) and len(value) != len(old):
+        raise InputError(f"{name} must be one integer or {len(old)}, got {value!r:.60}")
 
 
 def _numeric(value: Any) -> bool:

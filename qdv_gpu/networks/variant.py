@@ -142,17 +142,18 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 def _carry(draft: Draft, named: Mapping[str, Tensor], carry: str) -> dict[str, str]:
     """Put the base's tensors where they fit, and what of them is carried where they do not; where they are from."""
     origins: dict[str, str] = {}
-    used = set(_tensors(draft.module).values())
-    for path, module in draft.module.named_modules():
+    for path, module in draft.module.named_modules(remove_duplicate=False):  # each name of a module that has several
         for kept in (module._parameters, module._buffers):
             for name, tensor in list(kept.items()):
                 source = draft.origins.get(tensor) if tensor is not None else None
                 if tensor is None or source is None:
                     continue
                 old = named[source]
-                if old.shape == tensor.shape:
-                    if old not in used:  # else it is itself, or of a copied block
-                        kept[name] = old
+                if old.shape == tensor.shape and tensor not in draft.copied:
+                    kept[name] = old
+                elif old.shape == tensor.shape:
+                    with torch.no_grad():
+                        tensor.copy_(old)
                 elif carry == CARRY[0]:
                     continue
                 else:
