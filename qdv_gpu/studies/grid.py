@@ -143,8 +143,13 @@ def read_sweep(source: str | Path | Mapping[str, Any], *, max_points: int = MAX_
         for key in own:
             _check_key(sheet, "points", key, number)
     for key in axes:
-        if key in shared:
-            raise sheet.error("it is set in [run] too: one of them must go", "grid", key)
+        if same := next((one for one in shared if _homes(one) <= _homes(key)), None):
+            named = "" if same == key else f", as {same}"
+            raise sheet.error(f"it is set in [run] too{named}: one of them must go", "grid", key)
+    _check_once(sheet, "run", list(shared))
+    _check_once(sheet, "grid", list(axes))
+    for number, own in enumerate(single):
+        _check_once(sheet, "points", list(own), number)
     count = (math.prod(map(len, axes.values())) if axes else 0) + len(single)
     if count > max_points:
         raise sheet.error(f"the sweep has {count:,} points: at most {max_points:,} are allowed (--max-points)", "grid")
@@ -154,16 +159,21 @@ def read_sweep(source: str | Path | Mapping[str, Any], *, max_points: int = MAX_
     ]
     for number, own in enumerate(single):
         chosen.append(({**shared, **{key: (value, "points", number) for key, value in own.items()}}, tuple(own)))
+    runs = [given["runs"][0] if "runs" in given else 1 for given, _ in chosen]
+    total = sum(value for value in runs if isinstance(value, int))
+    if total > max_points:
+        raise sheet.error(f"the sweep has {total:,} points: at most {max_points:,} are allowed (--max-points)", "grid")
     points = [point for given, varied in chosen for point in _points(sheet, given, varied)]
     if not points:
         raise sheet.error("the sweep has no points: a [grid] of lists or [[points]] are required", "grid")
-    seen: dict[str, Point] = {}
-    for point in points:
-        if point.digest in seen:
-            raise sheet.error(f"{point.label}, run {point.run}, is there twice", "grid" if axes else "points")
-        seen[point.digest] = point
     if len(points) > max_points:
         raise sheet.error(f"the sweep has {len(points):,} points: at most {max_points:,} are allowed", "grid")
+    seen: dict[str, Point] = {}
+    for point in points:
+        other = seen.setdefault(_meaning(point), point)
+        if other is not point:
+            named = "" if other.label == point.label else f", once as {other.label}"
+            raise sheet.error(f"{point.label}, run {point.run}, is there twice{named}", "grid" if axes else "points")
     return sheet, points
 
 
@@ -204,9 +214,44 @@ def _check_key(sheet: Sheet, part: str, key: str, number: int = 0) -> None:
         raise sheet.error(
             f"say which: finetune.{key} of training images, or analyze.{key} of test images", part, key, number
         )
+    if dot and study in TABLES:
+        raise sheet.error(str(unknown(f"setting of {study}", name, _names(TABLES[study]))), part, key, number)
     everywhere = [*OWN, *(name for table in TABLES.values() for name in _names(table))]
     if dot or key not in everywhere:
         raise sheet.error(str(unknown("setting", key, everywhere)), part, key, number)
+
+
+def _homes(key: str) -> set[tuple[str, str]]:
+    """The settings that a key sets, by study and name."""
+    study, _, name = key.rpartition(".")
+    homes = {(one, name) for one, table in TABLES.items() if study in ("", one) and name in _names(table)}
+    return homes or {("", name)}
+
+
+def _check_once(sheet: Sheet, part: str, keys: Sequence[str], number: int = 0) -> None:
+    """Refuse a key of which nothing is left, as others of its table say it for finetune and analyze themselves."""
+    for key in keys:
+        others = [one for one in keys if "." in one and "." not in key and _homes(one) <= _homes(key)]
+        if others and set().union(*map(_homes, others)) == _homes(key):
+            raise sheet.error(f"it is set as {' and '.join(others)} too: one of them must go", part, key, number)
+
+
+def _meaning(point: Point) -> str:
+    """What is computed for a point, whatever it is called and however it is written."""
+    spec = Spec.parse(point.network)
+    edits = list(spec.edits.items())  # in their order
+    network = [spec.name, spec.arguments, edits, spec.carry, spec.checkpoint]
+    said = replace(point, label="", varied={}, network="").said()
+    return json.dumps(_one_form([network, said]), sort_keys=True, default=repr)
+
+
+def _one_form(value: Any) -> Any:
+    """A value with 2.0 as 2."""
+    if isinstance(value, dict):
+        return {key: _one_form(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_one_form(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _axis(sheet: Sheet, key: str, values: Any) -> list[Any]:
@@ -243,7 +288,8 @@ def _points(sheet: Sheet, given: Mapping[str, tuple[Any, str, int]], varied: Seq
         raise refuse("preset", str(unknown("preset", presets, PRESETS)))
     tables: dict[str, Any] = {"finetune": Training(threads=1), "analyze": PRESETS[presets]}
     trains = "runs" in given
-    for key, (value, _, _) in given.items():
+    ordered = sorted(given.items(), key=lambda one: (one[1][1] != "run", "." in one[0]))  # what says more comes last
+    for key, (value, _, _) in ordered:
         study, _, name = key.rpartition(".")
         if name in OWN:
             continue
@@ -270,7 +316,9 @@ def _points(sheet: Sheet, given: Mapping[str, tuple[Any, str, int]], varied: Seq
 
 def _runs(value: Any, refuse: Any) -> Sequence[int]:
     """Numbers of the runs: 1, 2, ... up to a number, or those of a list."""
-    several = list(range(1, value + 1)) if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return range(1, value + 1)
+    several = value
     whole = isinstance(several, list) and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in several)
     if not whole or not several or len(set(several)) < len(several):
         raise refuse("runs", f"a number of runs, or a list of different ones from 1, is required, got {value!r:.60}")

@@ -134,3 +134,31 @@ def test_variants_by_name_table_and_object():
 def test_changed_keys():
     found = changed_keys(TABLE, changed(grid={"lr": [1.0]}, run={"seeds": None}))
     assert found == ["run.seeds (2 → None)", "grid.lr ([0.001, 0.01] → [1.0])"]
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"grid": {"lr": [1, 1.0]}}, "lr=1.0), run 1, is there twice, once as"),
+        ({"grid": {"network": ["alexnet[width=2]", "alexnet[ width = 2.0 ]"], "lr": None}}, "is there twice, once as"),
+        ({"grid": {"network": ["a=alexnet", "b=alexnet"], "lr": None}}, "b=alexnet, run 1, is there twice, once as a="),
+        ({"run": {"finetune": {"lr": 0.1, "samples": 200}}}, "grid.lr: it is set in [run] too, as finetune.lr: one of"),
+        ({"run": {"finetune": {"epochs": 2, "samples": 200}}}, "run.epochs: it is set as finetune.epochs too: one of"),
+        ({"grid": {"runs": 10**12}}, "the sweep has 4,000,000,000,000 points: at most 10,000 are"),
+        ({"run": {"finetune": {"k": [3]}}}, "run.finetune.k: unknown setting of finetune 'k': "),
+    ],
+)
+def test_what_is_said_twice_or_too_often(tables, message):
+    with pytest.raises(InputError) as error:
+        read_sweep(changed(**tables))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("keys", [("image_size", "analyze"), ("analyze", "image_size")])
+def test_what_says_which_study_counts_in_any_order(keys):
+    more = {"image_size": 16, "analyze": {"image_size": 24, "samples": 100}}
+    table = changed(run={"analyze": None}) | {}
+    table["run"] |= {key: more[key] for key in keys}
+    point = read_sweep(table)[1][0]
+    assert (point.training.image_size, point.settings.image_size) == (16, 24)
