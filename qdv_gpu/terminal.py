@@ -60,7 +60,12 @@ def show_sweep(result: "Sweep") -> None:
     if result.ranking is not None:
         show_table(*ranking_table(result.ranking))
         print(ranking_sentences(result.ranking), relation_sentence(result.ranking), sep="\n")
-    for path in (result.out / "report.html", result.out / "sweep.csv", result.out / "ranking.md", *result.figures):
+    written = [
+        result.out / "report.html",
+        result.out / "sweep.csv",
+        *([] if result.ranking is None else [result.out / "ranking.md"]),
+    ]
+    for path in (*written, *result.figures):
         print(path)
     for point, state in result.failed:
         say(f"{point.label}, run {point.run}: {state.kind}: {state.about.get('message', '')} ({result.log(point)})")

@@ -193,3 +193,8 @@ def wide(maps: int = 4) -> nn.Module:
 def raising() -> nn.Module:
     """A factory that fails."""
     raise RuntimeError("no\nluck")
+
+
+def exiting() -> nn.Module:
+    """A factory of a program that ends itself."""
+    raise SystemExit(3)

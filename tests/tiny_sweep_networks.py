@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -51,3 +52,7 @@ def suicidal():
 def slow():
     """Longer than any job may take, the first time."""
     return _failing("slow", lambda: time.sleep(600) if _count() == 1 else None)
+
+
+def leaves():
+    return _failing("leaves", lambda: sys.exit(7))

@@ -119,7 +119,7 @@ def _from_factory(name: str, arguments: Mapping[str, Any]) -> nn.Module:
         sys.path.append("")  # the current folder may hold the factory
     try:
         factory = getattr(importlib.import_module(module_name), factory_name)
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, SystemExit) as error:
         raise InputError(f"network {name}: {module_name} cannot be imported ({error})") from None
     except AttributeError:
         raise InputError(f"network {name}: {module_name} has no {factory_name!r}") from None
@@ -138,7 +138,7 @@ def _building(name: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a factory may be of a program that ends itself
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         if isinstance(error, pickle.UnpicklingError):  # whose text tells how to run what is in the file
             reason = "it holds other things than tensors, which are not loaded"

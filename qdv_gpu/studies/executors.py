@@ -93,8 +93,12 @@ def in_process(out: Path, tasks: Sequence[Task], progress: Progress) -> None:
     for task in tasks:
         rest = task
         while rest:
-            run_points(out, rest, store=progress.store.path)
-            rest = unfinished(out, rest, 0, first=False)
+            code = 0
+            try:
+                run_points(out, rest, store=progress.store.path)
+            except SystemExit as error:  # of a network, and no reason to end the others
+                code = error.code if isinstance(error.code, int) else int(error.code is not None)
+            rest = unfinished(out, rest, code, first=False)
         progress.tell(task)
 
 

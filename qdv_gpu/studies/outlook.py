@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from qdv_gpu.errors import unknown
 from qdv_gpu.features.forward import network_input
-from qdv_gpu.files import read_json, readable_time
+from qdv_gpu.files import readable_time
 from qdv_gpu.machine import on_threads, resolve_device
 from qdv_gpu.networks.network import Network
 from qdv_gpu.results.store import Key, Store
@@ -20,7 +20,7 @@ from qdv_gpu.studies.executors import read_slurm, slots_of, slurm_script, tasks_
 from qdv_gpu.studies.finetune import WEIGHTS, Task
 from qdv_gpu.studies.grid import read_sweep
 from qdv_gpu.studies.job import Job
-from qdv_gpu.studies.point import SWEEP, Point, read_points, state_of
+from qdv_gpu.studies.point import Kept, Point, state_of
 from qdv_gpu.studies.sweep import check_points, place, rungs
 
 
@@ -117,7 +117,8 @@ def why(out: str | Path, name: str) -> list[str]:
         If there is no such point, or several.
     """
     out = Path(out)
-    points, store = read_points(out), Store(read_json(out / SWEEP)["store"])
+    kept = Kept.read(out)
+    points, store = kept.points, Store(kept.store)
     chosen = [p for p in points if p.name == name] or [
         p for p in points if p.name.startswith(name) or p.name.endswith(name)
     ]

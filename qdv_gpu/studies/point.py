@@ -25,11 +25,19 @@ from typing import Any
 from qdv_gpu.errors import InputError
 from qdv_gpu.files import locked, read_json, safe_name, write_json
 from qdv_gpu.networks.spec import Spec
+from qdv_gpu.results.run import RUN
 from qdv_gpu.results.stages import VERSIONS
 from qdv_gpu.results.store import Store
 from qdv_gpu.studies.settings import Settings, Training
 
 SWEEP, RESULT, ERROR, STARTED, LOG = "sweep.json", "result.json", "error.json", "started.json", "log.txt"
+_NUMBER = int | float
+_HOLDS: dict[str, dict[str, Any]] = {  # what a file says at least, and of which type
+    RESULT: {"accuracy": _NUMBER | None, "gmac": _NUMBER | None, "seconds": dict, "stages": list, "versions": dict},
+    ERROR: {"message": str, "seconds": _NUMBER},
+    STARTED: {"time": _NUMBER, "attempt": int},
+    RUN: {"stages": list},
+}
 LABEL = 60  # characters of a folder's name that are for people
 logger = logging.getLogger(__name__)
 
@@ -150,7 +158,7 @@ def state_of(out: Path, point: Point, store: Store | None) -> State:
         with locked(folder, shared=True) as free:
             if not free:
                 return State("running", since, started)
-    result, error = _read(folder / RESULT), _read(folder / ERROR)
+    result, error = _result(folder), _read(folder / ERROR)
     if result and (store is None or _is_done(result, store)):
         return State("done", sum(result["seconds"].values()), result)
     if error and not result:
@@ -163,11 +171,20 @@ def _is_done(result: Mapping[str, Any], store: Store) -> bool:
     return bool(result) and result["versions"] == VERSIONS and store.holds(result["stages"])
 
 
+def _result(folder: Path) -> dict[str, Any]:
+    """A point's result.json; nothing without an analysis that is finished."""
+    return _read(folder / RESULT) if _read(folder / "analysis" / RUN) else {}
+
+
 def _read(file: Path) -> dict[str, Any]:
-    """What a file says; nothing if it is not there, or not whole."""
+    """What a file says; nothing if it is not there, not whole, or does not say what this version writes."""
     with suppress(OSError, InputError):
         found = read_json(file)
-        return found if isinstance(found, dict) else {}
+        if isinstance(found, dict) and all(
+            n in found and isinstance(found[n], t) for n, t in _HOLDS[file.name].items()
+        ):
+            times = found["seconds"].values() if isinstance(found.get("seconds"), dict) else ()
+            return found if all(isinstance(one, _NUMBER) for one in times) else {}
     return {}
 
 
@@ -195,7 +212,7 @@ def _but_perplexity(point: Point) -> str:
 def _run_point(out: Path, point: Point, *, store: Path, also: Sequence[Settings]) -> None:
     folder = point.folder(out)
     with locked(folder, wait=True), _logged(folder / LOG):
-        if _is_done(_read(folder / RESULT), Store(store)):
+        if _is_done(_result(folder), Store(store)):
             return
         for name in (ERROR, RESULT):
             (folder / name).unlink(missing_ok=True)
@@ -245,7 +262,6 @@ def _is_memory(error: Exception) -> bool:
 
 def _computed(out: Path, point: Point, store: Path, also: Sequence[Settings]) -> dict[str, Any]:
     """Compute a point; what its result.json says."""
-    from qdv_gpu.results.run import RUN
     from qdv_gpu.studies.analyze import analyze
     from qdv_gpu.studies.finetune import finetune
 
@@ -301,9 +317,37 @@ def _logged(file: Path) -> Iterator[None]:
             one.setLevel(level)
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What sweep.json says: the file as a dict, points as they were asked for and of all rungs, store and folder."""
+
+    table: dict[str, Any]
+    asked: list[Point]
+    points: list[Point]
+    store: Path
+    cwd: str
+
+    @classmethod
+    def read(cls, out: Path) -> "Kept":
+        """Of the sweep in `out`; InputError if it is not whole, OSError if there is none."""
+        try:
+            said = read_json(out / SWEEP)
+            asked, points = ([Point.of(one) for one in said[name]] for name in ("asked", "points"))
+            texts = [said["cwd"], said["store"]]
+            texts += [text for one in (*asked, *points) for text in (one.label, one.network, one.data, one.weights)]
+            if isinstance(said["table"], dict) and all(isinstance(text, str) for text in texts):
+                return cls(said["table"], asked, points, Path(said["store"]), said["cwd"])
+        except (InputError, KeyError, TypeError, AttributeError):
+            pass
+        raise InputError(
+            f"{out / SWEEP} is damaged, or of another version: delete it, or choose another --out; what the store has "
+            "is not computed again"
+        )
+
+
 def read_points(out: Path) -> list[Point]:
     """All points of the sweep in `out`."""
-    return [Point.of(said) for said in read_json(out / SWEEP)["points"]]
+    return Kept.read(out).points
 
 
 def _end_with_parent() -> None:
@@ -319,11 +363,11 @@ def _end_with_parent() -> None:
 
 def compute(out: str, names: Sequence[str]) -> list[str]:
     """In a process of its own: compute the points of a sweep that are named; the names of those that failed."""
-    sweep = read_json(Path(out) / SWEEP)
-    os.chdir(sweep["cwd"])  # where names of files and factories mean what they meant
+    sweep = Kept.read(Path(out))
+    os.chdir(sweep.cwd)  # where names of files and factories mean what they meant
     logging.getLogger("qdv_gpu").setLevel(logging.INFO)
-    points = [point for point in read_points(Path(out)) if point.name in names]
-    return run_points(Path(out), points, store=Path(sweep["store"]))
+    points = [point for point in sweep.points if point.name in names]
+    return run_points(Path(out), points, store=sweep.store)
 
 
 def main() -> int:

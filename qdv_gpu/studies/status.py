@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from qdv_gpu.errors import InputError
-from qdv_gpu.files import read_json, readable_time
+from qdv_gpu.files import readable_time
 from qdv_gpu.results.store import Store
-from qdv_gpu.studies.point import LOG, SWEEP, Point, State, read_points, state_of
+from qdv_gpu.studies.point import LOG, SWEEP, Kept, Point, State, state_of
 
 KINDS = ("done", "running", "waiting", "failed", "lost")
 
@@ -87,10 +87,10 @@ def status(out: str | Path) -> Status:
     Raises
     ------
     InputError
-        If there is none.
+        If there is none, or it is damaged.
     """
     out = Path(out)
     if not (out / SWEEP).is_file():
         raise InputError(f"{out} holds no sweep: `qdv-gpu sweep SWEEP.toml --out {out}` makes one")
-    points, store = read_points(out), Store(read_json(out / SWEEP)["store"])
-    return Status(out, points, [state_of(out, point, store) for point in points])
+    kept = Kept.read(out)
+    return Status(out, kept.points, [state_of(out, point, Store(kept.store)) for point in kept.points])

@@ -31,7 +31,7 @@ from qdv_gpu.studies.executors import (
     tasks_of,
 )
 from qdv_gpu.studies.grid import MAX_POINTS, Sheet, changed_keys, read_sweep
-from qdv_gpu.studies.point import ERROR, LOG, STARTED, SWEEP, Point, State, state_of
+from qdv_gpu.studies.point import ERROR, LOG, STARTED, SWEEP, Kept, Point, State, state_of
 from qdv_gpu.studies.report import REPORT, keep_thumbnails, write_report
 from qdv_gpu.studies.swept import Rung, collected, ranking_of, surely_worse, write_sweep
 
@@ -270,21 +270,21 @@ def place(*, workers: int | None, gpus: Sequence[str] | None, slurm: Any, dask: 
 
 def _kept(out: Path, sheet: Sheet, points: list[Point], store: Store, *, extend: bool) -> list[Point]:
     """Write sweep.json, and the points of the sweep: with those of an earlier call that it adds to."""
-    before: dict[str, Any] = {}
-    with suppress(OSError):
-        before = read_json(out / SWEEP)
-    if before:
-        old = [Point.of(said) for said in before["asked"]]
+    before: Kept | None = None
+    with suppress(FileNotFoundError):
+        before = Kept.read(out)
+    if before is not None:
+        old = before.asked
         known = {point.digest: point for point in old}
         if {point.digest for point in points} != set(known) and not extend:
-            keys = ", ".join(changed_keys(before["table"], sheet.plain)) or "the defaults of this version"
+            keys = ", ".join(changed_keys(before.table, sheet.plain)) or "the defaults of this version"
             raise InputError(
                 f"{out} holds another sweep: {keys} changed; pass --extend to add points, or another --out"
             )
         points = [known.get(point.digest, point) for point in points]
         if extend:
             new = [point for point in points if point.digest not in known]
-            points = [*old, *_told_apart(new, old, before["table"], sheet.plain)]
+            points = [*old, *_told_apart(new, old, before.table, sheet.plain)]
     said = {"table": sheet.plain, "file": sheet.name, "cwd": os.getcwd(), "store": str(store.path.absolute())}
     write_json(out / SWEEP, {**said, "asked": [point.said() for point in points], "points": []})
     return points

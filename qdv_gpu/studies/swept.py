@@ -73,7 +73,8 @@ def ranking_of(found: Sequence[Found], points: Sequence[Point]) -> Ranking | Non
     runs = max((len(group) for group in whole.values()), default=0)
     compared = {candidate: group for candidate, group in whole.items() if len(group) == runs}
     if left := len(wanted) - len(compared):
-        logger.warning("%d of %d candidates are not ranked: they have fewer runs than the others", left, len(wanted))
+        fewer = "not all of their runs are done, or they have fewer than the others"
+        logger.warning("%d of %d candidates are not ranked: %s", left, len(wanted), fewer)
     if not compared:
         return None
     first = next(iter(compared.values()))[0]

@@ -184,3 +184,8 @@ def test_an_image_that_is_rearranged_first_has_no_known_stride():
     base = network_of(nn.PixelUnshuffle(2), nn.Conv2d(12, 8, 3), nn.ReLU())
     changes = describe_variant(variant(base, {"activation": "elu"}))
     assert {one.after.stride for one in changes.layers} == {0}
+
+
+def test_a_factory_that_ends_its_program_is_an_error_in_one_line():
+    with pytest.raises(InputError, match=r"network tiny_networks:exiting cannot be built: SystemExit: 3$"):
+        load_network("tiny_networks:exiting", device="cpu")
