@@ -78,6 +78,7 @@ def here(tmp_path_factory):
     (folder / "SWEEP.toml").write_text(SWEEP)
     patch = pytest.MonkeyPatch()
     patch.chdir(folder)
+    patch.setenv("PYTHONPATH", str(ROOT / "tests"))  # for the processes of a sweep
     for network, name in ((CNN, "a"), (OTHER, "b")):
         quick = [word for pair in FEW.items() for word in pair]
         patch.setattr(sys, "argv", ["qdv-gpu", "analyze", network, "--data", "digits", "--out", f"runs/{name}", *quick])

@@ -7,9 +7,10 @@ from math import prod
 
 from qdv_gpu.errors import InputError
 from qdv_gpu.networks.blank import on_meta
-from qdv_gpu.networks.fields import Grid, Pass, Pooled, pass_of
+from qdv_gpu.networks.fields import ACTIVATED, POOLED, Grid, Pass, Pooled, pass_of
 from qdv_gpu.networks.fit import head_path
 from qdv_gpu.networks.network import Base, Network
+from qdv_gpu.networks.spec import Spec
 
 SHOWN = 24  # tensors that are listed one by one
 Shape = tuple[int, ...]
@@ -164,9 +165,22 @@ def _warnings(
                 f"{one.path or 'the network'} pools {sizes[0]} to {sizes[1]}, where it was {sizes[2]}: "
                 "the weights behind it fit, but what they get has changed"
             )
+    yield from _functions(network, after)
     head = head_path(network.module)
     if any(one.name in (f"{head}.weight", "weight" if not head else "") and one.state == "fresh" for one in tensors):
         yield f"the head {head} is new: it must be trained"
+
+
+def _functions(network: Network, after: Pass | None) -> Iterable[str]:
+    """What an edit of all activations or poolings could not change, since they are no modules."""
+    edits = Spec.parse(network.spec).edits
+    replaced = "max" if edits.get("pooling") == "avg" else "avg"
+    for edit, names in (("activation", ACTIVATED), ("pooling", POOLED[replaced])):
+        if after is None or edit not in edits:
+            continue
+        for name, calls in Counter(name for name in after.functions if name in names).items():
+            how = "once" if calls == 1 else f"{calls} times"
+            yield f"{edit}={edits[edit]} leaves {name}, which {network.name} calls as a function, {how}"
 
 
 def _gmac(found: Pass | None) -> float | None:

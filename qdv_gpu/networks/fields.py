@@ -21,6 +21,9 @@ _MIXING = (_aten.bmm, _aten._scaled_dot_product_flash_attention_for_cpu, _aten._
 
 _SHIFTING = ("pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d", "_pad_circular", "narrow", "split",
              "split_with_sizes", "chunk")  # fmt: skip
+ACTIVATED = ("relu", "gelu", "silu", "elu", "leaky_relu", "hardtanh", "hardswish", "mish", "selu", "celu")
+POOLED = {"max": ("max_pool2d_with_indices",), "avg": ("avg_pool2d",)}
+_FOLLOWED = {*ACTIVATED, *POOLED["max"], *POOLED["avg"]}
 _Seen = tuple[int, int, tuple[int, ...]]
 
 
@@ -47,11 +50,23 @@ class Pooled:
 
 @dataclass(frozen=True)
 class Pass:
-    """A forward pass: operations (a multiplication with its addition is one), grids by module path, poolings."""
+    """A forward pass.
+
+    Attributes
+    ----------
+    operations : int
+        A multiplication with its addition is one.
+    grids : dict of str to Grid
+        By module path.
+    pooled : tuple of Pooled
+    functions : tuple of str
+        Activations and poolings that are no modules: the operation of each call.
+    """
 
     operations: int
     grids: dict[str, Grid]
     pooled: tuple[Pooled, ...]
+    functions: tuple[str, ...] = ()
 
 
 def pass_of(network: Network, module: nn.Module, paths: Iterable[str]) -> Pass:
@@ -73,19 +88,21 @@ def pass_of(network: Network, module: nn.Module, paths: Iterable[str]) -> Pass:
     >>> from qdv_gpu.networks.load import load_network
     >>> network = load_network(nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.MaxPool2d(2)))
     >>> pass_of(network.at_size(15), nn.Sequential(*network.module).to("meta"), ["1"])
-    Pass(operations=1764, grids={'1': Grid(size=(3, 3), stride=4, field=5)}, pooled=())
+    Pass(operations=1764, grids={'1': Grid(size=(3, 3), stride=4, field=5)}, pooled=(), functions=())
     """
     grids: dict[str, Grid] = {}
     wanted, every = set(paths), [path for path, _ in module.named_modules()]
     watch = _Watch()
 
-    def enter(path: str, _module: nn.Module, inputs: tuple[Any, ...], _options: Any) -> None:
+    def enter(path: str, module: nn.Module, inputs: tuple[Any, ...], _options: Any) -> None:
         watch.running.append(path)
+        watch.inside.append(any(True for _ in module.children()) or any(True for _ in module.parameters()))
         if not path:
             watch.seen |= {one: (1, 1, _sides(one)) for one in inputs if isinstance(one, Tensor)}
 
     def leave(path: str, _module: nn.Module, _inputs: Any, _options: Any, output: Any) -> None:
         watch.running.pop()
+        watch.inside.pop()
         if path in wanted and isinstance(output, Tensor):
             stride, field, _ = watch.seen.get(output, (0, 0, ()))
             grids[path] = Grid(_sides(output), stride, field) if output.ndim == 4 else Grid((), 0, 0)
@@ -93,7 +110,7 @@ def pass_of(network: Network, module: nn.Module, paths: Iterable[str]) -> Pass:
     # torch's counter takes composite operators apart, so that it must be the first to see them
     with hooked(module, every, before=enter, after=leave), watch, FlopCounterMode(display=False) as counter:
         run_blank(network, module)
-    return Pass(counter.get_total_flops() // 2, grids, tuple(watch.pooled))
+    return Pass(counter.get_total_flops() // 2, grids, tuple(watch.pooled), tuple(watch.functions))
 
 
 def _sides(maps: Tensor) -> tuple[int, int]:
@@ -116,6 +133,8 @@ class _Watch(TorchDispatchMode):
         self.seen: dict[Tensor, _Seen] = {}  # the tensors hold nothing, and stay themselves while kept
         self.pooled: list[Pooled] = []
         self.running: list[str] = []
+        self.inside: list[bool] = []  # whether each of these is more than one operation
+        self.functions: list[str] = []
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
@@ -124,6 +143,9 @@ class _Watch(TorchDispatchMode):
         known = [self.seen[one] for one in self._whole(tensors) if one in self.seen]
         outputs = [one for one in (result if isinstance(result, tuple | list) else [result]) if isinstance(one, Tensor)]
         packet = getattr(function, "overloadpacket", function)
+        name = getattr(packet, "__name__", "").rstrip("_")
+        if name in _FOLLOWED and self.inside and self.inside[-1]:
+            self.functions.append(name)
         if known:
             stride, field = max(one[0] for one in known), max(one[1] for one in known)
             unknown = any(one[:2] == (0, 0) for one in known) or packet in _MIXING

@@ -37,7 +37,7 @@ def ranking_sentences(found: Ranking) -> str:
         return (
             f"{name} has the highest NH at {_layer(found)}, {found.top.in_maps.nh[found.winner]:.3f}, mean of two runs "
             f"of each of {len(found.candidates)} candidates{_at_baseline(found)}. Two runs give no interval, so all "
-            "the rest is undecided: a third of each says how much the runs differ."
+            f"the rest is undecided: a third of each says how much the runs differ.{_left_out(found)}"
         )
     text = [_what_to_change(found)]
     if len(found.candidates) > 1:
@@ -48,7 +48,14 @@ def ranking_sentences(found: Ranking) -> str:
         )
     else:
         text.append(f"This speaks of networks trained as these {found.runs} of each, on images like these.")
-    return " ".join(text)
+    return " ".join(text) + _left_out(found)
+
+
+def _left_out(found: Ranking) -> str:
+    if not found.left_out:
+        return ""
+    them = "it" if len(found.left_out) == 1 else "them"
+    return f" Not ranked, since runs of {them} are missing: {_list([plain(name) for name in found.left_out])}."
 
 
 def advised(found: Ranking) -> int | None:
@@ -152,7 +159,8 @@ def relation_sentence(found: Ranking) -> str:
     if related is None:
         return "The candidates' accuracies are not known, so nothing is said of NH and accuracy."
     if V < LEAST:
-        return f"{V} candidates are too few for a correlation of NH and accuracy: {LEAST} are needed."
+        few = "1 candidate is" if V == 1 else f"{V} candidates are"
+        return f"{few} too few for a correlation of NH and accuracy: {LEAST} are needed."
     if not found.halves:
         return (
             "It is not known which images each candidate gets right, so there is no correlation of NH and accuracy: on "

@@ -34,7 +34,7 @@ def sweep_section(rows: Sequence[Mapping[str, str]]) -> Section:
     ranked = candidates_of(rows)[:LISTED]
     states = [row["state"] for row in rows]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    words = [f"{len(rows)} points: {counts}."]
+    words = [f"{len(rows)} point{'s' * (len(rows) > 1)}: {counts}."]
     if not ranked:
         return Section("Sweep", words=words)
     names = [f"{i + 1}: {row['candidate']}" for i, row in enumerate(ranked)]

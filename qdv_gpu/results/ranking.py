@@ -118,6 +118,8 @@ class Ranking:
         right; else both on all images, without a coefficient; None if accuracies are not known.
     halves : bool
         Whether the relation is of halves.
+    left_out : tuple of str
+        Names of those that are not ranked, for want of a run.
     """
 
     candidates: tuple[Candidate, ...]
@@ -128,6 +130,7 @@ class Ranking:
     baseline: int | None
     relation: Relation | None
     halves: bool
+    left_out: tuple[str, ...] = ()
 
     @property
     def runs(self) -> int:

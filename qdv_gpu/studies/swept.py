@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,9 @@ def ranking_of(found: Sequence[Found], points: Sequence[Point]) -> Ranking | Non
             for one in group:
                 check_same_images(first.run, one.run)
         baseline = points[0].label if points[0].candidate in compared else None
-        return ranked(candidates, first.run.labels, k=first.point.settings.neighbors[0], baseline=baseline)
+        left_out = tuple({p.label: None for p in points if p.candidate not in compared})
+        ranking = ranked(candidates, first.run.labels, k=first.point.settings.neighbors[0], baseline=baseline)
+        return replace(ranking, left_out=left_out)
     except InputError as error:
         logger.warning("the candidates are not ranked: %s", error)
         return None

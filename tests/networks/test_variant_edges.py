@@ -189,3 +189,15 @@ def test_an_image_that_is_rearranged_first_has_no_known_stride():
 def test_a_factory_that_ends_its_program_is_an_error_in_one_line():
     with pytest.raises(InputError, match=r"network tiny_networks:exiting cannot be built: SystemExit: 3$"):
         load_network("tiny_networks:exiting", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [("densenet121[activation=elu]", "relu"), ("alexnet[activation=elu]", None), ("resnet18[pooling=avg]", None),
+     ("inception_v3(aux_logits=False)[pooling=avg]", "max_pool2d_with_indices")],
+)  # fmt: skip
+def test_what_an_edit_of_all_leaves_is_said(name, left):
+    warnings = describe_variant(load_network(f"{name}=none")).warnings
+    assert [text.split(" leaves ")[1].split(",")[0] for text in warnings if " leaves " in text] == (
+        [left] if left else []
+    )
