@@ -60,7 +60,7 @@ def line_chart(
     values += [v for v in (chance, start, *(band or ())) if v is not None]
     low, high, marks = _range(values)
     names, slanted = _ticks(ticks, (WIDTH - LEFT - RIGHT) / max(1, len(ticks)))
-    below = 24 if not slanted else min(110, 20 + 4.6 * max(map(len, names)))
+    below = 24 if not slanted else 20 + 0.72 * LETTER * max(map(len, names))
     bottom = HEIGHT - TOP
     step = (WIDTH - LEFT - RIGHT) / max(1, len(ticks))
 
@@ -91,7 +91,10 @@ def line_chart(
         parts.append(f'<text x="{place:.1f}" y="{bottom + 14}" text-anchor="{anchor}"{turn}>{escape(name)}</text>')
     for number, one in enumerate(series):
         parts.append(_line(one, number, ticks, partial(x, number=number), y))
-    picture = _svg(title, series, parts, bottom + below)
+    beyond = (
+        max((_reach(name) - LEFT - step * (i + 0.5) for i, name in enumerate(names)), default=0.0) if slanted else 0
+    )
+    picture = _svg(title, series, parts, bottom + below, left=max(0.0, beyond))
     return Markup("<h3>{}</h3>").format(title) + picture + (_legend(series) if len(series) > 1 else Markup(""))
 
 
@@ -237,6 +240,11 @@ def _ticks(names: Sequence[str], room: float) -> tuple[list[str], bool]:
     return [_short(name, 20) if i % every == 0 else "" for i, name in enumerate(names)], True
 
 
+def _reach(name: str) -> float:
+    """How far a slanted name reaches to the left of its end."""
+    return 4 + 0.77 * LETTER * len(name)
+
+
 def _short(text: str, most: int) -> str:
     """Text of at most so many letters: what is too much in its middle becomes "…".
 
@@ -246,11 +254,13 @@ def _short(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most // 2] + "…" + text[len(text) - (most - 1) // 2 :]
 
 
-def _svg(title: str, series: Sequence[Series], parts: Sequence[str], height: float, width: float = WIDTH) -> Markup:
+def _svg(
+    title: str, series: Sequence[Series], parts: Sequence[str], height: float, width: float = WIDTH, left: float = 0.0
+) -> Markup:
     names = ", ".join(one.name for one in series)
     label = f"{title}: {names}" if names else title
     return Markup(
-        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
+        f'<svg viewBox="{-left:.0f} 0 {width + left:.0f} {height:.0f}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
     )
 
 

@@ -97,14 +97,15 @@ def names_of(runs: Sequence[RunView]) -> dict[tuple[int, str], str]:
 def panel_titles(runs: Sequence[RunView]) -> list[PanelTitle]:
     """Of all layers, network by network."""
     named = names_of(runs)
-    several = len({name for name in named.values()}) > 1
-    found = []
-    for i, run in enumerate(runs):
-        for layer in run.layers:
-            score = scored(layer)
-            name = named[i, layer.network]
-            title = f"{name} · {layer.title}" if several else layer.title
-            found.append(PanelTitle(title, score, f"t-SNE map of {name}, {layer.title}: {score}"))
+    layers = [(named[i, layer.network], layer) for i, run in enumerate(runs) for layer in run.layers]
+    several, deep = len(set(named.values())) > 1, len(layers) > len(named)
+    found, before = [], ""
+    for name, layer in layers:
+        score = scored(layer)
+        title = f"{name} · {layer.title}" if several else layer.title
+        label = f"t-SNE map of {name}, {layer.title}: {score}"
+        found.append(PanelTitle(title, score, label, first=deep and name != before))
+        before = name
     return found
 
 

@@ -1,9 +1,11 @@
 """One HTML page out of a template, a style sheet and scripts: nothing is fetched when it is opened."""
 
+import base64
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from hashlib import sha256
 from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined, Template
@@ -30,7 +32,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells, each with its name first."""
+    """Rows of cells, each with its name first.
+
+    `kind` is "heat" for cells with colours, "words", "layers" for the names of network and layer first.
+    """
 
     caption: str
     header: Sequence[str]
@@ -60,11 +65,12 @@ class Section:
 
 @dataclass(frozen=True)
 class PanelTitle:
-    """What stands above a map, and what a screen reader says of it."""
+    """What stands above a map, and what a screen reader says of it; `first` begins a new row."""
 
     title: str
     score: str
     label: str
+    first: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,10 @@ class Page:
 
     def html(self) -> str:
         """The page, in which every text is shown as it is."""
-        return _template().render(page=self, style=Markup(_asset("style.css")), script=Markup(_script()))
+        text = _template().render(
+            page=self, style=Markup(_asset("style.css")), script=Markup(_script()), policy=_policy()
+        )
+        return re.sub("[\ud800-\udfff]", _escaped, text)
 
 
 @lru_cache
@@ -116,6 +125,19 @@ def _template() -> Template:
 
 def _asset(name: str) -> str:
     return (ASSETS / name).read_text(encoding="utf-8")
+
+
+@lru_cache
+def _policy() -> str:
+    """What a browser may do for the page: run this script and no other, and fetch nothing."""
+    script = base64.b64encode(sha256(_script().encode()).digest()).decode()
+    return f"default-src 'none'; script-src 'sha256-{script}'; style-src 'unsafe-inline'; img-src data: blob:"
+
+
+def _escaped(half: re.Match[str]) -> str:
+    r"""A letter that UTF-8 lacks, which stands for a byte of a file's name, as "\xNN"."""
+    code = ord(half[0])
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
 
 
 @lru_cache

@@ -79,7 +79,7 @@ def scores_section(runs: Sequence[RunView]) -> Section:
         for layer in layers
     ]
     caption = f"Mean of {len(runs[0].layers[0].Z)} maps of {len(runs[0].files):,} images; ± is the standard error"
-    return Section("Scores by layer", charts=charts, tables=[Table(caption, header, rows)])
+    return Section("Scores by layer", charts=charts, tables=[Table(caption, header, rows, "layers")])
 
 
 def classes_section(runs: Sequence[RunView]) -> Section | None:
@@ -139,7 +139,10 @@ def comparison_section(said: Mapping[str, Any]) -> Section:
     p = np.array([one["classes"]["p"] for one in pairs], float).T
     rows = [
         [Cell(said["classes"][c])]
-        + [Cell(f"{v:+.2f}{' *' if p[c, i] < 0.05 else ''}", *shade(v, -most, most)) for i, v in enumerate(delta[c])]
+        + [
+            Cell(f"{_rounded(v):+.2f}{' *' if p[c, i] < 0.05 else ''}", *shade(v, -most, most))
+            for i, v in enumerate(delta[c])
+        ]
         for c in sorted(order)
     ]
     some = f", the {CLASSES} that differ most" if len(delta) > CLASSES else ""
@@ -187,16 +190,17 @@ def about_section(runs: Sequence[RunView]) -> Section:
     for run in runs:
         about, settings = run.about, run.about["settings"]
         facts.append(("run", str(run.folder)))
-        facts.append(("data", f"{about['data']}, {len(run.files):,} images, {len(run.classes)} classes"))
+        facts.append(("data", f"{about.get('data')}, {len(run.files):,} images, {len(run.classes)} classes"))
         facts += [
-            (name, f"{said['spec']}, weights {said['weights']}, {said.get('image_size')} px")
+            (name, f"{said.get('spec')}, weights {said.get('weights')}, {said.get('image_size')} px")
             for name, said in about["networks"].items()
         ]
         facts.append(
             ("settings", ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None))
         )
-        facts.append(("device", f"{about['device']} {about['device_name']}, {about['threads']} threads"))
-        facts.append(("versions", ", ".join(f"{name} {value}" for name, value in about["versions"].items())))
+        device = " ".join(str(about[key]) for key in ("device", "device_name") if about.get(key))
+        facts.append(("device", f"{device}, {about['threads']} threads" if about.get("threads") else device))
+        facts.append(("versions", ", ".join(f"{name} {value}" for name, value in about.get("versions", {}).items())))
     stages = list(dict.fromkeys(stage for run in runs for layer in run.layers for stage in layer.stages))
     rows = [
         [Cell(name), Cell(layer.title), *(Cell(_cost(layer.stages.get(stage))) for stage in stages)]
@@ -204,12 +208,17 @@ def about_section(runs: Sequence[RunView]) -> Section:
         for layer in layers
     ]
     caption = "Time and peak memory of each stage, when it was computed"
-    tables = [Table(caption, ["network", "layer", *stages], rows)] if stages else []
+    tables = [Table(caption, ["network", "layer", *stages], rows, "layers")] if stages else []
     return Section("Settings, versions, times", facts=facts, tables=tables)
 
 
 def _cost(spent: Mapping[str, float] | None) -> str:
     return "" if spent is None else f"{readable_time(spent['seconds'])}, {readable(spent['peak_bytes'])}"
+
+
+def _rounded(value: float) -> float:
+    """To hundredths, and never -0."""
+    return round(value, 2) + 0.0
 
 
 def _number(value: float) -> str:

@@ -4,7 +4,8 @@ import base64
 import csv
 import io
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -109,24 +110,47 @@ def _page(folders: Sequence[Path], thumbnails: int | None) -> Page:
     trainings: dict[str, Mapping[str, Any]] = {}
     for folder in folders:
         known = len(views) + len(sections) + len(trainings)
-        if (folder / "sweep.csv").is_file():
-            rows = _rows(folder / "sweep.csv")
-            views += _best(folder, rows)
-            sections.append(sweep_section(rows))
-            summary += _paragraphs(folder / "ranking.md", 2)
-            sheets = sorted((folder / "thumbnails").glob("*.webp"))
-        elif (folder / "table3.csv").is_file():
-            views.append(view_run(folder))
-        if (folder / "comparison.json").is_file():
-            sections.append(comparison_section(_of_json(folder / "comparison.json")))
-            summary += _paragraphs(folder / "comparison.md", 1)
-        if (folder / "finetune.json").is_file():
-            trainings[folder.name] = _of_json(folder / "finetune.json")
-        sections += _deconvnet(folder)
+        with _read(folder):
+            if (folder / "sweep.csv").is_file():
+                rows = _rows(folder / "sweep.csv")
+                views += _best(folder, rows)
+                sections.append(sweep_section(rows))
+                summary += _paragraphs(folder / "ranking.md", 2)
+                sheets = sheets or sorted((folder / "thumbnails").glob("*.webp"))
+            elif (folder / "table3.csv").is_file():
+                views.append(view_run(folder))
+            if (folder / "comparison.json").is_file():
+                sections.append(comparison_section(_of_json(folder / "comparison.json")))
+                summary += _paragraphs(folder / "comparison.md", 1)
+            if (folder / "finetune.json").is_file():
+                training_section(own := {folder.name: _of_json(folder / "finetune.json")})
+                trainings |= own
+            sections += _deconvnet(folder)
         if known == len(views) + len(sections) + len(trainings):
             raise InputError(f"{folder} holds no finished run of qdv-gpu analyze, compare, sweep, deconv or finetune")
     _check_same(views)
     trainings = {**_trainings(views), **trainings}
+    with _read(*(view.folder for view in views)):
+        return _filled(folders, views, sections, summary, sheets, trainings, thumbnails)
+
+
+@contextmanager
+def _read(*folders: Path) -> Iterator[None]:
+    """Say of what folders should hold and do not that they are damaged."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, AttributeError, LookupError, TypeError, ValueError, ZeroDivisionError, csv.Error) as error:
+        named = " or ".join(map(str, folders))
+        raise InputError(f"{named} is damaged ({type(error).__name__}: {error}): run its command again") from None
+
+
+def _filled(  # noqa: PLR0917 - what was found
+    folders: Sequence[Path], views: Sequence[RunView], sections: Sequence[Section], summary: list[str],
+    sheets: Sequence[Path], trainings: Mapping[str, Mapping[str, Any]], thumbnails: int | None,
+) -> Page:  # fmt: skip
+    """The page of what folders hold."""
     summary = summary or (said_of(views) if views else [])
     data, turns, note = "", 1, ""
     if views:
@@ -142,9 +166,9 @@ def _page(folders: Sequence[Path], thumbnails: int | None) -> Page:
         found = [scores_section(views), classes_section(views)]
         sections = [*sections, *(one for one in found if one is not None)]
     if trainings:
-        sections.append(training_section(trainings))
+        sections = [*sections, training_section(trainings)]
     if views:
-        sections.append(about_section(views))
+        sections = [*sections, about_section(views)]
     named = views[0] if views else None
     return Page(
         title=_title(folders, views), summary=summary, panels=panel_titles(views) if views else [], data=data,
@@ -158,15 +182,20 @@ def _title(folders: Sequence[Path], views: Sequence[RunView]) -> str:
         return ", ".join(text_of(folder.name) for folder in folders)
     names = list(dict.fromkeys(name for view in views for name in view.networks))
     shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-    return f"{shown} on {text_of(Path(str(views[0].about['data'])).name)}"
+    return f"{shown} on {text_of(Path(str(views[0].about.get('data'))).name)}"
 
 
 def _check_same(views: Sequence[RunView]) -> None:
     """Raise InputError unless runs are of the same images."""
     for view in views[1:]:
         first = views[0]
+        contents = [one.about.get("images", {}).get("contents") for one in (first, view)]
         same = view.files == first.files and view.classes == first.classes and view.k == first.k
-        if not same or not np.array_equal(view.labels, first.labels):  # type: ignore[arg-type]  # None is an array too
+        if (
+            (None not in contents and contents[0] != contents[1])
+            or not same
+            or not np.array_equal(view.labels, first.labels)
+        ):  # type: ignore[arg-type]  # None is an array too
             raise InputError(
                 f"{first.folder} and {view.folder} are of other images, labels or k: a page is of the same images"
             )
@@ -180,7 +209,10 @@ def _best(folder: Path, rows: Sequence[Mapping[str, str]]) -> list[RunView]:
     chosen = dict.fromkeys([rows[0]["candidate"], ranked[0]["candidate"]])
     last = ranked[0]["rung"]
     points = [
-        next((row["point"] for row in rows if row["candidate"] == name and row["rung"] == last), None)
+        next(
+            (row["point"] for row in rows if (row["candidate"], row["rung"], row["state"]) == (name, last, "done")),
+            None,
+        )
         for name in chosen
     ]
     return [view_run(folder / "points" / point / "analysis") for point in points if point is not None]
@@ -191,9 +223,12 @@ def _trainings(views: Sequence[RunView]) -> dict[str, Mapping[str, Any]]:
     found: dict[str, Mapping[str, Any]] = {}
     for view in views:
         for name, said in view.about["networks"].items():
-            file = Path(str(said.get("weights"))).parent / "finetune.json"
-            if file.is_file():
-                found[name] = _of_json(file)
+            weights = Path(str(said.get("weights")))
+            file = weights.parent / "finetune.json"
+            if weights.is_file() and file.is_file():
+                with _read(file):
+                    training_section(own := {name: _of_json(file)})
+                    found |= own
     return found
 
 
@@ -203,14 +238,13 @@ def _thumbnails(files: Sequence[Path], count: int, most: int | None) -> tuple[li
         return [], None
     chosen = None if count <= most else np.linspace(0, count - 1, most).round().astype(int)
     room = PICTURE * max(THUMBNAILS, count if chosen is None else most)
-    kept = [file.read_bytes() for file in files]
+    with _read(files[0].parent):
+        kept = [file.read_bytes() for file in files]
+        pictures = pictures_of([Image.open(io.BytesIO(sheet)) for sheet in kept], count)
+        if len(pictures) < count:
+            raise ValueError(f"{len(pictures)} of {count} pictures")
     if chosen is None and sum(map(len, kept)) <= room:
         return kept, None
-    try:
-        sheets = [Image.open(io.BytesIO(sheet)) for sheet in kept]
-        pictures = pictures_of(sheets, count)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{files[0].parent} is damaged ({error}): run its command again") from None
     return encoded(sheets_of(pictures if chosen is None else pictures[chosen]), room), chosen
 
 

@@ -3,6 +3,11 @@
 export const NOTHING = { classes: [], text: "", show: "all", panel: 0, below: 1.01, map: 0, point: -1, region: null };
 const CHANGE = 0.4; // of a hit, that counts as one
 
+/** The hits in a network's last layer, or null. */
+function lastHits(model, network) {
+  return model.panels.findLast((one) => one.network === network)?.hits;
+}
+
 /** What `show` may be: [[value, words], ...]. */
 export function kinds(model) {
   const found = [["all", "all images"]];
@@ -13,9 +18,10 @@ export function kinds(model) {
     found.push([`lost-${a}-${i}`, `right in ${first.name}, wrong in ${one.name}`]);
     found.push([`won-${a}-${i}`, `wrong in ${first.name}, right in ${one.name}`]);
   }
-  if (model.labels) {
+  if (lastHits(model, 0)) {
     model.networks.slice(1).forEach((one, i) => {
       const first = model.networks[0].name;
+      if (!lastHits(model, i + 1)) return;
       found.push([`rises-0-${i + 1}`, `hit rises from ${first} to ${one.name}`]);
       found.push([`falls-0-${i + 1}`, `hit falls from ${first} to ${one.name}`]);
     });
@@ -44,7 +50,7 @@ export function shown(model, { classes, text, show, panel, below }) {
   if (kind === "lost") drop((i) => !right(a, i) || right(b, i));
   if (kind === "won") drop((i) => right(a, i) || !right(b, i));
   if (kind === "rises" || kind === "falls") {
-    const [before, after] = [a, b].map((network) => model.panels.findLast((one) => one.network === network).hits);
+    const [before, after] = [a, b].map((network) => lastHits(model, network));
     const sign = kind === "rises" ? 1 : -1;
     drop((i) => sign * (after[i] - before[i]) < CHANGE * model.steps - 1e-9);
   }
@@ -60,7 +66,10 @@ export function address(state) {
   if (state.below <= 1) said.set("below", `${state.panel}:${state.below}`);
   if (state.map) said.set("map", state.map);
   if (state.point >= 0) said.set("image", state.point);
-  if (state.region) said.set("region", [state.region.panel, ...state.region.polygon.flat().map(Math.round)].join());
+  if (state.region) {
+    const { panel, map, polygon } = state.region;
+    said.set("region", [panel, map, ...polygon.flat().map(Math.round)].join());
+  }
   return said.toString();
 }
 
@@ -70,20 +79,28 @@ export function restored(model, text) {
   const number = (value, most) => (/^\d+$/.test(value ?? "") && Number(value) < most ? Number(value) : null);
   const state = { ...NOTHING, text: said.get("text") ?? "" };
   const classes = (said.get("classes") ?? "").split(",").map((one) => number(one, model.classes.length));
-  state.classes = classes.filter((one) => one !== null);
+  state.classes = [...new Set(classes.filter((one) => one !== null))].sort((a, b) => a - b);
   if (kinds(model).some(([value]) => value === said.get("show"))) state.show = said.get("show");
   const [panel, below] = (said.get("below") ?? "").split(":");
-  if (number(panel, model.panels.length) !== null && Number(below) >= 0 && Number(below) <= 1) {
+  if (number(panel, model.panels.length) !== null && /^[01](\.\d+)?$/.test(below) && Number(below) <= 1) {
     Object.assign(state, { panel: Number(panel), below: Number(below) });
   }
   state.map = number(said.get("map"), Math.max(...model.panels.map((one) => one.maps.length))) ?? 0;
   state.point = number(said.get("image"), model.files.length) ?? -1;
-  const [where, ...corners] = (said.get("region") ?? "").split(",").map((one) => (one === "" ? NaN : Number(one)));
-  if (where in model.panels && corners.length >= 6 && corners.length % 2 === 0 && corners.every(Number.isFinite)) {
+  const [where, turn, ...corners] = (said.get("region") ?? "").split(",").map((one) => (one === "" ? NaN : Number(one)));
+  const known = model.panels[where]?.maps[turn];
+  if (known && corners.length >= 6 && corners.length % 2 === 0 && corners.every(Number.isFinite)) {
     const polygon = corners.flatMap((one, i) => (i % 2 ? [] : [[one, corners[i + 1]]]));
-    state.region = { panel: where, polygon };
+    state.region = { panel: where, map: turn, polygon };
   }
   return state;
+}
+
+const OTHER_WAY = /[\u0590-\u08ff\u200e\u200f\u202a-\u202e\u2066-\u2069\ufb1d-\ufdff\ufe70-\ufefc]/;
+
+/** A name within a sentence, whose order of letters it leaves as it is. */
+export function isolated(name) {
+  return OTHER_WAY.test(name) ? `\u2068${name}\u2069` : name;
 }
 
 /** What is known of an image: [[words, value], ...]. */
@@ -94,7 +111,7 @@ export function facts(model, i) {
     if (!one.predictions) continue;
     const wrong = model.labels && one.predictions[i] !== model.labels[i] ? " ✗" : "";
     const sure = ((100 * one.probabilities[i]) / 65535).toFixed(0);
-    found.push([`${one.name} says`, `${model.classes[one.predictions[i]]} (${sure} %)${wrong}`]);
+    found.push([`${one.name} says`, `${isolated(model.classes[one.predictions[i]])} (${sure} %)${wrong}`]);
   }
   return found;
 }

@@ -78,8 +78,8 @@ export function step({ x, y }, shown, point, dx, dy) {
 /** Which points are inside a polygon [[x, y], ...] in the coordinates of the map: 1 or 0 for each, by even and odd. */
 export function inside({ x, y }, polygon) {
   const found = new Uint8Array(x.length);
-  const left = Math.min(...polygon.map((corner) => corner[0]));
-  const right = Math.max(...polygon.map((corner) => corner[0]));
+  const left = polygon.reduce((least, corner) => Math.min(least, corner[0]), Infinity);
+  const right = polygon.reduce((most, corner) => Math.max(most, corner[0]), -Infinity);
   for (let i = 0; i < x.length; i++) {
     if (x[i] < left || x[i] > right) continue;
     let odd = 0;

@@ -21,18 +21,18 @@ function make(name, text = "", parent = null) {
 /** The maps, linked. */
 export async function maps(text) {
   const model = built(await unpack(text));
-  const pictures = model.thumbnails ? await new Thumbnails(model.thumbnails).load() : null;
-  const panels = [...document.querySelectorAll(".panel")].map((figure, i) => new Panel(figure, model.panels[i]));
+  const pictures = model.thumbnails && (await new Thumbnails(model.thumbnails).load());
+  const panels = [...document.querySelectorAll(".maps .panel")].map((figure, i) => new Panel(figure, model.panels[i]));
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const state = restored(model, location.hash.slice(1));
-  let [kept, selected, hovered, over, tool, drag, wanted] = [null, null, -1, 0, "box", null, false];
+  let [kept, selected, hovered, over, tool, drag, wanted, walked] = [null, null, -1, 0, "box", null, false, 0];
 
-  const colours = () => {
-    const own = dark.matches ? model.colours.dark : model.colours.light;
-    const paper = dark.matches ? "#14171c" : "#ffffff";
-    return { colours: own.map((one) => pixel(one)), faint: own.map((one) => pixel(one, paper, 0.16)), names: own };
+  const colours = (night) => {
+    const own = night ? model.colours.dark : model.colours.light;
+    const paper = night ? "#14171c" : "#ffffff";
+    return { colours: own.map((one) => pixel(one)), faint: own.map((one) => pixel(one, paper, 0.16)), names: own, ink: night ? "#ffffff" : "#000000" };
   };
-  let palette = colours();
+  let palette = colours(dark.matches);
 
   /** Draw once the browser is ready for it, however often it is asked for. */
   function draw() {
@@ -40,19 +40,24 @@ export async function maps(text) {
     wanted = true;
     requestAnimationFrame(() => {
       wanted = false;
-      const style = { shown: kept, selected, groups: model.labels, ...palette };
-      panels.forEach((panel) => panel.draw(style));
-      mark();
+      drawn();
     });
+  }
+
+  function drawn() {
+    const style = { shown: kept, selected, groups: model.labels, ...palette };
+    panels.forEach((panel) => panel.draw(style));
+    mark();
   }
 
   const pointed = () => (hovered >= 0 ? hovered : state.point);
 
   function mark() {
     const point = pointed();
-    const ink = dark.matches ? "#ffffff" : "#000000";
+    const ink = palette.ink;
     panels.forEach((panel, i) => {
-      const region = state.region?.panel === i ? state.region.polygon : null;
+      const own = state.region?.panel === i && panel.map === panel.maps[state.region.map];
+      const region = own ? state.region.polygon : null;
       const others = point < 0 ? [] : neighbors(panel.map, point, model.k);
       panel.mark({ point, others, region, ink });
     });
@@ -61,7 +66,7 @@ export async function maps(text) {
   /** Filters, region and map have changed. */
   function choose({ list = true } = {}) {
     kept = shown(model, state);
-    selected = state.region && inside(panels[state.region.panel].map, state.region.polygon);
+    selected = state.region && inside(panels[state.region.panel].maps[state.region.map], state.region.polygon);
     const images = listed(kept, selected);
     const of = `of ${model.files.length.toLocaleString("en")} images`;
     const what = selected ? "selected" : images.length < model.files.length ? "shown" : "";
@@ -74,7 +79,8 @@ export async function maps(text) {
     const gallery = get("gallery");
     gallery.replaceChildren();
     get("names").value = get("list").open ? images.map((i) => model.files[i]).join("\n") : "";
-    for (const i of pictures ? images.slice(0, GALLERY) : []) {
+    for (const i of pictures ? images : []) {
+      if (gallery.childElementCount === GALLERY) break;
       const canvas = document.createElement("canvas");
       if (!pictures.draw(canvas, i)) continue;
       const button = make("button", "", gallery);
@@ -84,7 +90,7 @@ export async function maps(text) {
       button.onclick = () => point(i);
     }
     const rest = images.length - gallery.childElementCount;
-    get("more").textContent = pictures && rest ? `and ${rest.toLocaleString("en")} more` : "";
+    get("more").textContent = pictures && rest ? `${gallery.childElementCount ? "and " : ""}${rest.toLocaleString("en")} more` : "";
   }
 
   function remember() {
@@ -96,9 +102,10 @@ export async function maps(text) {
   function point(i) {
     state.point = i;
     hovered = -1;
-    remember();
     show();
     mark();
+    get("said").textContent = i < 0 ? "" : [...facts(model, i), ...hits(model, i)].flat().join(", ");
+    remember();
   }
 
   /** The card of the image that is pointed at. */
@@ -121,16 +128,18 @@ export async function maps(text) {
     }
     const [width, height] = [card.offsetWidth, card.offsetHeight];
     const left = event.clientX + 18 + width < innerWidth ? event.clientX + 18 : event.clientX - 18 - width;
-    card.style.left = `${Math.max(4, Math.min(left, innerWidth - width - 4))}px`;
-    card.style.top = `${Math.max(4, Math.min(event.clientY + 12, innerHeight - height - 4))}px`;
+    const [across, down] = [document.documentElement.clientWidth - width - 4, innerHeight - height - 4];
+    card.style.left = `${Math.max(4, Math.min(left, across)) + scrollX}px`;
+    card.style.top = `${Math.max(4, Math.min(event.clientY + 12, down)) + scrollY}px`;
   }
 
   function reset() {
     Object.assign(state, NOTHING, { map: state.map });
     hovered = -1;
     controls();
-    changed();
     show();
+    get("said").textContent = "";
+    changed();
   }
 
   function changed(options) {
@@ -154,6 +163,13 @@ export async function maps(text) {
     if (get("seed")) get("seed").textContent = `map ${state.map + 1} of ${get("map").max}`;
   }
 
+  /** Of the classes' buttons one at a time is a stop of the Tab key: of hundreds, one has to be passed. */
+  function walk(number) {
+    get("classes").children[walked].tabIndex = -1;
+    get("classes").children[number].tabIndex = 0;
+    walked = number;
+  }
+
   function flip(number) {
     const classes = new Set(state.classes);
     if (!classes.delete(number)) classes.add(number);
@@ -172,8 +188,16 @@ export async function maps(text) {
       make("i", "", button);
       make("span", name, button);
       button.title = name;
+      button.tabIndex = i ? -1 : 0;
       button.onclick = () => flip(i);
+      button.onfocus = () => walk(i);
     });
+    get("classes").onkeydown = (event) => {
+      const next = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+      if (!next) return;
+      event.preventDefault();
+      get("classes").children[walked + next]?.focus();
+    };
     get("search").oninput = (event) => ((state.text = event.target.value), changed());
     get("show").onchange = (event) => ((state.show = event.target.value), changed());
     get("layer").onchange = (event) => ((state.panel = Number(event.target.value)), changed());
@@ -191,9 +215,14 @@ export async function maps(text) {
       link.href = URL.createObjectURL(new Blob([csv(model, listed(kept, selected))], { type: "text/csv" }));
       link.download = "images.csv";
       link.click();
-      URL.revokeObjectURL(link.href);
+      setTimeout(() => URL.revokeObjectURL(link.href), 60000); // a browser may read it later
     };
-    document.querySelectorAll("[name=tool]").forEach((one) => (one.onchange = () => (tool = one.value)));
+    document.querySelectorAll("[name=tool]").forEach((one) => {
+      one.onchange = () => {
+        tool = one.value;
+        document.querySelector(".maps").dataset.tool = tool;
+      };
+    });
     if (get("map")) {
       get("map").oninput = (event) => {
         state.map = Number(event.target.value) - 1;
@@ -210,13 +239,17 @@ export async function maps(text) {
 
   function listen(panel, number) {
     const { canvas } = panel;
+    const fingers = new Map();
+    const between = ([[ax, ay], [bx, by]]) => [Math.hypot(ax - bx, ay - by), (ax + bx) / 2, (ay + by) / 2];
     const polygon = () => {
       const [[ax, ay], [bx, by]] = [drag.path[0], drag.path.at(-1)];
       return drag.kind === "lasso" ? drag.path : [[ax, ay], [bx, ay], [bx, by], [ax, by]];
     };
     canvas.onpointerdown = (event) => {
       if (event.button > 1) return;
+      fingers.set(event.pointerId, panel.at(event));
       const kind = event.button === 1 ? "pan" : event.shiftKey ? "lasso" : tool;
+      if (fingers.size === 2) return; // the second finger of two
       drag = { kind, from: panel.at(event), last: panel.at(event), path: [panel.inMap(panel.at(event))], moved: false };
       canvas.setPointerCapture(event.pointerId);
       over = number;
@@ -233,6 +266,16 @@ export async function maps(text) {
         }
         return;
       }
+      const before = fingers.size === 2 && between([...fingers.values()]);
+      fingers.set(event.pointerId, at);
+      if (before && drag.kind === "pan") {
+        const [apart, x, y] = between([...fingers.values()]);
+        panel.pan(x - before[1], y - before[2]);
+        panel.zoom(apart / before[0], x, y);
+        drag.moved = true;
+        draw();
+        return;
+      }
       drag.moved ||= Math.hypot(at[0] - drag.from[0], at[1] - drag.from[1]) > 3 * panel.ratio;
       if (!drag.moved) return;
       hovered = -1;
@@ -241,18 +284,27 @@ export async function maps(text) {
         draw();
       } else {
         drag.path.push(panel.inMap(at));
-        state.region = { panel: number, polygon: polygon() };
+        state.region = { panel: number, map: panel.maps.indexOf(panel.map), polygon: polygon() };
         choose({ list: false });
       }
       drag.last = at;
     };
     canvas.onpointerup = (event) => {
+      fingers.delete(event.pointerId);
+      if (fingers.size) {
+        drag.last = [...fingers.values()][0];
+        return;
+      }
       const { moved, kind } = drag ?? {};
       drag = null;
       if (moved && kind !== "pan") changed();
       if (moved === false) point(panel.pick(panel.at(event), kept));
     };
-    canvas.onpointercancel = () => (drag = null);
+    canvas.onpointercancel = (event) => {
+      fingers.delete(event.pointerId);
+      if (drag?.moved) changed();
+      drag = null;
+    };
     canvas.onpointerleave = () => {
       hovered = -1;
       show();
@@ -273,14 +325,16 @@ export async function maps(text) {
 
   const ARROWS = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1] };
   document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, select, textarea, dialog *")) return;
+    const { target } = event;
+    if (event.ctrlKey || event.metaKey || event.altKey || target.closest("dialog")) return;
+    if (event.key !== "Escape" && target.matches("input:not([type=radio]), select, textarea")) return;
     const arrow = ARROWS[event.key];
     if (event.key === "Escape") reset();
     else if (/^[1-9]$/.test(event.key) && Number(event.key) <= model.classes.length) flip(Number(event.key) - 1);
-    else if (event.target === panels[over].canvas && (event.key === "+" || event.key === "-")) {
+    else if (target === panels[over].canvas && (event.key === "+" || event.key === "-")) {
       panels[over].zoom(event.key === "+" ? 1.3 : 1 / 1.3, panels[over].size / 2, panels[over].size / 2);
       draw();
-    } else if (arrow && event.target.matches(".panel canvas")) {
+    } else if (arrow && target === panels[over].canvas) {
       const { map } = panels[over];
       const next = state.point < 0 ? kept.indexOf(1) : step(map, kept, state.point, ...arrow);
       if (next >= 0) point(next);
@@ -292,12 +346,14 @@ export async function maps(text) {
     const sizes = panels.map((panel) => panel.fit());
     if (sizes.some(Boolean)) draw();
   });
-  const turned = () => {
-    palette = colours();
+  const turned = (night) => {
+    palette = colours(night);
     controls();
-    draw();
+    drawn();
   };
-  dark.addEventListener("change", turned);
+  dark.addEventListener("change", () => turned(dark.matches));
+  window.addEventListener("beforeprint", () => turned(false)); // paper is white
+  window.addEventListener("afterprint", () => turned(dark.matches));
   window.addEventListener("hashchange", () => {
     Object.assign(state, NOTHING, restored(model, location.hash.slice(1)));
     panels.forEach((panel) => panel.turn(state.map));
@@ -331,4 +387,9 @@ export function enlarging() {
 }
 
 enlarging();
-if (get("data")) maps(get("data").textContent);
+if (get("data")) {
+  maps(get("data").textContent).catch((error) => {
+    get("count").textContent = `The maps cannot be shown (${error.message}); the tables can.`;
+    throw error;
+  });
+}

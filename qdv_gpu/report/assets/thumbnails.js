@@ -7,9 +7,10 @@ export class Thumbnails {
     if (images) this.place = new Map([...images].map((image, place) => [image, place]));
   }
 
-  /** Decode the sheets. */
+  /** Decode the sheets; one that cannot be is left out. */
   async load() {
-    this.pictures = await Promise.all(this.sheets.map((bytes) => createImageBitmap(new Blob([bytes]))));
+    const decoded = (bytes) => createImageBitmap(new Blob([bytes])).catch(() => null);
+    this.pictures = await Promise.all(this.sheets.map(decoded));
     return this;
   }
 
