@@ -12,9 +12,10 @@ from qdv_gpu.results.run import embedding_file
 
 HOSTILE = [
     "<script>alert(1)</script>", "</script><script>alert(2)</script>", "<img src=x onerror=alert(3)>", "{{7*7}}",
-    "\"quoted\" & 'so'", "\" onmouseover=\"alert(4)", "🦊🇩🇪👩‍👩‍👧", "תמונה של חתול", "\u202eright to left", "long " + "x" * 195,
-    b"caf\xe9".decode(errors="surrogateescape"), "comma, semicolon; tab\t", "${alert(5)}", "javascript:alert(6)", "<!--",
-    "-->", "]]>", "&lt;b&gt;", "a\nb", "  ",
+    "\"quoted\" & 'so'", "\" onmouseover=\"alert(4)", "🦊🇩🇪👩‍👩‍👧", "תמונה של חתול",
+    "\u202eright to left", "long " + "x" * 195, b"caf\xe9".decode(errors="surrogateescape"),
+    "comma, semicolon; tab\t", "${alert(5)}", "javascript:alert(6)",
+    "<!--", "-->", "]]>", "&lt;b&gt;", "a\nb", "  ",
 ]  # fmt: skip
 
 
@@ -69,9 +70,8 @@ def made_run(
             )  # fmt: skip
             timings[f"{network}/{layer}"] = {"tsne": {"seconds": 1.5, "peak_bytes": 2e9}}
     _table(out / "table3.csv", rows)
-    _table(
-        out / "predictions.csv", [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    )
+    images = zip(*columns.values(), strict=True)
+    _table(out / "predictions.csv", [dict(zip(columns, row, strict=True)) for row in images])
     about = {
         "settings": {"k": [k], "perplexity": 8, "seeds": seeds} if settings is None else settings,
         "data": "made up",

@@ -91,10 +91,8 @@ def line_chart(
         parts.append(f'<text x="{place:.1f}" y="{bottom + 14}" text-anchor="{anchor}"{turn}>{escape(name)}</text>')
     for number, one in enumerate(series):
         parts.append(_line(one, number, ticks, partial(x, number=number), y))
-    beyond = (
-        max((_reach(name) - LEFT - step * (i + 0.5) for i, name in enumerate(names)), default=0.0) if slanted else 0
-    )
-    picture = _svg(title, series, parts, bottom + below, left=max(0.0, beyond))
+    beyond = [_reach(name) - LEFT - step * (i + 0.5) for i, name in enumerate(names)] if slanted else []
+    picture = _svg(title, series, parts, bottom + below, left=max([0.0, *beyond]))
     return Markup("<h3>{}</h3>").format(title) + picture + (_legend(series) if len(series) > 1 else Markup(""))
 
 
@@ -160,7 +158,7 @@ def interval_chart(one: Series, names: Sequence[str], title: str, *, marked: Seq
             f'<circle class="dot s{colour}" cx="{x(value):.1f}" cy="{place:.1f}" r="4">'
             f"<title>{escape(said)}</title></circle>"
         )
-    return Markup("<h3>{}</h3>").format(title) + _svg(title, [one], parts, bottom + 24, width)
+    return Markup("<h3>{}</h3>").format(title) + _svg(title, [one], parts, bottom + 24, width=width)
 
 
 def scatter_chart(
@@ -255,13 +253,18 @@ def _short(text: str, most: int) -> str:
 
 
 def _svg(
-    title: str, series: Sequence[Series], parts: Sequence[str], height: float, width: float = WIDTH, left: float = 0.0
+    title: str,
+    series: Sequence[Series],
+    parts: Sequence[str],
+    height: float,
+    *,
+    width: float = WIDTH,
+    left: float = 0.0,
 ) -> Markup:
     names = ", ".join(one.name for one in series)
     label = f"{title}: {names}" if names else title
-    return Markup(
-        f'<svg viewBox="{-left:.0f} 0 {width + left:.0f} {height:.0f}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
-    )
+    box = f"{-left:.0f} 0 {width + left:.0f} {height:.0f}"
+    return Markup(f'<svg viewBox="{box}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>')
 
 
 def _legend(series: Sequence[Series]) -> Markup:

@@ -189,13 +189,10 @@ def _check_same(views: Sequence[RunView]) -> None:
     """Raise InputError unless runs are of the same images."""
     for view in views[1:]:
         first = views[0]
-        contents = [one.about.get("images", {}).get("contents") for one in (first, view)]
+        contents = {one.about.get("images", {}).get("contents") for one in (first, view)} - {None}
+        own = [None if one.labels is None else one.labels.tolist() for one in (first, view)]
         same = view.files == first.files and view.classes == first.classes and view.k == first.k
-        if (
-            (None not in contents and contents[0] != contents[1])
-            or not same
-            or not np.array_equal(view.labels, first.labels)
-        ):  # type: ignore[arg-type]  # None is an array too
+        if not same or len(contents) > 1 or own[0] != own[1]:
             raise InputError(
                 f"{first.folder} and {view.folder} are of other images, labels or k: a page is of the same images"
             )
@@ -208,13 +205,8 @@ def _best(folder: Path, rows: Sequence[Mapping[str, str]]) -> list[RunView]:
         return []
     chosen = dict.fromkeys([rows[0]["candidate"], ranked[0]["candidate"]])
     last = ranked[0]["rung"]
-    points = [
-        next(
-            (row["point"] for row in rows if (row["candidate"], row["rung"], row["state"]) == (name, last, "done")),
-            None,
-        )
-        for name in chosen
-    ]
+    done = [row for row in rows if row["rung"] == last and row["state"] == "done"]
+    points = [next((row["point"] for row in done if row["candidate"] == name), None) for name in chosen]
     return [view_run(folder / "points" / point / "analysis") for point in points if point is not None]
 
 
