@@ -26,6 +26,6 @@ def report(
     from qdv_gpu.studies.report import write_report
 
     if thumbnails != "none" and not (thumbnails.isdecimal() and thumbnails.isascii() and int(thumbnails) > 0):
-        raise InputError(f"--thumbnails must be a positive number or none, got {thumbnails}")
+        raise InputError(f"--thumbnails must be a positive number or none, got {thumbnails!r:.60}")
     with working():
         print(write_report(runs, out, thumbnails=None if thumbnails == "none" else int(thumbnails)))

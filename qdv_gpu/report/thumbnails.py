@@ -59,9 +59,8 @@ def pictures_of(sheets: Sequence[Image.Image], count: int) -> Tensor:
     """
     found = []
     for sheet in sheets:
-        pixels = torch.from_numpy(np.array(sheet.convert("RGB")))
-        grid = pixels.view(-1, SIDE, COLUMNS, SIDE, 3).permute(0, 2, 4, 1, 3)
-        found.append(grid.reshape(-1, 3, SIDE, SIDE))
+        grid = np.array(sheet.convert("RGB")).reshape(-1, SIDE, COLUMNS, SIDE, 3).transpose(0, 2, 4, 1, 3)
+        found.append(torch.from_numpy(grid.reshape(-1, 3, SIDE, SIDE)))
     return torch.cat(found)[:count]
 
 

@@ -1,0 +1,422 @@
+"""The page's Python side: packing, sections against the folders' numbers, names as text, colours, bad input."""
+
+import base64
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zlib
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_run import HOSTILE, made_run, pictures
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from qdv_gpu import cli, write_report
+from qdv_gpu.errors import InputError
+from qdv_gpu.report.charts import Series, line_chart, shade
+from qdv_gpu.report.linked import DARK, colours
+from qdv_gpu.report.packed import Packed
+from qdv_gpu.report.page import SCRIPTS, Page, _script
+from qdv_gpu.report.thumbnails import pictures_of
+
+PAGE = Path(__file__).parents[1] / "page"
+
+
+class Parsed(HTMLParser):
+    """Tags with their attributes, tables as texts, and all text."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.tables, self.texts, self.cell = [], [], [], None
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+            self.cell = tag
+
+    def handle_endtag(self, tag):
+        self.cell = None if tag == self.cell else self.cell
+
+    def handle_data(self, data):
+        self.texts.append(data)
+        if self.cell:
+            self.tables[-1][-1][-1] += data
+
+
+def data_of(html):
+    """What the page's scripts read: what is said, and arrays."""
+    text = re.search(r'<script id="data" type="text/plain">(.*?)</script>', html)[1]
+    whole = zlib.decompress(base64.b64decode(text))
+    length = int.from_bytes(whole[:4], "little")
+    about = json.loads(whole[4 : 4 + length])
+    kinds = {"u1": np.uint8, "u2": np.uint16, "f4": np.float32}
+    return about, [np.frombuffer(whole, kinds[k], n, 4 + length + at) for k, at, n in about["arrays"]]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return made_run(tmp_path_factory.mktemp("run") / "run")
+
+
+@pytest.fixture(scope="module")
+def html(run):
+    return write_report(run).read_text()
+
+
+def test_scripts_in_node():
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    done = subprocess.run(["node", "--test", f"{PAGE}/"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-5000:]
+
+
+def test_the_script_is_one_module():
+    """Imports and exports are taken away line by line, so no name may stand twice."""
+    script = _script()
+    assert not re.search(r"^(import|export)\b", script, flags=re.M)
+    names = re.findall(r"^(?:async )?(?:const|let|function|class) (\w+)", script, flags=re.M)
+    assert len(names) == len(set(names)) > 20
+    assert "</script" not in script.lower()
+    assert "<!--" not in script
+    assert len(SCRIPTS) == 7
+    if shutil.which("node"):
+        command = ["node", "--check", "--input-type=module", "-"]
+        assert subprocess.run(command, input=script, text=True, check=False).returncode == 0
+
+
+def test_packed_arrays_come_back():
+    rng = np.random.default_rng(0)
+    arrays = [
+        rng.integers(0, 255, 7).astype(np.uint8), np.empty(0, np.uint16), rng.integers(0, 65535, 3).astype(np.uint16),
+        rng.normal(size=5).astype(np.float32), np.arange(4, dtype=">u2"),
+    ]  # fmt: skip
+    packed = Packed()
+    assert [packed.add(array) for array in arrays] == list(range(5))
+    about, found = data_of(f'<script id="data" type="text/plain">{packed.text({"name": "猫"})}</script>')
+    assert about["name"] == "猫"
+    for array, own in zip(arrays, found, strict=True):
+        assert np.array_equal(array, own)
+    assert all(at % 4 == 0 for _, at, _ in about["arrays"])
+
+
+def test_the_data_is_that_of_the_folder(run, html):
+    about, arrays = data_of(html)
+    with (run / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert about["files"] == [row["file"] for row in rows]
+    assert [about["classes"][c] for c in arrays[about["labels"]]] == [row["label"] for row in rows]
+    for one in about["networks"]:
+        said = [about["classes"][c] for c in arrays[one["predictions"]]]
+        assert said == [row[f"{one['name']} prediction"] for row in rows]
+        sure = [float(row[f"{one['name']} probability"]) for row in rows]
+        assert arrays[one["probabilities"]] / 65535 == pytest.approx(sure, abs=1e-5)
+    assert [(about["networks"][p["network"]]["name"], p["layer"]) for p in about["panels"]] == [
+        ("cnn", "conv1"), ("cnn", "conv2"), ("other", "conv1"), ("other", "conv2"),
+    ]  # fmt: skip
+    for panel in about["panels"]:
+        name = about["networks"][panel["network"]]["name"]
+        hits = [float(row[f"{name} {panel['layer']}"]) for row in rows]
+        assert arrays[panel["hits"]] / 250 == pytest.approx(hits, abs=1e-9)
+        Z = np.load(run / "embeddings" / name / f"{panel['layer']}.npz")["Z"]
+        assert len(panel["maps"]) == len(Z) == 2
+        for (x, y), own in zip(panel["maps"], Z, strict=True):
+            drawn = np.stack((arrays[x].astype(float), -arrays[y].astype(float)), axis=1)
+            assert np.ptp(drawn, axis=0).max() == 65535
+            scale = 65535 / np.ptp(own, axis=0).max()  # one for both axes
+            assert np.abs(drawn - drawn[0] - (own - own[0]) * scale).max() < 1.5
+
+
+def test_the_tables_are_those_of_the_folder(run, html):
+    tables = {table[0][0] + str(i): table for i, table in enumerate(Parsed(html).tables)}
+    with (run / "table3.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    scores = tables["network0"]
+    columns = ["nh", "standard_error", "nh_feature_space", "standard_error_feature_space", "chance", "trustworthiness"]
+    for shown, row in zip(scores[1:], rows, strict=True):
+        assert shown[:2] == [row["network"], row["layer"]]
+        assert shown[2:8] == [f"{float(row[column]):.3f}" for column in columns]
+    with (run / "predictions.csv").open() as file:
+        images = list(csv.DictReader(file))
+    for shown in tables["class1"][1:]:
+        own = [image for image in images if image["label"] == shown[0]]
+        for cell, column in zip(shown[1:], tables["class1"][0][1:], strict=True):
+            assert float(cell) == pytest.approx(np.mean([float(image[column]) for image in own]), abs=0.0051)
+    strangers = tables["class2"]
+    names = "abcde"
+    for shown in strangers[1:]:
+        for cell, column in zip(shown[1:], strangers[0][1:], strict=True):
+            network, layer = column.split()
+            shares = np.load(run / "embeddings" / network / f"{layer}.npz")["class_neighbors"][names.index(shown[0])]
+            shares[names.index(shown[0])] = -1
+            assert cell == f"{names[shares.argmax()]} {100 * shares.max():.0f} %"
+
+
+def test_every_name_is_text(tmp_path):
+    files = [f"{HOSTILE[i % len(HOSTILE)]}{i}" for i in range(40)]
+    folder = made_run(
+        tmp_path / "run", classes=HOSTILE, files=files, networks=tuple(HOSTILE[:3]), layers=tuple(HOSTILE[3:7])
+    )
+    made_run(tmp_path / b"caf\xe9".decode(errors="surrogateescape"), networks=("x",))
+    html = write_report(folder).read_text()
+    parsed = Parsed(html)
+    assert [tag for tag, _ in parsed.tags].count("script") == 2
+    assert not [name for _, attributes in parsed.tags for name in attributes if name.startswith("on")]
+    assert {tag for tag, _ in parsed.tags} & {"b", "img", "iframe", "object", "embed", "base"} == {"b", "img"}
+    assert [a for tag, a in parsed.tags if tag == "img"] == [{"alt": ""}]  # of the dialog
+    text = "".join(parsed.texts)
+    for name in HOSTILE:
+        shown = name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        assert shown in text, shown
+    other = write_report([path for path in tmp_path.iterdir() if path != folder]).read_text()
+    assert r"caf\xe9" in other
+    assert r"\ud800" in Page(title="a\ud800b").html()
+
+
+def test_one_file_that_asks_for_nothing(html):
+    tags = Parsed(html).tags
+    for tag, attributes in tags:
+        for name in ("src", "href", "action", "data", "srcset"):
+            assert attributes.get(name, "data:").startswith("data:"), (tag, attributes)
+    assert "@import" not in html
+    assert not re.search(r"url\(", html)
+    [policy] = [a["content"] for _, a in tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1.0, 1.0), (-0.01, 0.01)])
+def test_text_in_coloured_cells_has_contrast(low, high):
+    for value in np.linspace(low, high, 201):
+        paper, ink = (luminance(one) for one in shade(float(value), low, high))
+        assert (max(paper, ink) + 0.05) / (min(paper, ink) + 0.05) >= 4.5
+
+
+def luminance(colour):
+    rgb = np.array(to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def contrast(one, other):
+    a, b = sorted((luminance(one), luminance(other)))
+    return (b + 0.05) / (a + 0.05)
+
+
+def test_the_pages_colours_have_contrast():
+    style = (Path(__file__).parents[2] / "qdv_gpu" / "report" / "assets" / "style.css").read_text()
+    blocks = [dict(re.findall(r"--(\w+): (#\w+)", block)) for block in re.findall(r":root \{(.*?)\}", style, re.S)[:2]]
+    assert [len(block) for block in blocks] == [12, 12]
+    for own in blocks:
+        for paper in ("paper", "back"):
+            assert min(contrast(own[name], own[paper]) for name in ("ink", "soft", "mark")) >= 4.5
+        assert min(contrast(own[f"s{i}"], own["paper"]) for i in range(6)) >= 3  # lines of charts
+
+
+def lab(colour):
+    rgb = np.array(to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ linear
+    f = np.cbrt(xyz / (0.9505, 1, 1.089))
+    return np.array((116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])))
+
+
+def test_classes_are_told_apart_on_a_dark_page():
+    places = [lab(colour) for colour in DARK]
+    apart = [np.linalg.norm(a - b) for i, a in enumerate(places) for b in places[:i]]
+    assert min(apart) >= 25
+    assert min(contrast(colour, "#14171c") for colour in DARK) >= 3
+    for dark in (False, True):
+        for count in (1, 10, 11, 200):
+            found = colours(count, dark=dark)
+            assert len(set(found)) == len(found) == count
+            assert all(re.fullmatch("#[0-9a-f]{6}", one) for one in found)
+
+
+@pytest.mark.parametrize(("count", "name"), [(1, "c"), (20, "features.denseblock4.denselayer16.conv"), (120, "layer")])
+def test_nothing_is_cut_in_a_chart(count, name):
+    names = [f"{name}{i}" for i in range(count)]
+    svg = str(line_chart([Series("a", [0.5] * count)], names, "NH"))
+    left, _, width, height = map(float, re.search(r'viewBox="(.*?)"', svg)[1].split())
+    slanted = re.findall(r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="end" transform[^>]*>(.*?)</text>', svg)
+    assert bool(slanted) == (count > 1)
+    for x, y, text in slanted:
+        assert float(x) - 5.5 * len(text) * np.cos(np.pi * 40 / 180) >= left
+        assert float(y) + 5.5 * len(text) * np.sin(np.pi * 40 / 180) <= height
+        assert float(x) <= left + width
+    places = sorted(float(x) for x, _, text in slanted if text)
+    assert all(b - a >= 13 for a, b in zip(places, places[1:], strict=False))
+
+
+def test_thumbnails_are_of_their_images(run, tmp_path):
+    for most, expected in ((None, None), (10_000, range(60)), (7, np.linspace(0, 59, 7).round().astype(int)), (1, [0])):
+        about, arrays = data_of(write_report(run, tmp_path / "x.html", thumbnails=most).read_text())
+        if most is None:
+            assert about["thumbnails"] is None
+            continue
+        sheets = [Image.open(io.BytesIO(arrays[i].tobytes())) for i in about["thumbnails"]["sheets"]]
+        found = pictures_of(sheets, len(expected)).float()
+        assert (found - pictures(60)[list(expected)].float()).abs().mean() < 10
+        images = about["thumbnails"]["images"]
+        assert (images is None) == (len(expected) == 60)
+        if images is not None:
+            assert arrays[images].tolist() == list(expected)
+
+
+def test_older_folders_and_those_without_labels(tmp_path):
+    html = write_report(made_run(tmp_path / "older", older=True)).read_text()
+    assert "There are no pictures: the run is of an older version" in html
+    assert "Which other class" not in html
+    html = write_report(made_run(tmp_path / "unlabelled", labelled=False)).read_text()
+    assert "trustworthiness 0.900" in html
+    assert "Neighborhood hit of each class" not in html
+    about, _ = data_of(html)
+    assert about["labels"] is None
+    assert about["classes"] == []
+
+
+def test_networks_of_several_runs_are_told_apart(tmp_path):
+    folders = [made_run(tmp_path / name, networks=("cnn",), seed=0) for name in ("before", "after")]
+    about, _ = data_of(write_report(folders, tmp_path / "new" / "page.html").read_text())
+    assert [one["name"] for one in about["networks"]] == ["cnn (before)", "cnn (after)"]
+    about, _ = data_of(write_report([folders[0], folders[0]]).read_text())
+    assert len(about["networks"]) == 1
+    (tmp_path / "place").mkdir()
+    assert write_report(folders[0], tmp_path / "place") == tmp_path / "place" / "report.html"
+
+
+@pytest.fixture
+def report(monkeypatch, capsys):
+    """Run `qdv-gpu report ARGUMENTS`; gives its exit code and what it says."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["qdv-gpu", "report", *map(str, arguments)])
+        code = cli.main()
+        captured = capsys.readouterr()
+        return code, (captured.out + captured.err).rstrip("\n")
+
+    return run
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "x", "", "1.5", "²", "None", "1e3"])
+def test_wrong_thumbnails(report, run, value):
+    code, output = report(run, f"--thumbnails={value}")
+    assert code == 2
+    assert output == f"qdv-gpu: --thumbnails must be a positive number or none, got {value!r}"
+
+
+def test_the_command(report, run, tmp_path):
+    assert report(run, "--out", tmp_path / "a.html", "--thumbnails", "none") == (0, str(tmp_path / "a.html"))
+    assert report()[0] == 2
+
+
+def test_wrong_arguments():
+    with pytest.raises(InputError, match="^at least one run folder is required$"):
+        write_report([])
+    with pytest.raises(InputError, match="^thumbnails must be an integer of at least 1, got 0$"):
+        write_report("x", thumbnails=0)
+    with pytest.raises(InputError, match="^run must be a path, got 3$"):
+        write_report([3])
+
+
+def test_folders_of_other_kinds(report, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    for name in ("missing", "empty", "file"):
+        code, output = report(tmp_path / name)
+        assert (code, output.count("\n")) == (2, 0)
+        assert output.endswith(
+            f"{tmp_path / name} holds no finished run of qdv-gpu analyze, compare, sweep, deconv or finetune"
+        )
+
+
+def test_runs_of_other_images(report, run, tmp_path):
+    for change in ({"count": 50}, {"classes": tuple("vwxyz")}, {"labelled": False}, {"k": 3}, {"seed": 1}):
+        other = made_run(tmp_path / str(change), **change)
+        code, output = report(run, other)
+        assert code == 2
+        expected = f"{run} and {other} are of other images, labels or k: a page is of the same images"
+        assert output == f"qdv-gpu: {expected}"
+
+
+def changed(file, text):
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+
+
+def no_column(file, name):
+    with file.open() as lines:
+        rows = [{k: v for k, v in row.items() if k != name} for row in csv.DictReader(lines)]
+    with file.open("w") as lines:
+        writer = csv.DictWriter(lines, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+DAMAGES = {
+    "no run.json": lambda run: (run / "run.json").unlink(),
+    "run.json cut": lambda run: changed(run / "run.json", (run / "run.json").read_bytes()[:100]),
+    "run.json a list": lambda run: changed(run / "run.json", "[]"),
+    "run.json not UTF-8": lambda run: changed(run / "run.json", b"\xff{}"),
+    "settings no dict": lambda run: changed(
+        run / "run.json", json.dumps(json.loads((run / "run.json").read_text()) | {"settings": 3})
+    ),
+    "no predictions": lambda run: (run / "predictions.csv").unlink(),
+    "predictions empty": lambda run: changed(run / "predictions.csv", ""),
+    "predictions cut": lambda run: changed(run / "predictions.csv", (run / "predictions.csv").read_bytes()[:300]),
+    "predictions not UTF-8": lambda run: changed(run / "predictions.csv", b"file\n\xff\n"),
+    "a class that is not": lambda run: changed(
+        run / "run.json", json.dumps(json.loads((run / "run.json").read_text()) | {"classes": ["q"]})
+    ),
+    "no files": lambda run: no_column(run / "predictions.csv", "file"),
+    "table3 empty": lambda run: changed(run / "table3.csv", ""),
+    "table3 without k": lambda run: no_column(run / "table3.csv", "k"),
+    "table3 without chance": lambda run: no_column(run / "table3.csv", "chance"),
+    "table3 of words": lambda run: changed(run / "table3.csv", (run / "table3.csv").read_text().replace("0.9", "x")),
+    "no map": lambda run: next((run / "embeddings").rglob("*.npz")).unlink(),
+    "map cut": lambda run: changed(
+        run / "embeddings/cnn/conv1.npz", (run / "embeddings/cnn/conv1.npz").read_bytes()[:500]
+    ),
+    "map no archive": lambda run: changed(run / "embeddings/cnn/conv1.npz", "x"),
+    "timings a list": lambda run: changed(run / "timings.json", "[]"),
+    "timings without seconds": lambda run: changed(run / "timings.json", '{"cnn/conv1": {"tsne": {}}}'),
+    "thumbnail cut": lambda run: changed(run / "thumbnails/000.webp", (run / "thumbnails/000.webp").read_bytes()[:99]),
+    "thumbnails too few": lambda run: Image.new("RGB", (320, 32)).save(run / "thumbnails/000.webp"),
+    "finetune": lambda run: changed(run / "finetune.json", "{}"),
+    "finetune a list": lambda run: changed(run / "finetune.json", "[1]"),
+    "comparison": lambda run: changed(run / "comparison.json", '{"pairs": []}'),
+    "comparison words": lambda run: changed(run / "comparison.json", '{"pairs": "x", "margin": "y"}'),
+    "sweep": lambda run: changed(run / "sweep.csv", "a,b\n1,2\n"),
+    "sweep rung": lambda run: changed(run / "sweep.csv", "candidate,point,rung,state\na,b,x,done\n"),
+    "sweep not UTF-8": lambda run: changed(run / "sweep.csv", b"\xff\xfe"),
+    "picture": lambda run: ((run / "deconv/x").mkdir(parents=True), changed(run / "deconv/x/a.png", "x")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_folder_is_one_line(report, tmp_path, damage):
+    run = made_run(tmp_path / "run", count=20)
+    DAMAGES[damage](run)
+    code, output = report(run)
+    assert code == 2, output
+    assert output.startswith("qdv-gpu: ")
+    assert "\n" not in output
+    assert str(run) in output
+    assert not (run / "report.html").exists()
+
+
+def test_a_place_that_cannot_be_written(report, run, tmp_path):
+    (tmp_path / "file").write_text("x")
+    code, output = report(run, "--out", tmp_path / "file" / "a.html")
+    assert code == 2
+    assert output.startswith(f"qdv-gpu: cannot write {tmp_path / 'file' / 'a.html'}: ")
