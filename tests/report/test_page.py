@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zlib
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -256,7 +257,7 @@ def test_nothing_is_cut_in_a_chart(count, name):
         assert float(y) + 5.5 * len(text) * np.sin(np.pi * 40 / 180) <= height
         assert float(x) <= left + width
     places = sorted(float(x) for x, _, text in slanted if text)
-    assert all(b - a >= 13 for a, b in zip(places, places[1:], strict=False))
+    assert all(b - a >= 13 for a, b in pairwise(places))
 
 
 def test_thumbnails_are_of_their_images(run, tmp_path):
@@ -322,11 +323,11 @@ def test_the_command(report, run, tmp_path):
 
 
 def test_wrong_arguments():
-    with pytest.raises(InputError, match="^at least one run folder is required$"):
+    with pytest.raises(InputError, match=r"^at least one run folder is required$"):
         write_report([])
-    with pytest.raises(InputError, match="^thumbnails must be an integer of at least 1, got 0$"):
+    with pytest.raises(InputError, match=r"^thumbnails must be an integer of at least 1, got 0$"):
         write_report("x", thumbnails=0)
-    with pytest.raises(InputError, match="^run must be a path, got 3$"):
+    with pytest.raises(InputError, match=r"^run must be a path, got 3$"):
         write_report([3])
 
 
