@@ -64,6 +64,20 @@ def pictures_of(sheets: Sequence[Image.Image], count: int) -> Tensor:
     return torch.cat(found)[:count]
 
 
+def decoded(sheets: Sequence[bytes], count: int) -> Tensor:
+    """The pictures on encoded sheets, uint8 [count, 3, 32, 32].
+
+    Raises
+    ------
+    ValueError, OSError
+        If there are fewer, or a sheet cannot be read.
+    """
+    pictures = pictures_of([Image.open(io.BytesIO(sheet)) for sheet in sheets], count)
+    if len(pictures) < count:
+        raise ValueError(f"{len(pictures)} of {count} pictures")
+    return pictures
+
+
 def encoded(sheets: Sequence[Image.Image], most: int | None = None) -> list[bytes]:
     """Sheets as WebP, in the best quality with which they have at most so many bytes, or else in the least."""
     for quality in QUALITIES:

@@ -13,7 +13,8 @@ from qdv_gpu.errors import InputError
 from qdv_gpu.files import read_json, text_of
 from qdv_gpu.results.run import RUN, embedding_file
 
-NEEDED = {"classes", "settings", "networks"}  # of what run.json says
+NEEDED = {"classes", "settings", "networks", "data"}  # of what run.json says
+OTHERS = {"comparison.json": "compare", "deconv": "deconv", "finetune.json": "finetune", "sweep.json": "sweep"}
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,9 @@ class ViewedLayer:
 
     Attributes
     ----------
-    network, title : str
+    network, layer : str
+    title : str
+        The layer, with what was taken of its tokens.
     scores : dict of str to float
         Of its row of table3.csv for the first k: nh, standard_error, chance, trustworthiness, ...; NaN is unknown.
     Z : array
@@ -36,6 +39,7 @@ class ViewedLayer:
     """
 
     network: str
+    layer: str
     title: str
     scores: Mapping[str, float]
     Z: np.ndarray
@@ -92,11 +96,15 @@ def view_run(folder: str | Path) -> RunView:
         If it holds no finished run, or what it holds is damaged.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"there is no run folder {folder}")
     if not (folder / RUN).is_file() or not (folder / "table3.csv").is_file():
-        raise InputError(f"{folder} holds no finished run of qdv-gpu analyze")
+        other = next((command for name, command in OTHERS.items() if (folder / name).exists()), None)
+        what = "is" if other is None else f"is of qdv-gpu {other},"
+        raise InputError(f"{folder} {what} no finished run of qdv-gpu analyze: give the --out of one")
     about = read_json(folder / RUN)
     if not isinstance(about, dict) or not about.keys() >= NEEDED:
-        raise InputError(f"{folder / RUN} is not of qdv-gpu analyze, or damaged")
+        raise InputError(f"{folder / RUN} is of no finished run, or damaged: run its command again")
     try:
         return _view(folder, about)
     except (OSError, EOFError, AttributeError, LookupError, TypeError, ValueError, csv.Error, zipfile.BadZipFile) as e:
@@ -124,7 +132,8 @@ def _view(folder: Path, about: Mapping[str, Any]) -> RunView:
         hits = np.array(columns[own], np.float32) if own in columns else None
         title = row["layer"] + (f" [{row['tokens']}]" if row["tokens"] else "")
         stages = timings.get(f"{row['network']}/{row['layer']}", {})
-        layers.append(ViewedLayer(row["network"], title, _numbers(row), Z, hits, arrays.get("class_neighbors"), stages))
+        strangers = arrays.get("class_neighbors")
+        layers.append(ViewedLayer(row["network"], row["layer"], title, _numbers(row), Z, hits, strangers, stages))
     numbers = {name: number for number, name in enumerate(classes)}
     predictions = {
         network: (

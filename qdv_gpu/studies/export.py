@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,9 @@ from qdv_gpu.errors import InputError, as_path
 from qdv_gpu.files import TEMPORARY, explained, locked, read_json, safe_name, text_of, write_json
 from qdv_gpu.report import projector
 from qdv_gpu.report.rows import write_csv, write_parquet
-from qdv_gpu.results.points import PointReader
+from qdv_gpu.report.thumbnails import decoded
+from qdv_gpu.results.points import components_of, points_of
+from qdv_gpu.results.view import RunView, ViewedLayer, view_run
 
 logger = logging.getLogger(__name__)
 KINDS = ("parquet", "tensorboard", "csv")
@@ -54,7 +56,7 @@ def export(run: str | Path, out: str | Path | None = None, *, to: str) -> list[P
     Notes
     -----
     Images are read again from the run's data, whose path is taken as the run was given it, and used if their contents
-    are those that were analysed; else a warning says why there are no pictures.
+    are those that were analysed; else they are the run's thumbnails, of 32 pixels.
 
     Examples
     --------
@@ -67,42 +69,43 @@ def export(run: str | Path, out: str | Path | None = None, *, to: str) -> list[P
     """
     if to not in KINDS:
         raise InputError(f"to must be parquet, tensorboard or csv, got {to!r:.60}")
-    reader = PointReader(as_path("run", run))
-    target = reader.folder / "export" / to if out is None else as_path("out", out)
-    write: dict[str, Callable[[PointReader, Path], list[str]]] = {
+    view = view_run(as_path("run", run))
+    target = view.folder / "export" / to if out is None else as_path("out", out)
+    write: dict[str, Callable[[RunView, Path], list[str]]] = {
         "parquet": _parquet, "tensorboard": _tensorboard, "csv": _csv
     }  # fmt: skip
-    with _owned(target, to, _names(reader, to)) as written:
-        written += write[to](reader, target)
+    with _owned(target, to, _names(view, to)) as written:
+        written += write[to](view, target)
     return [target / name for name in written]
 
 
-def _parquet(reader: PointReader, out: Path) -> list[str]:
-    images = _images(reader)
-    names = [f"{_folder(*which)}.parquet" for which in reader.layers]
+def _parquet(view: RunView, out: Path) -> list[str]:
+    images = _images(view)
+    names = [f"{_folder(layer)}.parquet" for layer in view.layers]
     for start in range(0, len(names), FILES):
-        some = list(zip(names, reader.layers, strict=True))[start : start + FILES]
-        points = [(out / name, reader.read(*which)) for name, which in some]
-        write_parquet(points, max(reader.k), None if images is None else partial(png_files, images, side=SIDE))
+        some = list(zip(names, view.layers, strict=True))[start : start + FILES]
+        points = [(out / name, points_of(view, layer)) for name, layer in some]
+        made = None if images is None else partial(png_files, images, side=SIDE)
+        write_parquet(points, max(view.about["settings"]["k"]), made)
     return names
 
 
-def _csv(reader: PointReader, out: Path) -> list[str]:
-    names = [f"{_folder(*which)}.csv" for which in reader.layers]
-    for name, which in zip(names, reader.layers, strict=True):
-        write_csv(out / name, reader.read(*which))
+def _csv(view: RunView, out: Path) -> list[str]:
+    names = [f"{_folder(layer)}.csv" for layer in view.layers]
+    for name, layer in zip(names, view.layers, strict=True):
+        write_csv(out / name, points_of(view, layer))
     return names
 
 
-def _tensorboard(reader: PointReader, out: Path) -> list[str]:
-    images, embeddings, side = _images(reader), [], None
+def _tensorboard(view: RunView, out: Path) -> list[str]:
+    images, embeddings, side = _images(view), [], None
     names = []
-    for network, layer in reader.layers:
-        points, top, title = reader.read(network, layer), _folder(network, layer), text_of(f"{network} {layer}")
+    for layer in view.layers:
+        points, top, title = points_of(view, layer), _folder(layer), text_of(f"{layer.network} {layer.layer}")
         metadata = f"{top}/metadata.tsv"
         projector.write_metadata(out / metadata, points.columns)
         names.append(metadata)
-        for what, X in (("map", points.Z), ("components", reader.components(network, layer))):
+        for what, X in (("map", points.Z), ("components", components_of(view, layer))):
             if X is not None:
                 names.append(f"{top}/{what}.bytes")
                 shape = projector.write_tensor(out / names[-1], X)
@@ -114,29 +117,33 @@ def _tensorboard(reader: PointReader, out: Path) -> list[str]:
     return [*names, projector.CONFIG]
 
 
-def _folder(network: str, layer: str) -> str:
-    return f"{safe_name(network)}/{safe_name(layer)}"
+def _folder(layer: ViewedLayer) -> str:
+    return f"{safe_name(layer.network)}/{safe_name(layer.layer)}"
 
 
-def _names(reader: PointReader, to: str) -> list[str]:
+def _names(view: RunView, to: str) -> list[str]:
     """Files that an export may write."""
-    tops = [_folder(*which) for which in reader.layers]
+    tops = [_folder(layer) for layer in view.layers]
     if to != "tensorboard":
         return [f"{top}.{to}" for top in tops]
     own = ("map.bytes", "components.bytes", "metadata.tsv")
     return [*(f"{top}/{name}" for top in tops for name in own), projector.SPRITE, projector.CONFIG]
 
 
-def _images(reader: PointReader) -> Images | None:
-    """The run's images, or a warning."""
-    about = reader.about
+def _images(view: RunView) -> Images | None:
+    """The run's images, else its thumbnails, else a warning."""
+    about = view.about
     settings = about["settings"]
     try:
         return find_again(
-            str(about["data"]), reader.files, about["images"]["contents"], split=settings["split"],
+            str(about["data"]), view.files, about["images"]["contents"], split=settings["split"],
             image_size=None if settings["crop"] else settings["image_size"],
         )  # fmt: skip
     except (InputError, OSError) as error:
+        with suppress(OSError, ValueError, RuntimeError):
+            pixels = decoded([file.read_bytes() for file in view.thumbnails], len(view.files))
+            logger.info("the pictures are the run's thumbnails: %s", error)
+            return Images.from_arrays(pixels)
         logger.warning("exported without pictures: %s", error)
         return None
 

@@ -28,7 +28,7 @@ from qdv_gpu.report.sections import (
     training_section,
 )
 from qdv_gpu.report.swept import candidates_of, sweep_section
-from qdv_gpu.report.thumbnails import encoded, pictures_of, sheets_of, small
+from qdv_gpu.report.thumbnails import decoded, encoded, sheets_of, small
 from qdv_gpu.results.stages import thumbnails_key
 from qdv_gpu.results.store import Store
 from qdv_gpu.results.view import RunView, view_run
@@ -232,9 +232,7 @@ def _thumbnails(files: Sequence[Path], count: int, most: int | None) -> tuple[li
     room = PICTURE * max(THUMBNAILS, count if chosen is None else most)
     with _read(files[0].parent):
         kept = [file.read_bytes() for file in files]
-        pictures = pictures_of([Image.open(io.BytesIO(sheet)) for sheet in kept], count)
-        if len(pictures) < count:
-            raise ValueError(f"{len(pictures)} of {count} pictures")
+        pictures = decoded(kept, count)
     if chosen is None and sum(map(len, kept)) <= room:
         return kept, None
     return encoded(sheets_of(pictures if chosen is None else pictures[chosen]), room), chosen

@@ -167,7 +167,7 @@ def test_unlabelled_arrays_have_no_pictures(tmp_path, caplog):
     network = tiny_networks.cnn()
     network.named_layers = {"a/b": "conv2"}
     images = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    result = analyze({"cnn": network}, as_images(images), tmp_path / "run", **{**QUICK, "layers": None})
+    result = analyze({"cnn": network}, as_images(images), tmp_path / "run", **{**QUICK, "layers": None}, report=False)
     with caplog.at_level(logging.WARNING, "qdv_gpu"):
         (path,) = export(result.out, to="parquet")
         paths = export(result.out, to="tensorboard")
@@ -193,6 +193,7 @@ def test_images_that_are_not_those_of_the_run(run, tmp_path, caplog, change):
     shutil.copytree(run.out, own)
     about = json.loads((own / "run.json").read_text())
     (own / "run.json").write_text(json.dumps(about | {"data": str(copy)}))
+    shutil.rmtree(own / "thumbnails")
     if change == "contents":
         Image.new("L", (8, 8)).save(copy / CLASSES[0] / "1.png")
     elif change == "gone":
@@ -209,6 +210,20 @@ def test_images_that_are_not_those_of_the_run(run, tmp_path, caplog, change):
     }
     assert message == f"exported without pictures: {said[change]}"
     assert "image" not in pyarrow.parquet.read_schema(path).names
+
+
+def test_images_that_are_gone_have_thumbnails(tmp_path):
+    images = torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.nn.functional.avg_pool2d(images.float(), 8).repeat_interleave(8, 2).repeat_interleave(8, 3).byte()
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.MaxPool2d(8))
+    result = analyze({"net": network}, as_images(images), tmp_path / "run", **{**QUICK, "layers": "1"})
+    (path,) = export(result.out, to="parquet")
+    rows = pyarrow.parquet.read_table(path, columns=["image"]).to_pylist()
+    found = [np.array(Image.open(io.BytesIO(row["image"]["bytes"]))) for row in rows]
+    sources = images.permute(0, 2, 3, 1).numpy().astype(int)
+    apart = np.array([np.abs(sources - one).mean(axis=(1, 2, 3)) for one in found])
+    assert apart.argmin(axis=1).tolist() == list(range(40))
+    assert apart.min(axis=1).max() < 5  # WebP is lossy
 
 
 def test_files_of_others_stay(run, tmp_path):
