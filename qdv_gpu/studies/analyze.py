@@ -32,7 +32,8 @@ from qdv_gpu.results.records import Analysis
 from qdv_gpu.results.store import Store
 from qdv_gpu.scores.quality import score_maps
 from qdv_gpu.scores.statistics import class_neighbors
-from qdv_gpu.studies.job import OUTPUT, Job, Output, tsne_of
+from qdv_gpu.studies.job import OUTPUT, Job
+from qdv_gpu.studies.output import Output, tsne_of
 from qdv_gpu.studies.report import REPORT, keep_thumbnails, write_report
 from qdv_gpu.studies.settings import Settings, changed, preset
 
