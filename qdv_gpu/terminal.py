@@ -55,11 +55,11 @@ def show(result: "Analysis") -> None:
 
 def show_sweep(result: "Sweep") -> None:
     """Print the ranking and what it says, what failed, and where the files are."""
-    from qdv_gpu.report.ranking import ranking_sentences, ranking_table, relation_sentence
+    from qdv_gpu.report.ranking import ranking_notes, ranking_sentences, ranking_table
 
     if result.ranking is not None:
         show_table(*ranking_table(result.ranking))
-        print(ranking_sentences(result.ranking), relation_sentence(result.ranking), sep="\n")
+        print(ranking_sentences(result.ranking), ranking_notes(result.ranking), sep="\n")
     written = [
         result.out / "report.html",
         result.out / "sweep.csv",

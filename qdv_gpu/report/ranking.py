@@ -31,31 +31,36 @@ def write_ranking(folder: RunFolder, found: Ranking, formats: Sequence[str] = ("
 
 
 def ranking_sentences(found: Ranking) -> str:
-    """What to change, what it gains at which layer, and what is undecided; and what that speaks of."""
+    """What to change, what it gains at which layer, and what is undecided: three sentences, of one candidate one."""
     name = _name(found, found.winner)
     if found.runs == 2:
         return (
             f"{name} has the highest NH at {_layer(found)}, {found.top.in_maps.nh[found.winner]:.3f}, mean of two runs "
             f"of each of {len(found.candidates)} candidates{_at_baseline(found)}. Two runs give no interval, so all "
-            f"the rest is undecided: a third of each says how much the runs differ.{_left_out(found)}"
+            "the rest is undecided: a third of each says how much the runs differ."
         )
     text = [_what_to_change(found)]
     if len(found.candidates) > 1:
-        text += [_what_it_gains(found), _undecided(found), _optimism(found), _own_space(found)]
+        text += [_what_it_gains(found), _undecided(found)]
+    return " ".join(text)
+
+
+def ranking_notes(found: Ranking) -> str:
+    """How far the highest NH is to be trusted, what the ranking speaks of, accuracy, and who is left out."""
+    text = []
+    if len(found.candidates) > 1 and found.runs != 2:
+        text += [_optimism(found), _own_space(found)]
     if found.runs == 1:
         text.append(
             f"This speaks of these trained networks, on images like these {found.samples:,}, and not of their settings."
         )
     else:
         text.append(f"This speaks of networks trained as these {found.runs} of each, on images like these.")
-    return " ".join(text) + _left_out(found)
-
-
-def _left_out(found: Ranking) -> str:
-    if not found.left_out:
-        return ""
-    them = "it" if len(found.left_out) == 1 else "them"
-    return f" Not ranked, since runs of {them} are missing: {_list([plain(name) for name in found.left_out])}."
+    text.append(relation_sentence(found))
+    if found.left_out:
+        them = "it" if len(found.left_out) == 1 else "them"
+        text.append(f"Not ranked, since runs of {them} are missing: {_list([plain(name) for name in found.left_out])}.")
+    return " ".join(text)
 
 
 def advised(found: Ranking) -> int | None:
@@ -208,7 +213,7 @@ def gains_table(found: Ranking) -> list[list[str]]:
 def ranking_markdown(found: Ranking) -> str:
     """Sentences and tables in Markdown."""
     intervals = "" if found.runs == 2 else " (its 95 % interval)"
-    text = f"# Ranking of {len(found.candidates)}\n\n{ranking_sentences(found)}\n\n{relation_sentence(found)}\n\n"
+    text = f"# Ranking of {len(found.candidates)}\n\n{ranking_sentences(found)}\n\n{ranking_notes(found)}\n\n"
     text += f"{markdown(ranking_table(found))}\nNeighborhood hit (k = {found.k}){intervals}."
     if found.runs != 2:
         text += (

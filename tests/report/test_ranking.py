@@ -1,6 +1,7 @@
 """Figures of a ranking, measured as the others; its words for every kind of outcome, its tables and rows."""
 
 import math
+import re
 from dataclasses import replace
 from functools import cache
 
@@ -55,24 +56,31 @@ def candidate(name, aparts, *, runs=1, layers=("x", "y"), gmac=1.0, right=0.5, *
 BASE = candidate("base", (1.0, 1.0), lr=0.1, depth=4)
 
 
+def words(found):
+    """All that is said of a ranking: a summary of at most three sentences, and notes."""
+    said = report.ranking_sentences(found)
+    assert len(re.findall(r"\.(?: (?=[A-Z])|$)", said)) <= 3
+    return f"{said} {report.ranking_notes(found)}"
+
+
 def test_words_where_a_change_gains():
     best = candidate("best", (1.0, 6.0), lr=0.01, depth=4)
     found = ranked([BASE, best, candidate("worse", (1.0, 0.0))], LABELS, k=5, baseline="base")
-    text = report.ranking_sentences(found)
+    text = words(found)
     nh, gains = found.top.in_maps.nh, found.top.gains
     assert text.startswith(f"Change lr from 0.1 to 0.01: best has the highest NH at y, {nh[1]:.3f} (")
     assert f"Over base best gains {nh[1] - nh[0]:+.3f} at y ({gains.low[1]:+.3f} to {gains.high[1]:+.3f}, for" in text
     assert "for all candidates and layers at once); undecided at x." in text
     assert "Which is best is decided: of the 3 no other than best can still be (95 %)" in text
     assert "The NH of best is optimistic, since it is the highest of 3, but hardly" in text
-    assert text.endswith("on images like these 80, and not of their settings.")
+    assert "on images like these 80, and not of their settings." in text
     assert report.advised(found) == found.winner == 1
 
 
 def test_words_where_nothing_is_decided():
     others = [candidate(f"c{i}", (1.0, 1.01 + 0.001 * i), gmac=2.0 - 0.1 * i) for i in range(8)]
     found = ranked([BASE, *others], LABELS, k=5, baseline="base")
-    text = report.ranking_sentences(found)
+    text = words(found)
     assert text.startswith("Nothing is surely worth changing: ")
     assert "no candidate is surely ahead of the baseline, base." in text
     assert "Undecided is which is best: all 9 candidates can still be (95 %), " in text
@@ -85,32 +93,34 @@ def test_words_where_nothing_is_decided():
 
 def test_words_of_the_baseline_itself_of_one_and_without_a_baseline():
     best = candidate("best", (6.0, 6.0))
-    text = report.ranking_sentences(ranked([best, BASE], LABELS, k=5, baseline="best"))
+    text = words(ranked([best, BASE], LABELS, k=5, baseline="best"))
     assert text.startswith("Change nothing: the baseline, best, has the highest NH at y, ")
     assert "Over best base gains -" in text
     assert "surely behind at x" in text
-    free = report.ranking_sentences(ranked([BASE, best], LABELS, k=5))
+    free = words(ranked([BASE, best], LABELS, k=5))
     assert free.startswith("Choose best: it is the best at y, NH ")
     assert "At y it is surely above 1 of the 1 others; there is no baseline to gain over." in free
-    alone = report.ranking_sentences(ranked([BASE], LABELS, k=5, baseline="base"))
+    alone = words(ranked([BASE], LABELS, k=5, baseline="base"))
     assert alone.startswith("There is one candidate, base, and nothing to rank: its NH at y is ")
 
 
 def test_words_of_two_and_three_runs():
     pair = [replace(BASE, runs=candidate("", (1.0, 1.0), runs=2).runs), candidate("best", (6.0, 6.0), runs=2)]
     two = ranked(pair, LABELS, k=5, baseline="base")
-    text = report.ranking_sentences(two)
+    text = words(two)
     assert text.startswith("best has the highest NH at y, ")
     assert "mean of two runs of each of 2 candidates (the baseline, base, has 0." in text
-    assert text.endswith("a third of each says how much the runs differ.")
+    assert "a third of each says how much the runs differ." in text
     rows = report.sweep_rows(two)
     assert rows[1]["can_be_best"] is rows[1]["verdict"] is None
     assert math.isnan(rows[1]["low"])
     assert "nan" not in report.ranking_markdown(two)
     assert "yes" not in report.ranking_markdown(two)
     three = [candidate(name, (a, a), runs=3) for name, a in (("base", 1.0), ("best", 6.0))]
-    text = report.ranking_sentences(ranked(three, LABELS, k=5, baseline="base"))
-    assert text.endswith("This speaks of networks trained as these 3 of each, on images like these.")
+    text = words(ranked(three, LABELS, k=5, baseline="base"))
+    assert "This speaks of networks trained as these 3 of each, on images like these." in text
+    left = replace(ranked(three, LABELS, k=5), left_out=("a", "b"))
+    assert words(left).endswith("Not ranked, since runs of them are missing: a and b.")
 
 
 def test_the_layers_own_space_is_trusted():
@@ -118,8 +128,8 @@ def test_the_layers_own_space_is_trusted():
     w = found.winner
     space = replace(found.top.space, nh=np.where(np.arange(2) == w, 0.1, 0.9))
     found = replace(found, layers=(found.layers[0], replace(found.top, space=space)))
-    assert "is surely not the best, " in report.ranking_sentences(found)
-    assert "is the highest: trust that one" in report.ranking_sentences(found)
+    assert "is surely not the best, " in words(found)
+    assert "is the highest: trust that one" in words(found)
 
 
 def test_layers_are_paired_by_position_by_name_or_only_the_last():
