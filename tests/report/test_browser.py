@@ -1,5 +1,7 @@
 """The page in a browser: opened from disk, linked, quiet, legible, and nothing in a name runs."""
 
+import base64
+import io
 import re
 import shutil
 from itertools import combinations
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import tiny_sweep
 from made_run import HOSTILE, made_run, pictures
+from PIL import Image
 
 from qdv_gpu import analyze, cli, compare, write_report
 from qdv_gpu.studies.finetune import finetune
@@ -111,12 +114,12 @@ def pixels(page, number=0, layer=0):
     """A panel's canvas, uint8 [side, side, 4]."""
     found = page.evaluate(
         """([number, layer]) => {
-            const own = document.querySelectorAll(".maps .plot")[number].querySelectorAll("canvas")[layer];
-            return [own.width, [...own.getContext("2d").getImageData(0, 0, own.width, own.width).data]];
+            const own = document.querySelectorAll(".maps .plot")[number];
+            return own.querySelectorAll("canvas")[layer].toDataURL();
         }""",
         [number, layer],
     )
-    return np.array(found[1], np.uint8).reshape(found[0], found[0], 4)
+    return np.array(Image.open(io.BytesIO(base64.b64decode(found.split(",")[1]))).convert("RGBA"))
 
 
 def places(file, panel, side, seed=0, *, networks=("cnn", "other"), layers=("conv1", "conv2")):
