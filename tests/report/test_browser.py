@@ -57,7 +57,7 @@ def opened(chromium):
         )
         page.goto(f"{file.absolute().as_uri()}{address}")
         if ready:
-            page.wait_for_selector("body[data-ready]", timeout=10_000)
+            page.wait_for_selector("body[data-ready=pictures]", timeout=10_000)
             settled(page)
         return page
 
@@ -507,7 +507,7 @@ def test_another_script_does_not_run(chromium, made, tmp_path):
     said = []
     page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
     page.goto((tmp_path / "x.html").as_uri())
-    page.wait_for_selector("body[data-ready]")
+    page.wait_for_selector("body[data-ready=pictures]")
     assert said == []
     page.close()
 

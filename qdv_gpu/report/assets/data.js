@@ -4,7 +4,9 @@ const KINDS = { u1: Uint8Array, u2: Uint16Array, f4: Float32Array };
 
 /** Decode what `packed.py` wrote: {about, arrays}. */
 export async function unpack(text) {
-  const deflated = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  const letters = atob(text);
+  const deflated = new Uint8Array(letters.length);
+  for (let i = 0; i < letters.length; i++) deflated[i] = letters.charCodeAt(i);
   const stream = new Blob([deflated]).stream().pipeThrough(new DecompressionStream("deflate"));
   return read(await new Response(stream).arrayBuffer());
 }

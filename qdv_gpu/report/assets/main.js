@@ -21,7 +21,7 @@ function make(name, text = "", parent = null) {
 /** The maps, linked. */
 export async function maps(text) {
   const model = built(await unpack(text));
-  const pictures = model.thumbnails && (await new Thumbnails(model.thumbnails).load());
+  const pictures = model.thumbnails && new Thumbnails(model.thumbnails);
   const panels = [...document.querySelectorAll(".maps .panel")].map((figure, i) => new Panel(figure, model.panels[i]));
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const state = restored(model, location.hash.slice(1));
@@ -370,7 +370,11 @@ export async function maps(text) {
   controls();
   choose();
   if (state.point >= 0) show();
-  document.body.dataset.ready = "";
+  document.body.dataset.ready = "maps";
+  await pictures?.load();
+  if (pictures) choose();
+  show();
+  document.body.dataset.ready = "pictures";
 }
 
 /** Pictures grow on a click. */

@@ -18,10 +18,12 @@ export function paint(pixels, size, places, { shown, selected, groups, colours, 
   const draw = (place, colour) => {
     const row = (place / size) | 0;
     const column = place - row * size;
+    const left = Math.max(column - radius, 0);
     const right = Math.min(column + radius, size - 1);
     const bottom = Math.min(row + radius, size - 1);
     for (let r = Math.max(row - radius, 0); r <= bottom; r++) {
-      pixels.fill(colour, r * size + Math.max(column - radius, 0), r * size + right + 1);
+      const end = r * size + right;
+      for (let at = r * size + left; at <= end; at++) pixels[at] = colour; // for a few pixels quicker than fill
     }
   };
   if (selected) {

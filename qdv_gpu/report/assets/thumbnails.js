@@ -3,7 +3,7 @@
 export class Thumbnails {
   /** side: of a picture in pixels; columns: of a sheet; each: pictures of a sheet; images: which they are, or all. */
   constructor({ side, columns, each, sheets, images }) {
-    Object.assign(this, { side, columns, each, sheets, place: null });
+    Object.assign(this, { side, columns, each, sheets, place: null, pictures: [] });
     if (images) this.place = new Map([...images].map((image, place) => [image, place]));
   }
 
@@ -11,7 +11,6 @@ export class Thumbnails {
   async load() {
     const decoded = (bytes) => createImageBitmap(new Blob([bytes])).catch(() => null);
     this.pictures = await Promise.all(this.sheets.map(decoded));
-    return this;
   }
 
   /** Draw an image's picture over a whole canvas; false if there is none. */
