@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qdv_gpu.data.datasets import DATASETS, load_images
+from qdv_gpu.data.datasets import DATASETS, check_data, load_images
 from qdv_gpu.data.decode import load_image
-from qdv_gpu.errors import InputError, as_path
+from qdv_gpu.data.folders import list_folder
+from qdv_gpu.data.images import Images
+from qdv_gpu.data.tables import list_table
+from qdv_gpu.errors import InputError, as_path, unknown
 from qdv_gpu.files import explained
-from qdv_gpu.networks.load import Source
+from qdv_gpu.networks.layers import numbered, read_layers, trace_calls
+from qdv_gpu.networks.load import Source, load_networks, select_layers
 from qdv_gpu.report.contrast import write_comparison
 from qdv_gpu.report.folder import FORMATS, RunFolder, read_formats
 from qdv_gpu.report.pictures import plot_images
@@ -25,7 +30,7 @@ from qdv_gpu.results.run import Run, check_same, is_run, read_run
 from qdv_gpu.scores.comparison import check_margin
 from qdv_gpu.studies.analyze import analyze
 from qdv_gpu.studies.report import REPORT, write_report
-from qdv_gpu.studies.settings import Settings, changed
+from qdv_gpu.studies.settings import Settings, changed, preset
 
 logger = logging.getLogger(__name__)
 Side = Source | str | Path
@@ -112,6 +117,10 @@ def compare(
         if data is None:
             raise InputError(f"data is required to compare networks, and {named} is no finished run: pass --data")
         networks = [str(side) if isinstance(side, Path) else side for side in flat]
+        chosen = changed(preset(settings) if isinstance(settings, str) else settings, changes)
+        _check_labels(data, chosen)
+        if isinstance(pair, Mapping):
+            _check_layers(networks, pair, chosen, weights)
         analyze(
             networks, data, out, settings=settings, weights=weights, device=device, formats=formats, store=store,
             skip_bad=skip_bad, **changes,
@@ -129,6 +138,39 @@ def compare(
     _draw_changed(folder, comparison, one, formats)
     write_report([out, *(run.folder for run in found if run.folder != out)], out / REPORT)
     return comparison
+
+
+def _check_labels(data: Any, settings: Settings) -> None:
+    """Raise InputError before anything is computed if images have no labels, as far as that is seen."""
+    labelled = True
+    if isinstance(data, Images):
+        labelled = data.labels is not None
+    elif isinstance(data, str | Path) and str(data) not in DATASETS:
+        check_data(data)
+        path = Path(data)
+        labelled = (list_folder if path.is_dir() else list_table)(path, settings.split).labels is not None
+    if not labelled:
+        raise InputError(f"the images of {getattr(data, 'name', data)} have no labels: a comparison needs them")
+
+
+def _check_layers(networks: Sequence[Source], pair: Mapping[str, str], settings: Settings, weights: str | Path) -> None:
+    """Raise InputError before anything is computed if a layer that is paired is not there."""
+    loaded = load_networks(
+        networks[:2],
+        weights=weights,
+        image_size=settings.image_size,
+        mean=settings.mean,
+        std=settings.std,
+        device="cpu",
+    )
+    asked = read_layers(settings.layers)
+    selected = select_layers(loaded, None if asked is None else [layer.path for layer in asked])
+    for network, layers, wanted in zip(loaded, selected, (list(pair), list(pair.values())), strict=True):
+        calls = Counter(call.path for call in trace_calls(network, settings.image_size))
+        names = [str(name) for layer, path in layers.items() for name in numbered(layer, calls[path])]
+        for layer in wanted:
+            if layer not in names:
+                raise unknown(f"layer of {network.name}", layer, names)
 
 
 def _is_pair(both: Any) -> bool:

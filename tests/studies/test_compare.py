@@ -10,7 +10,7 @@ import pytest
 import tiny_networks
 import torch
 
-from qdv_gpu import analyze, compare
+from qdv_gpu import Images, analyze, compare
 from qdv_gpu.errors import InputError
 from qdv_gpu.report.contrast import summary
 from qdv_gpu.results.run import read_run
@@ -229,3 +229,19 @@ def test_one_class_is_refused_before_anything_is_computed(tmp_path):
         with pytest.raises(InputError, match=message):
             compare(A, B, (images, labels.long()), tmp_path / "c", **{**QUICK, "samples": "all"})
         assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"pair": {"conv2": "convx"}}, "unknown layer of other 'convx'"), ({"data": "unlabelled"}, "have no labels")],
+)
+def test_what_cannot_be_compared_is_refused_before_it_is_computed(options, message, tmp_path, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("it was computed")
+
+    monkeypatch.setattr("qdv_gpu.studies.compare.analyze", never)
+    if options.pop("data", None):
+        options["data"] = Images.from_arrays(torch.zeros(40, 1, 8, 8, dtype=torch.uint8))
+    with pytest.raises(InputError, match=message):
+        compare("tiny_networks:cnn", "tiny_networks:other", **{"data": "digits", "out": tmp_path / "o", **options})
+    assert not (tmp_path / "o").exists()
