@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from qdv_gpu.errors import InputError
 from qdv_gpu.files import read_json, text_of
+from qdv_gpu.neighbors import knn
 from qdv_gpu.results.run import RUN, embedding_file
+from qdv_gpu.scores.statistics import class_neighbors, hits
 
 NEEDED = {"classes", "settings", "networks", "data"}  # of what run.json says
 OTHERS = {"comparison.json": "compare", "deconv": "deconv", "finetune.json": "finetune", "sweep.json": "sweep"}
@@ -87,13 +90,13 @@ class RunView:
         return list(dict.fromkeys(layer.network for layer in self.layers))
 
 
-def view_run(folder: str | Path) -> RunView:
-    """Read a run folder of `analyze` as it is.
+def view_run(folder: str | Path, *, k: int | None = None) -> RunView:
+    """Read a run folder of `analyze` as it is, for one k, by default its first.
 
     Raises
     ------
     InputError
-        If it holds no finished run, or what it holds is damaged.
+        If it holds no finished run, or none for that k, or what it holds is damaged.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -106,21 +109,26 @@ def view_run(folder: str | Path) -> RunView:
     if not isinstance(about, dict) or not about.keys() >= NEEDED:
         raise InputError(f"{folder / RUN} is of no finished run, or damaged: run its command again")
     try:
-        return _view(folder, about)
+        return _view(folder, about, k)
     except (OSError, EOFError, AttributeError, LookupError, TypeError, ValueError, csv.Error, zipfile.BadZipFile) as e:
         if isinstance(e, InputError):
             raise
         raise InputError(f"{folder} is damaged ({type(e).__name__}: {e}): run its command again") from None
 
 
-def _view(folder: Path, about: Mapping[str, Any]) -> RunView:
+def _view(folder: Path, about: Mapping[str, Any], k: int | None) -> RunView:
     classes = tuple(text_of(name) for name in about["classes"])
     columns = _columns(folder / "predictions.csv")
     files = tuple(columns["file"])
     timings = read_json(folder / "timings.json") if (folder / "timings.json").is_file() else {}
     with (folder / "table3.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    k = int(rows[0]["k"])
+    first = int(rows[0]["k"])
+    k = first if k is None else k
+    known = dict.fromkeys(int(row["k"]) for row in rows)
+    if k not in known:
+        have = ", ".join(map(str, known))
+        raise InputError(f"{folder} has scores for k = {have}, not {k}: run its command with --k {have},{k}")
     layers, labels = [], None
     for row in rows:
         if int(row["k"]) != k:
@@ -129,11 +137,13 @@ def _view(folder: Path, about: Mapping[str, Any]) -> RunView:
         labels, Z = arrays.get("labels"), arrays["Z"]
         if Z.shape[1:] != (len(files), 2) or (labels is not None and len(labels) != len(files)):
             raise ValueError(f"maps of {own} are {list(Z.shape)}, of {len(files)} images")
-        hits = np.array(columns[own], np.float32) if own in columns else None
+        hit = np.array(columns[own], np.float32) if own in columns else None
         title = row["layer"] + (f" [{row['tokens']}]" if row["tokens"] else "")
         stages = timings.get(f"{row['network']}/{row['layer']}", {})
         strangers = arrays.get("class_neighbors")
-        layers.append(ViewedLayer(row["network"], row["layer"], title, _numbers(row), Z, hits, strangers, stages))
+        if k != first and labels is not None:  # the tables hold them for the first
+            hit, strangers = _scored(Z, labels, k, len(classes))
+        layers.append(ViewedLayer(row["network"], row["layer"], title, _numbers(row), Z, hit, strangers, stages))
     numbers = {name: number for number, name in enumerate(classes)}
     predictions = {
         network: (
@@ -145,6 +155,14 @@ def _view(folder: Path, about: Mapping[str, Any]) -> RunView:
     }
     thumbnails = sorted((folder / "thumbnails").glob("*.webp"))
     return RunView(folder, about, classes, files, labels, k, layers, predictions, thumbnails)
+
+
+def _scored(Z: np.ndarray, labels: np.ndarray, k: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hits float32 [N] and classes of the neighbours float32 [C, C], mean of maps Z [S, N, 2]."""
+    y = torch.from_numpy(labels)
+    near = torch.stack([knn(torch.from_numpy(z), k).indices for z in Z])
+    found = torch.stack([hits(one, y) for one in near]).mean(dim=0)
+    return found.float().numpy(), class_neighbors(near, y, classes)
 
 
 def _columns(file: Path) -> dict[str, list[str]]:

@@ -108,6 +108,7 @@ def _page(folders: Sequence[Path], thumbnails: int | None) -> Page:
     views, sections = list[RunView](), list[Section]()
     summary, sheets = list[str](), list[Path]()
     trainings: dict[str, Mapping[str, Any]] = {}
+    k = next((_of_json(f / "comparison.json").get("k") for f in folders if (f / "comparison.json").is_file()), None)
     for folder in folders:
         known = len(views) + len(sections) + len(trainings)
         with _read(folder):
@@ -118,7 +119,7 @@ def _page(folders: Sequence[Path], thumbnails: int | None) -> Page:
                 summary += _paragraphs(folder / "ranking.md", 2)
                 sheets = sheets or sorted((folder / "thumbnails").glob("*.webp"))
             elif (folder / "table3.csv").is_file():
-                views.append(view_run(folder))
+                views.append(view_run(folder, k=views[0].k if views else k))
             if (folder / "comparison.json").is_file():
                 sections.append(comparison_section(_of_json(folder / "comparison.json")))
                 summary += _paragraphs(folder / "comparison.md", 1)
@@ -194,7 +195,7 @@ def _check_same(views: Sequence[RunView]) -> None:
         same = view.files == first.files and view.classes == first.classes and view.k == first.k
         if not same or len(contents) > 1 or own[0] != own[1]:
             raise InputError(
-                f"{first.folder} and {view.folder} are of other images, labels or k: a page is of the same images"
+                f"{first.folder} and {view.folder} are of other images or labels: a page is of the same images"
             )
 
 

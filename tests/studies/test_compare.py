@@ -36,6 +36,7 @@ def test_networks_and_run_folders_give_the_same(runs, tmp_path):
     assert summary(from_runs) == summary(from_networks) == summary(analysed.comparison)
     assert {path.name for path in (tmp_path / "c").rglob("*") if path.is_file()} == {
         "comparison.json", "comparison.csv", "comparison.md", "comparison.png", "changed.png",
+        "report.html",
     }  # fmt: skip
     assert (tmp_path / "both" / "figures" / "comparison.png").is_file()
 
