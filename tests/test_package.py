@@ -39,7 +39,7 @@ def test_wheel_carries_the_kernels(tmp_path):
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         names = set(wheel.namelist())
     for path in (*ROOT.glob("kernels/*"), *ROOT.glob("qdv_gpu/**/*")):
-        if path.suffix in (".py", ".cu", ".typed"):
+        if path.suffix in (".py", ".cu", ".typed", ".js", ".css", ".html"):
             name = path.relative_to(ROOT)
             assert f"{'qdv_gpu/' if name.parts[0] == 'kernels' else ''}{name}" in names
     assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)

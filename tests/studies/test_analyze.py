@@ -57,7 +57,8 @@ def test_run_folder(finished):
     tables = ["layers.csv", "table3.md", "table3.csv", "predictions.csv", "predictions.parquet", "timings.json"]
     maps = [f"embeddings/{network}/{layer}.npz" for network in ("cnn", "other") for layer in LAYERS]
     compared = ["comparison.json", "comparison.csv", "comparison.md", "figures/comparison.png"]
-    made = [*tables, "figures/maps.png", "figures/nh.png", *compared, *maps]
+    page = ["report.html", "thumbnails/000.webp"]
+    made = [*tables, "figures/maps.png", "figures/nh.png", *compared, *maps, *page]
     assert files == sorted([*made, "run.json"])
     with (out / "layers.csv").open() as file:
         reader = csv.DictReader(file)
