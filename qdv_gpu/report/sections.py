@@ -130,7 +130,7 @@ def comparison_section(said: Mapping[str, Any]) -> Section:
     pairs, margin = said["pairs"], said["margin"]
     names = [one["first"] if one["first"] == one["second"] else f"{one['first']}/{one['second']}" for one in pairs]
     series = [_differences(pairs, kind, name) for kind, name in (("in_maps", "maps"), ("in_layer", "own space"))]
-    title = f"NH of {said['second']} less that of {said['first']}; shaded: within ±{margin:g}"
+    title = f"NH (k = {said['k']}) of {said['second']} less that of {said['first']}; shaded: within ±{margin:g}"
     charts = [line_chart(series, names, title, band=(-margin, margin), start=0.0)]
     tables = []
     delta = np.array([one["classes"]["delta"] for one in pairs], float).T  # [C, pairs]
