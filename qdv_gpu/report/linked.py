@@ -36,7 +36,7 @@ def linked(runs: Sequence[RunView], thumbnails: tuple[Sequence[bytes], np.ndarra
     sheets, images = thumbnails
     about: dict[str, Any] = {
         "files": first.files,
-        "classes": first.classes if first.labels is not None else [],
+        "classes": first.classes,
         "colours": {"light": colours(len(first.classes), dark=False), "dark": colours(len(first.classes), dark=True)},
         "labels": None if first.labels is None else packed.add(first.labels.astype(np.uint16)),
         "k": first.k,

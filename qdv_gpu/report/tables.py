@@ -10,6 +10,7 @@ import numpy as np
 
 from qdv_gpu.files import text_of
 from qdv_gpu.results.records import AnalysedLayer, Predictions
+from qdv_gpu.results.run import hits_column
 
 COLUMNS = ["network", "layer", "features", "samples", "perplexity", "seed", "k", "nh", "nh_feature_space"]
 COLUMNS += ["chance", "tied", "trustworthiness", "continuity", "kl", "seconds"]
@@ -115,7 +116,7 @@ def predictions_table(
             columns[f"{network} probability"] = [float(f"{p:.6g}") for p in said.probabilities]
         for layer in layers:
             if layer.network == network and layer.labelled:
-                columns[f"{network} {layer.layer}"] = layer.scores[0].hits.mean(dim=0).tolist()
+                columns[hits_column(network, layer.layer)] = layer.scores[0].hits.mean(dim=0).tolist()
     return columns
 
 

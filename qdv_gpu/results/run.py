@@ -65,6 +65,15 @@ def embedding_file(network: str, layer: str) -> str:
     return f"embeddings/{safe_name(network)}/{safe_name(layer)}.npz"
 
 
+def hits_column(network: str, layer: str) -> str:
+    """Name of the column of predictions.csv with the hits in a layer, which no column of predictions has.
+
+    >>> hits_column("alexnet", "conv3"), hits_column("mine", "prediction")
+    ('alexnet conv3', 'mine prediction hits')
+    """
+    return f"{network} {layer} hits" if layer in ("prediction", "probability") else f"{network} {layer}"
+
+
 def read_run(folder: str | Path, *, k: int | None = None, store: str | Path | None = None) -> Run:
     """Read a finished run for one k, by default its first.
 

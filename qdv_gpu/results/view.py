@@ -13,9 +13,10 @@ import torch
 from qdv_gpu.errors import InputError
 from qdv_gpu.files import read_json, text_of
 from qdv_gpu.neighbors import knn
-from qdv_gpu.results.run import RUN, embedding_file
+from qdv_gpu.results.run import RUN, embedding_file, hits_column
 from qdv_gpu.scores.statistics import class_neighbors, hits
 
+SHEETS = "[0-9]*.webp"  # and not what a killed run was writing
 NEEDED = {"classes", "settings", "networks", "data"}  # of what run.json says
 OTHERS = {"comparison.json": "compare", "deconv": "deconv", "finetune.json": "finetune", "sweep.json": "sweep"}
 
@@ -137,7 +138,8 @@ def _view(folder: Path, about: Mapping[str, Any], k: int | None) -> RunView:
         labels, Z = arrays.get("labels"), arrays["Z"]
         if Z.shape[1:] != (len(files), 2) or (labels is not None and len(labels) != len(files)):
             raise ValueError(f"maps of {own} are {list(Z.shape)}, of {len(files)} images")
-        hit = np.array(columns[own], np.float32) if own in columns else None
+        column = hits_column(row["network"], row["layer"])
+        hit = np.array(columns[column], np.float32) if column in columns else None
         title = row["layer"] + (f" [{row['tokens']}]" if row["tokens"] else "")
         stages = timings.get(f"{row['network']}/{row['layer']}", {})
         strangers = arrays.get("class_neighbors")
@@ -153,7 +155,7 @@ def _view(folder: Path, about: Mapping[str, Any], k: int | None) -> RunView:
         for network in dict.fromkeys(layer.network for layer in layers)
         if f"{network} prediction" in columns
     }
-    thumbnails = sorted((folder / "thumbnails").glob("*.webp"))
+    thumbnails = sorted((folder / "thumbnails").glob(SHEETS))
     return RunView(folder, about, classes, files, labels, k, layers, predictions, thumbnails)
 
 

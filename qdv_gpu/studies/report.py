@@ -31,7 +31,7 @@ from qdv_gpu.report.swept import candidates_of, sweep_section
 from qdv_gpu.report.thumbnails import decoded, encoded, sheets_of, small
 from qdv_gpu.results.stages import thumbnails_key
 from qdv_gpu.results.store import Store
-from qdv_gpu.results.view import RunView, view_run
+from qdv_gpu.results.view import SHEETS, RunView, view_run
 
 logger = logging.getLogger(__name__)
 REPORT = "report.html"
@@ -117,7 +117,7 @@ def _page(folders: Sequence[Path], thumbnails: int | None) -> Page:
                 views += _best(folder, rows)
                 sections.append(sweep_section(rows))
                 summary += _paragraphs(folder / "ranking.md", 2)
-                sheets = sheets or sorted((folder / "thumbnails").glob("*.webp"))
+                sheets = sheets or sorted((folder / "thumbnails").glob(SHEETS))
             elif (folder / "table3.csv").is_file():
                 views.append(view_run(folder, k=views[0].k if views else k))
             if (folder / "comparison.json").is_file():
@@ -243,7 +243,7 @@ def _deconvnet(folder: Path) -> list[Section]:
     """Pictures of the feature maps of each network."""
     found = []
     for own in sorted((folder / "deconv").glob("*/")) if (folder / "deconv").is_dir() else []:
-        files = sorted(own.glob("*.png"), key=lambda file: (file.stat().st_mtime, file.name))
+        files = sorted(own.glob("[!.]*.png"), key=lambda file: (file.stat().st_mtime, file.name))
         if files:
             pictures = [Picture(f"{text_of(own.name)} {text_of(file.stem)}", _source(file)) for file in files]
             found.append(Section(f"Deconvnet: {text_of(own.name)}", pictures=pictures))

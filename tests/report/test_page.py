@@ -275,6 +275,18 @@ def test_thumbnails_are_of_their_images(run, tmp_path):
             assert arrays[images].tolist() == list(expected)
 
 
+def test_what_killed_runs_left_is_not_shown(run, tmp_path):
+    folder = made_run(tmp_path / "run")
+    (folder / "deconv" / "cnn").mkdir(parents=True)
+    for name in ("thumbnails/.qdv-gpu-tmp-a.webp", "deconv/cnn/.qdv-gpu-tmp-a.png"):
+        (folder / name).write_bytes(b"half")
+    about, arrays = data_of(write_report(folder).read_text())
+    _, expected = data_of(write_report(run, tmp_path / "x.html").read_text())
+    assert [arrays[i].tobytes() for i in about["thumbnails"]["sheets"]] == [
+        expected[i].tobytes() for i in about["thumbnails"]["sheets"]
+    ]
+
+
 def test_older_folders_and_those_without_labels(tmp_path):
     html = write_report(made_run(tmp_path / "older", older=True)).read_text()
     assert "There are no pictures: the run is of an older version" in html

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+from collections import OrderedDict
 from dataclasses import replace
 
 import numpy as np
@@ -13,10 +14,12 @@ import torch
 from tiny_analysis import LAYERS, SPECS, TINY, outcome, run
 
 from qdv_gpu import Settings, analyze, load_network
+from qdv_gpu.data.images import Images
 from qdv_gpu.errors import InputError
 from qdv_gpu.features import forward
 from qdv_gpu.report.tables import nh_table
 from qdv_gpu.results.store import Store
+from qdv_gpu.results.view import view_run
 from qdv_gpu.studies import analyze as study
 
 
@@ -338,3 +341,23 @@ def test_a_gpu_gives_the_scores_of_the_cpu(finished, tmp_path, memory):
         assert ours.of(5).nh == pytest.approx(theirs.of(5).nh, abs=0.1)  # of other maps
     if memory is not None:
         assert torch.cuda.max_memory_reserved() <= memory
+
+
+def test_a_layer_that_is_called_prediction(tmp_path):
+    network = torch.nn.Sequential(
+        OrderedDict(prediction=torch.nn.Conv2d(1, 2, 3), flat=torch.nn.Flatten(), fc=torch.nn.Linear(72, 3))
+    )
+    pixels = torch.randint(256, (40, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    options = {"layers": "prediction", "perplexity": 5, "iterations": 20, "seeds": 1, "device": "cpu"}
+    for labels in (torch.arange(40) % 3, None):
+        images = Images.from_arrays(pixels, labels, classes=("a", "b", "c"))
+        found = analyze({"net": network}, images, tmp_path / f"labelled {labels is not None}", **options)
+        view = view_run(found.out)
+        [layer] = view.layers
+        about = json.loads((found.out / "run.json").read_text())["networks"]["net"]
+        said = network((pixels / 255 - about["mean"][0]) / about["std"][0]).argmax(dim=1)
+        assert view.predictions["net"][0].tolist() == said.tolist()
+        if labels is None:
+            assert layer.hits is None
+        else:
+            assert layer.hits.mean() == pytest.approx(layer.scores["nh"], abs=1e-5)

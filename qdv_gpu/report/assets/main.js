@@ -330,7 +330,7 @@ export async function maps(text) {
     if (event.key !== "Escape" && target.matches("input:not([type=radio]), select, textarea")) return;
     const arrow = ARROWS[event.key];
     if (event.key === "Escape") reset();
-    else if (/^[1-9]$/.test(event.key) && Number(event.key) <= model.classes.length) flip(Number(event.key) - 1);
+    else if (model.labels && /^[1-9]$/.test(event.key) && Number(event.key) <= model.classes.length) flip(Number(event.key) - 1);
     else if (target === panels[over].canvas && (event.key === "+" || event.key === "-")) {
       panels[over].zoom(event.key === "+" ? 1.3 : 1 / 1.3, panels[over].size / 2, panels[over].size / 2);
       draw();
