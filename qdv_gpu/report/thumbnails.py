@@ -15,13 +15,15 @@ from qdv_gpu.data.images import Images
 SIDE = 32  # pixels of a picture
 COLUMNS = 100  # pictures across a sheet
 EACH = COLUMNS * 125  # pictures on a sheet: 3,200 x 4,000 pixels
+BATCH = 2**26  # bytes of images that are made small at once
 QUALITIES = (75, 50, 30, 10)  # of WebP: the best that a size allows
 
 
 def small(images: Images) -> Tensor:
     """The images squeezed into squares, uint8 [N, 3, 32, 32]; normalised ones with their range as black to white."""
     found = images.at(Geometry(SIDE))
-    batches = found.batches(torch.arange(len(found)).split(1024), "cpu")
+    step = max(1, min(1024, BATCH // found[0].nbytes))  # those of floating point have their own size still
+    batches = found.batches(torch.arange(len(found)).split(step), "cpu")
     return torch.cat([_shown(batch) for batch in batches])
 
 
