@@ -13,6 +13,7 @@ from qdv_gpu.report.thumbnails import COLUMNS, EACH, SIDE
 from qdv_gpu.results.view import RunView, ViewedLayer
 
 SPAN = 65535  # largest coordinate
+STEPS = 60_000  # of a hit of 1: those of most k and numbers of maps are whole numbers of them
 POINTS = 200_000  # of all maps together, beyond which a layer shows fewer of its maps
 # COLOURS on a dark page: at least 31 apart in CIE Lab, with a contrast of 3.5 to it.
 DARK = ["#58a8ea", "#ffb733", "#ff6b57", "#369f9b", "#9affff", "#ffffff", "#efe3a0", "#bc804c", "#9bf3b6", "#ab89e6"]
@@ -40,7 +41,7 @@ def linked(runs: Sequence[RunView], thumbnails: tuple[Sequence[bytes], np.ndarra
         "colours": {"light": colours(len(first.classes), dark=False), "dark": colours(len(first.classes), dark=True)},
         "labels": None if first.labels is None else packed.add(first.labels.astype(np.uint16)),
         "k": first.k,
-        "steps": 250,
+        "steps": STEPS,
         "networks": [
             {
                 "name": name,
@@ -53,7 +54,7 @@ def linked(runs: Sequence[RunView], thumbnails: tuple[Sequence[bytes], np.ndarra
             {
                 "network": networks.index(name),
                 "layer": layer.title,
-                "hits": None if layer.hits is None else packed.add(np.round(layer.hits * 250).astype(np.uint8)),
+                "hits": None if layer.hits is None else packed.add(np.round(layer.hits * STEPS).astype(np.uint16)),
                 "maps": [[packed.add(axis) for axis in placed(Z)] for Z in layer.Z[:turns]],
             }
             for name, layer in layers

@@ -44,6 +44,12 @@ def said_of(runs: Sequence[RunView]) -> list[str]:
     return found
 
 
+def seeds_of(runs: Sequence[RunView]) -> str:
+    """How many maps the layers have: "3", or "1 to 3" where some have fewer."""
+    counts = {len(layer.Z) for run in runs for layer in run.layers}
+    return str(max(counts)) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
+
+
 def scores_section(runs: Sequence[RunView]) -> Section:
     """NH by layer with intervals, in the maps and in the layers' own space; or trustworthiness."""
     networks, labelled = by_network(runs), runs[0].labels is not None
@@ -78,7 +84,7 @@ def scores_section(runs: Sequence[RunView]) -> Section:
         for name, layers in networks.items()
         for layer in layers
     ]
-    caption = f"Mean of {len(runs[0].layers[0].Z)} maps of {len(runs[0].files):,} images; ± is the standard error"
+    caption = f"Mean of {seeds_of(runs)} maps of {len(runs[0].files):,} images; ± is the standard error"
     return Section("Scores by layer", charts=charts, tables=[Table(caption, header, rows, "layers")])
 
 

@@ -31,12 +31,17 @@ def candidates_of(rows: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
 
 def sweep_section(rows: Sequence[Mapping[str, str]]) -> Section:
     """Ranking with intervals, NH against cost with the points that nothing beats, and a table."""
-    ranked = candidates_of(rows)[:LISTED]
+    every = candidates_of(rows)
+    ranked = every[:LISTED]
     states = [row["state"] for row in rows]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     words = [f"{len(rows)} point{'s' * (len(rows) > 1)}: {counts}."]
     if not ranked:
         return Section("Sweep", words=words)
+    if ranked[0]["rung"] != "1":
+        words.append(f"Ranked are those of rung {ranked[0]['rung']}.")
+    if len(every) > LISTED:
+        words.append(f"Of {len(every)} candidates the {LISTED} with the highest NH are here; sweep.csv has all.")
     names = [f"{i + 1}: {row['candidate']}" for i, row in enumerate(ranked)]
     nh, low, high, gmac = (
         [_number(row, column) for row in ranked]
@@ -44,6 +49,8 @@ def sweep_section(rows: Sequence[Mapping[str, str]]) -> Section:
     )
     possible = [row.get("candidate can_be_best") != "False" for row in ranked]
     title = "Neighborhood hit with its 95 % interval; the first colour can be the best"
+    if np.isnan(low).all():
+        title = "Neighborhood hit; two runs of each give no interval"
     charts = [interval_chart(Series("NH", nh, low, high), names, title, marked=possible)]
     if not np.isnan(gmac).any():
         best = [not any(g <= gmac[i] and v > nh[i] for g, v in zip(gmac, nh, strict=True)) for i in range(len(nh))]
@@ -52,9 +59,9 @@ def sweep_section(rows: Sequence[Mapping[str, str]]) -> Section:
     accuracy = [_number(row, "accuracy") for row in ranked]
     if not np.isnan(accuracy).any():
         names = [row["candidate"] for row in ranked]
-        every = [True] * len(nh)
+        alike = [True] * len(nh)
         charts.append(
-            scatter_chart(accuracy, nh, names, "NH against accuracy", across="accuracy", best=every, zero=False)
+            scatter_chart(accuracy, nh, names, "NH against accuracy", across="accuracy", best=alike, zero=False)
         )
     shown = {name: text for name, text in COLUMNS.items() if any(row.get(name) for row in ranked)}
     table = [[Cell(str(i + 1)), *(Cell(_text(row.get(name, ""))) for name in shown)] for i, row in enumerate(ranked)]

@@ -25,6 +25,7 @@ from qdv_gpu.report.sections import (
     comparison_section,
     said_of,
     scores_section,
+    seeds_of,
     training_section,
 )
 from qdv_gpu.report.swept import candidates_of, sweep_section
@@ -124,7 +125,8 @@ def _page(folders: Sequence[Path], thumbnails: int | None) -> Page:
                 sections.append(comparison_section(_of_json(folder / "comparison.json")))
                 summary += _paragraphs(folder / "comparison.md", 1)
             if (folder / "finetune.json").is_file():
-                training_section(own := {folder.name: _of_json(folder / "finetune.json")})
+                name = str(folder) if folder.name in trainings else folder.name
+                training_section(own := {name: _of_json(folder / "finetune.json")})
                 trainings |= own
             sections += _deconvnet(folder)
         if known == len(views) + len(sections) + len(trainings):
@@ -157,10 +159,11 @@ def _filled(  # noqa: PLR0917 - what was found
     if views:
         own = sheets or next((view.thumbnails for view in views if view.thumbnails), [])
         data, turns = linked(views, _thumbnails(own, len(views[0].files), thumbnails))
-        maps = min(len(layer.Z) for view in views for layer in view.layers)
-        notes = (
-            [f"{turns} of {maps} maps of each layer are here, so that the file stays small."] if turns < maps else []
-        )
+        maps = max(len(layer.Z) for view in views for layer in view.layers)
+        notes = []
+        if turns < maps:
+            few = "as many of all, and few enough that the file stays small"
+            notes.append(f"{turns} of {seeds_of(views)} maps of each layer are here: {few}.")
         if thumbnails is not None and not own:
             notes.append("There are no pictures: the run is of an older version, and its command adds them.")
         note = " ".join(notes)
@@ -174,7 +177,7 @@ def _filled(  # noqa: PLR0917 - what was found
     return Page(
         title=_title(folders, views), summary=summary, panels=panel_titles(views) if views else [], data=data,
         labelled=named is not None and named.labels is not None, turns=turns, note=note, sections=sections,
-        command=(named.about.get("command") if named and len(folders) == 1 else None) or command_line() or "",
+        command=(named.about.get("command") if named and folders == [named.folder] else None) or command_line() or "",
     )  # fmt: skip
 
 

@@ -15,16 +15,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from made_run import HOSTILE, made_run, pictures
 from matplotlib.colors import to_rgb
 from PIL import Image
 
 from qdv_gpu import cli, write_report
+from qdv_gpu.data.images import Images
 from qdv_gpu.errors import InputError
+from qdv_gpu.report import thumbnails
 from qdv_gpu.report.charts import Series, line_chart, shade
 from qdv_gpu.report.linked import DARK, colours
 from qdv_gpu.report.packed import Packed
 from qdv_gpu.report.page import SCRIPTS, Page, _script
+from qdv_gpu.report.swept import sweep_section
 from qdv_gpu.report.thumbnails import pictures_of
 
 PAGE = Path(__file__).parents[1] / "page"
@@ -130,7 +134,7 @@ def test_the_data_is_that_of_the_folder(run, html):
     for panel in about["panels"]:
         name = about["networks"][panel["network"]]["name"]
         hits = [float(row[f"{name} {panel['layer']}"]) for row in rows]
-        assert arrays[panel["hits"]] / 250 == pytest.approx(hits, abs=1e-9)
+        assert arrays[panel["hits"]] / about["steps"] == pytest.approx(hits, abs=1e-9)
         Z = np.load(run / "embeddings" / name / f"{panel['layer']}.npz")["Z"]
         assert len(panel["maps"]) == len(Z) == 2
         for (x, y), own in zip(panel["maps"], Z, strict=True):
@@ -285,6 +289,52 @@ def test_what_killed_runs_left_is_not_shown(run, tmp_path):
     assert [arrays[i].tobytes() for i in about["thumbnails"]["sheets"]] == [
         expected[i].tobytes() for i in about["thumbnails"]["sheets"]
     ]
+
+
+def test_hits_are_exact(tmp_path):
+    folder = made_run(tmp_path / "run", seeds=3)  # fifteenths
+    about, arrays = data_of(write_report(folder).read_text())
+    with (folder / "predictions.csv").open() as file:
+        hits = [float(row["cnn conv1"]) for row in csv.DictReader(file)]
+    assert np.abs(arrays[about["panels"][0]["hits"]] / about["steps"] - hits).max() < 5e-5  # four digits
+
+
+def test_what_is_not_equal_is_said(tmp_path):
+    few = made_run(tmp_path / "few", networks=("cnn",), seeds=1)
+    many = made_run(tmp_path / "many", networks=("cnn",), seeds=3)
+    html = write_report([few, many]).read_text()
+    assert "Mean of 1 to 3 maps of 60 images" in html
+    assert "1 of 1 to 3 maps of each layer are here" in html
+
+
+def test_trainings_in_folders_of_one_name(tmp_path):
+    folders = [tmp_path / one / "tuned" for one in "ab"]
+    for folder, accuracy in zip(folders, (0.5, 0.75), strict=True):
+        folder.mkdir(parents=True)
+        history = [{"loss": 1.0, "accuracy": accuracy}]
+        said = {"history": history, "test_accuracy": accuracy, "test_images": 4}
+        (folder / "finetune.json").write_text(json.dumps(said))
+    html = write_report(folders).read_text()
+    assert "tuned: test accuracy 50.00%" in html
+    assert f"{folders[1]}: test accuracy 75.00%" in html
+
+
+def test_normalised_images_are_made_small_a_few_at_a_time(monkeypatch):
+    sizes, made = [], thumbnails._shown
+    monkeypatch.setattr(thumbnails, "_shown", lambda batch: sizes.append(batch.nbytes) or made(batch))
+    images = Images.from_arrays(torch.zeros(1).expand(70, 3, 512, 512))
+    assert thumbnails.small(images).shape == (70, 3, 32, 32)
+    assert max(sizes) <= 2**26
+
+
+@pytest.mark.parametrize("count", [60, 61])
+def test_candidates_that_are_left_out_are_said(count):
+    row = {"point": "p", "run": "1", "rung": "1", "state": "done", "gmac": "", "accuracy": ""}
+    rows = [{**row, "candidate": f"c{i}", "candidate nh": str(i / 100)} for i in range(count)]
+    section = sweep_section(rows)
+    assert len(section.tables[0].rows) == 60
+    said = "Of 61 candidates the 60 with the highest NH are here; sweep.csv has all."
+    assert (said in section.words) == (count > 60)
 
 
 def test_older_folders_and_those_without_labels(tmp_path):
