@@ -109,6 +109,11 @@ class RunFolder:
                     if folder != self.out:
                         folder.rmdir()  # while it is empty
 
+    def add(self) -> None:
+        """Have the run.json of a finished run list what was written since too, so that a later run removes it."""
+        about = read_json(self.out / RUN)
+        write_json(self.out / RUN, {**about, "files": sorted({*about.get("files", ()), *self.written})})
+
     def embedding(self, network: str, layer: str) -> str:
         """Name of the file with a layer's maps."""
         return embedding_file(network, layer)

@@ -136,6 +136,8 @@ def compare(
     _remove_pictures(out)
     write_comparison(folder, comparison, formats)
     _draw_changed(folder, comparison, one, formats)
+    if is_run(out):
+        folder.add()
     write_report([out, *(run.folder for run in found if run.folder != out)], out / REPORT)
     return comparison
 

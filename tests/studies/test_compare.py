@@ -141,6 +141,16 @@ def test_pictures_of_an_earlier_comparison_do_not_stay(runs, tmp_path):
     assert [path.name for path in (tmp_path / "c" / "figures").iterdir()] == ["comparison.png"]
 
 
+def test_a_later_run_removes_the_comparison(tmp_path):
+    a, b, c, d = (tiny_networks.seeded(seed) for seed in range(4))
+    compare(a, b, "digits", tmp_path / "c", runs=[(c, d)], layers="conv2", **QUICK)
+    own = ["comparison.json", "comparison.csv", "comparison.md", "figures/comparison.png", "figures/changed.png"]
+    assert all((tmp_path / "c" / name).is_file() for name in own)
+    analyze(a, "digits", tmp_path / "c", layers="conv2", **QUICK)
+    assert not any((tmp_path / "c" / name).exists() for name in own)
+    assert "less that of" not in (tmp_path / "c" / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     "options",
     [{"margin": "0.02"}, {"margin": None}, {"pair": {1: 2}}, {"pair": {}}, {"pair": None}, {"formats": 5},
