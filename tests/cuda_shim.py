@@ -1,4 +1,4 @@
-"""Compile `kernels/*.cu` without a GPU: with NVRTC for the real architectures, and with g++ to run on the CPU."""
+"""Compile `kernels/*.cu` with g++, to run them on the CPU."""
 
 import ctypes
 import functools
@@ -16,24 +16,7 @@ import torch
 from qdv_gpu import kernels
 
 HERE = Path(__file__).parent
-ARCHITECTURES = (75, 80, 90, 100, 120)
 HAS_COMPILER = shutil.which("g++") is not None
-
-
-def nvrtc_compile(path: Path, architecture: int, options: tuple[str, ...]) -> bytes:
-    """The binary (CUBIN) of a .cu file for sm_`architecture`; raises RuntimeError with the compiler's log."""
-    from cuda import pathfinder
-    from cupy.cuda import nvrtc
-
-    include = pathfinder.find_nvidia_header_directory("cudart")
-    program = nvrtc.createProgram(path.read_text(), path.name, (), ())
-    try:
-        nvrtc.compileProgram(program, (f"-arch=sm_{architecture}", f"-I{include}", *options))
-        return nvrtc.getCUBIN(program)
-    except nvrtc.NVRTCError:
-        raise RuntimeError(nvrtc.getProgramLog(program)) from None
-    finally:
-        nvrtc.destroyProgram(program)
 
 
 @functools.cache

@@ -1,4 +1,7 @@
-"""Every .cu file compiles for every architecture, and the kernels of t-SNE agree with float64 autograd."""
+"""Every .cu file compiles for every architecture, and the kernels of t-SNE agree with float64 autograd.
+
+The same tests run the source on the CPU (cpu), what the compiler makes of it for a GPU (ptx), and a GPU (cuda).
+"""
 
 from unittest.mock import MagicMock
 
@@ -7,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import tsne_reference as reference
+from device import compile, ptx
 
 from qdv_gpu import kernels
 from qdv_gpu.tsne.affinities import joint_affinities
@@ -19,29 +23,22 @@ VARIANTS = [{"GAUSSIAN": gaussian, "DENSE": dense} for gaussian in (0, 1) for de
 needs_compiler = pytest.mark.skipif(not cuda_shim.HAS_COMPILER, reason="needs g++")
 devices = pytest.mark.parametrize(
     "device",
-    [pytest.param("cpu", marks=needs_compiler), pytest.param("cuda", marks=pytest.mark.gpu)],
+    [pytest.param("cpu", marks=needs_compiler), "ptx", pytest.param("cuda", marks=pytest.mark.gpu)],
 )
+TSNE = (kernels.FOLDER / "tsne.cu").read_text()
 variants = pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(f"{k}{x}" for k, x in v.items()))
 
 
-@pytest.mark.parametrize("architecture", cuda_shim.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", compile.ARCHITECTURES)
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
 def test_source_compiles(source, architecture):
-    pytest.importorskip("cupy")
-    assert cuda_shim.nvrtc_compile(source, architecture, kernels.options()).startswith(b"\x7fELF")
-
-
-@variants
-def test_tsne_variant_compiles(variant):
-    pytest.importorskip("cupy")
-    binary = cuda_shim.nvrtc_compile(kernels.FOLDER / "tsne.cu", 90, kernels.options(fast_math=True, **variant))
-    assert binary.startswith(b"\x7fELF")
+    assert compile.cubin(source.read_text(), kernels.options(), f"sm_{architecture}").startswith(b"\x7fELF")
 
 
 class Batch:
     """Embeddings of the given sizes one after the other, each with a random symmetric P, and the kernels' buffers."""
 
-    def __init__(self, embeddings, *, dense, device, seed=0):
+    def __init__(self, embeddings, *, dense, device, seed=0, arch="compute_90"):
         self.Z = [torch.as_tensor(z, dtype=torch.float32) for z in embeddings]
         generator = torch.Generator().manual_seed(seed)
         self.P = []
@@ -58,7 +55,8 @@ class Batch:
         indices = torch.cat([(p > 0).nonzero()[:, 1] for p in self.P]).int() if not dense else torch.empty(0).int()
         self.sizes = [len(z) for z in self.Z]
         start = torch.tensor([0, *np.cumsum(self.sizes)])
-        self.device = device
+        self.device, self.arch = device, arch
+        device = "cuda" if device == "cuda" else "cpu"
         self.start = start.to(device)
         self.rows = [
             t.to(device)
@@ -77,6 +75,9 @@ class Batch:
         grid = (-(-max(self.sizes) // points), len(self.sizes))
         if self.device == "cpu":
             cuda_shim.load("tsne", **variant).launch(kernel, *args, grid=grid, block=block, seed=seed)
+        elif self.device == "ptx":
+            options = kernels.options(fast_math=True, **variant)
+            ptx.launch(TSNE, options, kernel, *args, grid=grid, block=block, arch=self.arch)
         else:
             module = kernels.load("tsne", fast_math=True, **variant)
             kernels.launch(module, kernel, *args, grid=grid, block=block)
@@ -133,6 +134,19 @@ def test_gradient_agrees_with_autograd(case, variant, device):
         assert (gradient - truth).norm() <= 1e-5 * scale
 
 
+@pytest.mark.parametrize("architecture", compile.ARCHITECTURES)
+def test_every_architecture_computes_the_same(architecture):
+    batch = Batch(CASES["batch"][:3], dense=0, device="ptx", arch=f"compute_{architecture}")
+    batch.forces(VARIANTS[0])
+    for gradient, P, z in zip(batch.gradients(), batch.P, batch.Z, strict=True):
+        truth = reference.gradient(P, z, gaussian=0) if len(z) > 2 else gradient
+        assert (gradient - truth).norm() <= 1e-5 * truth.norm()
+    batch.update(
+        VARIANTS[0], torch.zeros_like(batch.z), torch.ones_like(batch.z), exaggeration=1, rate=50, momentum=0.5
+    )
+    assert (batch.z - torch.cat(batch.Z))[:33].abs().max() > 0
+
+
 @devices
 def test_one_point_stays(device):
     batch = Batch([[[3.0, -2.0]]], dense=1, device=device)
@@ -148,7 +162,7 @@ def test_update_follows_its_formula(device):
     batch = Batch([reference.cloud(300), reference.cloud(33, seed=1), reference.cloud(1)], dense=0, device=device)
     batch.forces(VARIANTS[0])
     velocity, gains = reference.cloud(334, 0.1, seed=2), 0.01 + 2 * reference.cloud(334, seed=3).abs()
-    v, g = velocity.clone().to(device), gains.clone().to(device)
+    v, g = velocity.clone().to(batch.z.device), gains.clone().to(batch.z.device)
     batch.update(VARIANTS[0], v, g, exaggeration=12, rate=200, momentum=0.8)
     parts = zip(
         *(t.double().cpu().split(batch.sizes) for t in (batch.attraction, batch.repulsion, batch.weight)), strict=True
@@ -165,7 +179,7 @@ def test_update_follows_its_formula(device):
 def test_bits_repeat_alone_in_a_batch_and_in_any_thread_order(device):
     alone = Batch([reference.cloud(130)], dense=1, device=device)
     alone.forces(VARIANTS[1])
-    for seed in range(1, 3 if device == "cpu" else 20):
+    for seed in range(1, {"cpu": 3, "ptx": 2, "cuda": 20}[device]):
         batch = Batch([reference.cloud(130), reference.cloud(200, seed=1)], dense=1, device=device)
         batch.forces(VARIANTS[1], seed=seed)
         assert torch.equal(batch.repulsion[:130], alone.repulsion)

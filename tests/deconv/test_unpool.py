@@ -6,6 +6,7 @@ import cuda_shim
 import numpy as np
 import pytest
 import torch
+from device import compile, ptx
 from torch import library
 from torch.nn import functional
 
@@ -34,8 +35,9 @@ MAPS = {
 geometries = pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 needs_compiler = pytest.mark.skipif(not cuda_shim.HAS_COMPILER, reason="needs g++")
 devices = pytest.mark.parametrize(
-    "device", [pytest.param("cpu", marks=needs_compiler), pytest.param("cuda", marks=pytest.mark.gpu)]
+    "device", [pytest.param("cpu", marks=needs_compiler), "ptx", pytest.param("cuda", marks=pytest.mark.gpu)]
 )
+SOURCE = (kernels.FOLDER / "unpool.cu").read_text()
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -167,30 +169,40 @@ def test_operators_vmap(dims, shared):
         assert torch.equal(found, unpool(y, s, (9, 9), 3, 2))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("geometry", [GEOMETRIES[2], GEOMETRIES[5]], ids=str)
-def test_every_variant_compiles(geometry, dtype):
-    pytest.importorskip("cupy")
-    defines = Pool.of(*geometry[:-1]).defines(torch.empty(0, dtype=dtype)) | {"RECTIFY": 1}
-    binary = cuda_shim.nvrtc_compile(kernels.FOLDER / "unpool.cu", 90, kernels.options(**defines))
-    assert binary.startswith(b"\x7fELF")
-
-
-def kernel_pool(x, pool, size, device):
-    """max_pool by the CUDA source: on the device, or on the CPU through the shim."""
-    shape = (*x.shape[:2], *size)
-    pooled = torch.empty(shape, dtype=x.dtype, device=device)
-    switches = torch.empty(shape, dtype=pool.code_dtype, device=device)
-    arguments, grid = max_pool_launch(x.to(device), pooled, switches)
-    run("max_pool", pool.defines(x), arguments, grid, device)
-    return pooled.cpu(), switches.cpu()
-
-
-def run(kernel, defines, arguments, grid, device):
+def run(kernel, defines, arguments, grid, device, arch="compute_90"):
+    """Run a kernel of unpool.cu with CPU tensors: its source (cpu), what the compiler makes of it (ptx), on a GPU (cuda)."""
+    sizes = {"grid": grid, "block": THREADS}
     if device == "cpu":
-        cuda_shim.load("unpool", **defines).launch(kernel, *arguments, grid=grid, block=THREADS, seed=1)
+        cuda_shim.load("unpool", **defines).launch(kernel, *arguments, **sizes, seed=1)
+    elif device == "ptx":
+        ptx.launch(SOURCE, kernels.options(**defines), kernel, *arguments, **sizes, arch=arch)
     else:
-        kernels.launch(kernels.load("unpool", **defines), kernel, *arguments, grid=grid, block=THREADS)
+        there = [arg.cuda() if isinstance(arg, torch.Tensor) else arg for arg in arguments]
+        kernels.launch(kernels.load("unpool", **defines), kernel, *there, **sizes)
+        for arg, found in zip(arguments, there, strict=True):
+            if isinstance(arg, torch.Tensor):
+                arg.copy_(found)
+
+
+def kernel_pool(x, pool, size, device, **more):
+    """max_pool by the CUDA source."""
+    shape = (*x.shape[:2], *size)
+    pooled, switches = torch.empty(shape, dtype=x.dtype), torch.empty(shape, dtype=pool.code_dtype)
+    arguments, grid = max_pool_launch(x, pooled, switches)
+    run("max_pool", pool.defines(x), arguments, grid, device, **more)
+    return pooled, switches
+
+
+@pytest.mark.parametrize("architecture", compile.ARCHITECTURES)
+def test_every_architecture_computes_the_same(architecture):
+    pool, arch = Pool.of(3, 2), f"compute_{architecture}"
+    x = normal(1, 3, 9, 9, dtype=torch.float32)
+    pooled, switches = max_pool(x, 3, 2)
+    assert torch.equal(kernel_pool(x, pool, (4, 4), "ptx", arch=arch)[1], switches)
+    result = torch.full_like(x, torch.nan)
+    arguments, grid = unpool_launch(pooled, switches, torch.zeros(1, 5, dtype=torch.int32), result, (9, 9))
+    run("unpool", pool.defines(x), arguments, grid, "ptx", arch=arch)
+    assert torch.equal(result, unpool(pooled, switches, (9, 9), 3, 2))
 
 
 @devices
@@ -216,10 +228,10 @@ def test_kernels_give_the_bits_of_the_cpu(geometry, dtype, device):
     window = torch.tensor([[0, -1, 0, -2, 3], [1, 1, -2, 4, -5], [1, 0, 0, 9, 9], [0, 0, 1, 0, 0], [1, 2, 2, -20, 0]])
     for (origin, out), rectify in itertools.product([(whole, (13, 17)), (window.int(), (7, 10))], (False, True)):
         truth = unpool_windows(y, switches, origin, out, (13, 17), pool, rectify=rectify)
-        result = torch.full_like(truth, torch.nan).to(device)
-        arguments, grid = unpool_launch(y.to(device), switches.to(device), origin.to(device), result, (13, 17))
+        result = torch.full_like(truth, torch.nan)
+        arguments, grid = unpool_launch(y, switches, origin, result, (13, 17))
         run("unpool", pool.defines(y) | {"RECTIFY": int(rectify)}, arguments, grid, device)
-        assert torch.equal(result.cpu(), truth)
+        assert torch.equal(result, truth)
 
 
 @devices
@@ -238,13 +250,11 @@ def test_half_precision_converts_exactly(dtype, device):
     x[..., 1] = 1.0
     pool = Pool.of((1, 2), 1)
     switches = max_pool(x, (1, 2), 1)[1]
-    result = torch.empty(1, y.shape[1], 1, 3, dtype=dtype, device=device)
-    arguments, grid = unpool_launch(
-        y.to(device), switches.to(device), torch.zeros(1, 5, dtype=torch.int32, device=device), result, (1, 3)
-    )
+    result = torch.empty(1, y.shape[1], 1, 3, dtype=dtype)
+    arguments, grid = unpool_launch(y, switches, torch.zeros(1, 5, dtype=torch.int32), result, (1, 3))
     run("unpool", pool.defines(y), arguments, grid, device)
     truth = pairs.float().sum(dim=1).to(dtype)
-    assert torch.equal(result.cpu()[0, :, 0, 1], truth)
+    assert torch.equal(result[0, :, 0, 1], truth)
 
 
 @pytest.mark.gpu
