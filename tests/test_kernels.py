@@ -21,14 +21,20 @@ from qdv_gpu.tsne.problem import Phase, Problem, stacked
 SOURCES = sorted(kernels.FOLDER.glob("*.cu"))
 VARIANTS = [{"GAUSSIAN": gaussian, "DENSE": dense} for gaussian in (0, 1) for dense in (0, 1)]
 needs_compiler = pytest.mark.skipif(not cuda_shim.HAS_COMPILER, reason="needs g++")
+needs_nvrtc = pytest.mark.skipif(not compile.HAS_COMPILER, reason="needs CuPy")
 devices = pytest.mark.parametrize(
     "device",
-    [pytest.param("cpu", marks=needs_compiler), "ptx", pytest.param("cuda", marks=pytest.mark.gpu)],
+    [
+        pytest.param("cpu", marks=needs_compiler),
+        pytest.param("ptx", marks=needs_nvrtc),
+        pytest.param("cuda", marks=pytest.mark.gpu),
+    ],
 )
 TSNE = (kernels.FOLDER / "tsne.cu").read_text()
 variants = pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(f"{k}{x}" for k, x in v.items()))
 
 
+@needs_nvrtc
 @pytest.mark.parametrize("architecture", compile.ARCHITECTURES)
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
 def test_source_compiles(source, architecture):
@@ -134,6 +140,7 @@ def test_gradient_agrees_with_autograd(case, variant, device):
         assert (gradient - truth).norm() <= 1e-5 * scale
 
 
+@needs_nvrtc
 @pytest.mark.parametrize("architecture", compile.ARCHITECTURES)
 def test_every_architecture_computes_the_same(architecture):
     batch = Batch(CASES["batch"][:3], dense=0, device="ptx", arch=f"compute_{architecture}")

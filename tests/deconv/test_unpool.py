@@ -34,8 +34,14 @@ MAPS = {
 }
 geometries = pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 needs_compiler = pytest.mark.skipif(not cuda_shim.HAS_COMPILER, reason="needs g++")
+needs_nvrtc = pytest.mark.skipif(not compile.HAS_COMPILER, reason="needs CuPy")
 devices = pytest.mark.parametrize(
-    "device", [pytest.param("cpu", marks=needs_compiler), "ptx", pytest.param("cuda", marks=pytest.mark.gpu)]
+    "device",
+    [
+        pytest.param("cpu", marks=needs_compiler),
+        pytest.param("ptx", marks=needs_nvrtc),
+        pytest.param("cuda", marks=pytest.mark.gpu),
+    ],
 )
 SOURCE = (kernels.FOLDER / "unpool.cu").read_text()
 
@@ -169,8 +175,8 @@ def test_operators_vmap(dims, shared):
         assert torch.equal(found, unpool(y, s, (9, 9), 3, 2))
 
 
-def run(kernel, defines, arguments, grid, device, arch="compute_90"):
-    """Run a kernel of unpool.cu with CPU tensors: its source (cpu), what the compiler makes of it (ptx), on a GPU (cuda)."""
+def run(kernel, defines, arguments, grid, *, device, arch="compute_90"):
+    """Run a kernel of unpool.cu with CPU tensors: the source (cpu), what the compiler makes of it (ptx), or a GPU."""
     sizes = {"grid": grid, "block": THREADS}
     if device == "cpu":
         cuda_shim.load("unpool", **defines).launch(kernel, *arguments, **sizes, seed=1)
@@ -189,10 +195,11 @@ def kernel_pool(x, pool, size, device, **more):
     shape = (*x.shape[:2], *size)
     pooled, switches = torch.empty(shape, dtype=x.dtype), torch.empty(shape, dtype=pool.code_dtype)
     arguments, grid = max_pool_launch(x, pooled, switches)
-    run("max_pool", pool.defines(x), arguments, grid, device, **more)
+    run("max_pool", pool.defines(x), arguments, grid, device=device, **more)
     return pooled, switches
 
 
+@needs_nvrtc
 @pytest.mark.parametrize("architecture", compile.ARCHITECTURES)
 def test_every_architecture_computes_the_same(architecture):
     pool, arch = Pool.of(3, 2), f"compute_{architecture}"
@@ -201,7 +208,7 @@ def test_every_architecture_computes_the_same(architecture):
     assert torch.equal(kernel_pool(x, pool, (4, 4), "ptx", arch=arch)[1], switches)
     result = torch.full_like(x, torch.nan)
     arguments, grid = unpool_launch(pooled, switches, torch.zeros(1, 5, dtype=torch.int32), result, (9, 9))
-    run("unpool", pool.defines(x), arguments, grid, "ptx", arch=arch)
+    run("unpool", pool.defines(x), arguments, grid, device="ptx", arch=arch)
     assert torch.equal(result, unpool(pooled, switches, (9, 9), 3, 2))
 
 
@@ -230,7 +237,7 @@ def test_kernels_give_the_bits_of_the_cpu(geometry, dtype, device):
         truth = unpool_windows(y, switches, origin, out, (13, 17), pool, rectify=rectify)
         result = torch.full_like(truth, torch.nan)
         arguments, grid = unpool_launch(y, switches, origin, result, (13, 17))
-        run("unpool", pool.defines(y) | {"RECTIFY": int(rectify)}, arguments, grid, device)
+        run("unpool", pool.defines(y) | {"RECTIFY": int(rectify)}, arguments, grid, device=device)
         assert torch.equal(result, truth)
 
 
@@ -252,7 +259,7 @@ def test_half_precision_converts_exactly(dtype, device):
     switches = max_pool(x, (1, 2), 1)[1]
     result = torch.empty(1, y.shape[1], 1, 3, dtype=dtype)
     arguments, grid = unpool_launch(y, switches, torch.zeros(1, 5, dtype=torch.int32), result, (1, 3))
-    run("unpool", pool.defines(y), arguments, grid, device)
+    run("unpool", pool.defines(y), arguments, grid, device=device)
     truth = pairs.float().sum(dim=1).to(dtype)
     assert torch.equal(result[0, :, 0, 1], truth)
 

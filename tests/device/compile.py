@@ -2,9 +2,13 @@
 
 import functools
 
-from cuda import pathfinder
-from cupy.cuda import nvrtc
+try:
+    from cuda import pathfinder
+    from cupy.cuda import nvrtc
+except ImportError:
+    nvrtc = None
 
+HAS_COMPILER = nvrtc is not None
 ARCHITECTURES = (75, 80, 90, 100, 120)
 
 

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("cupy")
-
 from device import compile, ptx
 
+pytestmark = pytest.mark.skipif(not compile.HAS_COMPILER, reason="needs CuPy")
 OPTIONS = ("-std=c++17",)
 RANDOM = np.random.default_rng(0)
 
