@@ -1,8 +1,10 @@
 """What all tests share."""
 
 import logging
+from contextlib import nullcontext
 
 import pytest
+import torch
 
 
 @pytest.fixture
@@ -17,3 +19,27 @@ def lines(caplog):
     """A function that gives what the library has told so far."""
     caplog.set_level(logging.INFO, logger="qdv_gpu")
     return lambda: list(caplog.messages)
+
+
+def _place(kind):
+    """A block with a CUDA device, simulated or real."""
+    if kind == "cuda":
+        return nullcontext()
+    pytest.importorskip("cupy")  # whose compiler makes the code that the simulated device runs
+    from device import simulated
+
+    return simulated.devices()
+
+
+@pytest.fixture(params=["simulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+def cuda(request):
+    """torch.device("cuda"), simulated or real."""
+    with _place(request.param):
+        yield torch.device("cuda", 0)
+
+
+@pytest.fixture
+def gpu():
+    """Two simulated devices, and what is asked of them (`device.runtime.Runtime`)."""
+    with _place("simulated") as runtime:
+        yield runtime

@@ -190,8 +190,7 @@ def test_faiss_absent(monkeypatch):
     assert torch.equal(knn(INPUTS["random"], 5).indices, reference(INPUTS["random"], 5)[0])
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("name", INPUTS)
-def test_cuda_equals_cpu(name):
-    for got, expected in zip(knn(INPUTS[name].cuda(), 5), knn(INPUTS[name], 5), strict=True):
+def test_cuda_equals_cpu(name, cuda):
+    for got, expected in zip(knn(INPUTS[name].to(cuda), 5), knn(INPUTS[name], 5), strict=True):
         assert torch.equal(got.cpu(), expected)

@@ -244,10 +244,9 @@ def test_progress_is_told(tmp_path):
         assert told == [("reading images", i + 1, 6) for i in range(6)]
 
 
-@pytest.mark.gpu
-def test_arrays_on_a_device():
+def test_arrays_on_a_device(cuda):
     images = Images.from_arrays(noise(6, 3, 9, 13))
-    ours = images.to("cuda").at(Geometry(5, 8))
+    ours = images.to(cuda).at(Geometry(5, 8))
     assert ours.pixels.is_cuda
     assert ours.digest == images.at(Geometry(5, 8)).digest
 

@@ -224,11 +224,10 @@ def test_bad_input(network, images):
         activations(network, images, layers=["unused"])
 
 
-@pytest.mark.gpu
-def test_stays_on_the_device(images):
+def test_stays_on_the_device(images, cuda):
     cpu = load_network("tiny_networks:cnn", device="cpu")
-    gpu = load_network("tiny_networks:cnn", device="cuda")
-    ours = activations(gpu, images.to("cuda"))
+    gpu = load_network("tiny_networks:cnn", device=cuda)
+    ours = activations(gpu, images.to(cuda))
     assert all(X.is_cuda for X in ours.values())
     for name, X in activations(cpu, images).items():
         torch.testing.assert_close(ours[name].cpu(), X, rtol=1e-4, atol=1e-4)

@@ -169,11 +169,10 @@ def test_bad_input():
         pca.reduce([], 3)
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("how", NORMALISATIONS)
-def test_components_on_a_gpu(how):
+def test_components_on_a_gpu(how, cuda):
     X = _layer()
-    found = pca.principal_components(X.cuda().split(64), 20, normalise=how)
+    found = pca.principal_components(X.to(cuda).split(64), 20, normalise=how)
     assert found.scores.is_cuda
     moved = [value.cpu() if isinstance(value, torch.Tensor) else value for value in found]
     _check(X, how, pca.Components(*moved), 20)

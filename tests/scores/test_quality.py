@@ -141,12 +141,11 @@ def test_bad_input():
         statistics.standard_error(torch.zeros(5), [0, 0, 7, 1, 1])
 
 
-@pytest.mark.gpu
-def test_cuda_equals_cpu():
+def test_cuda_equals_cpu(cuda):
     X, Z, labels = _normal(500, 10), _integers(9, 500, 2).float(), _integers(4, 500)
     indices = knn(Z, 5).indices
     assert torch.equal(
-        statistics.influence_values(indices.cuda(), labels).cpu(), statistics.influence_values(indices, labels)
+        statistics.influence_values(indices.to(cuda), labels).cpu(), statistics.influence_values(indices, labels)
     )
-    assert quality.neighborhood_hit(Z.cuda(), labels) == quality.neighborhood_hit(Z, labels)
-    assert quality.trustworthiness(X.cuda(), Z.cuda()) == quality.trustworthiness(X, Z)
+    assert quality.neighborhood_hit(Z.to(cuda), labels) == quality.neighborhood_hit(Z, labels)
+    assert quality.trustworthiness(X.to(cuda), Z.to(cuda)) == quality.trustworthiness(X, Z)

@@ -330,12 +330,11 @@ def test_damaged_stages_are_computed_again(tmp_path, caplog):
     assert not Store(tmp_path / ".qdv-store").unreferenced()
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("memory", [None, 1_100_000_000])
-def test_a_gpu_gives_the_scores_of_the_cpu(finished, tmp_path, memory):
+def test_a_gpu_gives_the_scores_of_the_cpu(finished, tmp_path, memory, cuda):
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    result = run(tmp_path / "run", replace(TINY, memory=memory), device="cuda")
+    result = run(tmp_path / "run", replace(TINY, memory=memory), device=cuda)
     for ours, theirs in zip(result.layers, finished.layers, strict=True):
         assert ours.of(5).nh_feature_space == pytest.approx(theirs.of(5).nh_feature_space, abs=0.01)
         assert ours.of(5).nh == pytest.approx(theirs.of(5).nh, abs=0.1)  # of other maps

@@ -185,10 +185,9 @@ def test_unknown_kind():
         joint_affinities(points(31), perplexity=5, kind="ful")
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["knn", "full"])
-def test_cuda_agrees_with_cpu(kind):
+def test_cuda_agrees_with_cpu(kind, cuda):
     X = points(500)
-    on_cpu, on_cuda = (joint_affinities(x, perplexity=30, kind=kind) for x in (X, X.cuda()))
+    on_cpu, on_cuda = (joint_affinities(x, perplexity=30, kind=kind) for x in (X, X.to(cuda)))
     for a, b in zip(on_cpu, on_cuda, strict=True):
         torch.testing.assert_close(a, b.cpu(), rtol=1e-5, atol=1e-12)

@@ -350,19 +350,20 @@ def test_interrupt_stops_between_iterations(monkeypatch):
     assert numba.get_num_threads() == threads
 
 
-@pytest.mark.gpu
 @similarities
 @kinds
-def test_cuda_repeats_its_bits_and_reaches_the_same_divergence(similarity, kind):
-    X = torch.from_numpy(DIGITS[:1000])
-    model = TSNE(similarity=similarity, affinities=kind, iterations=500)
+def test_cuda_repeats_its_bits_and_reaches_the_same_divergence(similarity, kind, cuda):
+    real = torch.cuda.get_device_name() != "simulated GPU"
+    N, iterations, repeats = (1000, 500, 20) if real else (60, 30, 1)
+    X = torch.from_numpy(DIGITS[:N])
+    model = TSNE(similarity=similarity, affinities=kind, iterations=iterations, perplexity=30 if real else 10)
     on_cpu = model.fit(X).kl_divergence_
-    batch = model.fit_transform(X.cuda(), seeds=3)
+    batch = model.fit_transform(X.to(cuda), seeds=3)
     assert batch.is_cuda
-    assert np.abs(model.kl_divergence_ - on_cpu).max() < 0.05 * on_cpu
-    for _ in range(20):
-        assert torch.equal(model.fit_transform(X.cuda(), seeds=3), batch)
-    assert torch.equal(clone(model).set_params(seed=2).fit_transform(X.cuda()), batch[2])
+    assert np.abs(model.kl_divergence_ - on_cpu).max() < (0.05 if real else 0.25) * on_cpu
+    for _ in range(repeats):
+        assert torch.equal(model.fit_transform(X.to(cuda), seeds=3), batch)
+    assert torch.equal(clone(model).set_params(seed=2).fit_transform(X.to(cuda)), batch[2])
 
 
 @pytest.mark.gpu

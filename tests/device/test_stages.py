@@ -1,0 +1,147 @@
+"""Every stage on a device gives what it gives on the CPU, and stays on its device."""
+
+import pytest
+import torch
+
+from qdv_gpu import TSNE, Deconvnet, Settings, activations, analyze, finetune, load_images, load_network, profile
+from qdv_gpu.deconv.deconvnet import MODES
+from qdv_gpu.networks.weights import read_weights
+from qdv_gpu.studies import peaks
+from qdv_gpu.studies import profile as throughput
+
+SPEC = "tiny_networks:cnn"
+
+
+def blobs(N=60, d=6):
+    return torch.randn(N, d, generator=torch.Generator().manual_seed(0)) + 4 * torch.eye(d)[torch.arange(N) % 3]
+
+
+def relative(found, truth):
+    found, truth = found.detach().double().cpu(), truth.detach().double().cpu()
+    return float((found - truth).norm() / truth.norm())
+
+
+@pytest.mark.parametrize("affinities", ["knn", "full"])
+@pytest.mark.parametrize("similarity", ["student-t", "gaussian"])
+def test_tsne(cuda, similarity, affinities):
+    """A start that is spread out: from one near 0 the rounding of early exaggeration grows without bound."""
+    settings = {"similarity": similarity, "affinities": affinities, "perplexity": 8, "early_exaggeration": 2.0}
+    settings |= {"init": torch.randn(60, 2, generator=torch.Generator().manual_seed(1)).numpy(), "learning_rate": 0.5}
+    model = TSNE(iterations=56, exaggeration_iterations=27, **settings)  # graphs in both phases, and single steps
+    truth, divergence = model.fit_transform(blobs()), model.fit(blobs()).kl_divergence_
+    found = model.fit_transform(blobs().to(cuda))
+    assert found.device == cuda
+    assert relative(found, truth) < 1e-5
+    assert model.kl_divergence_ == pytest.approx(divergence, rel=1e-6)
+    assert torch.equal(model.fit_transform(blobs().to(cuda)), found)
+
+
+def test_tsne_after_three_iterations_from_its_own_start(cuda):
+    model = TSNE(perplexity=8, iterations=3, seed=4)
+    assert relative(model.fit_transform(blobs().to(cuda)), model.fit_transform(blobs())) < 1e-6
+
+
+@pytest.fixture(scope="module")
+def images():
+    return load_images("digits", samples=40)
+
+
+@pytest.fixture(scope="module")
+def on_cpu(images):
+    net = Deconvnet(load_network(SPEC, weights="none", device="cpu"))
+    image = images.pixels[3]
+    found = {(layer, mode): net.reconstruct(image, layer, mode=mode) for layer in ("conv2", "pool@2") for mode in MODES}
+    return found, net.top_activations(images, "pool@1", k=9), net.sanity_check(image, "conv2")
+
+
+def test_deconvnet(cuda, images, on_cpu):
+    pictures, top, sanity = on_cpu
+    net = Deconvnet(load_network(SPEC, weights="none", device=cuda))
+    for (layer, mode), truth in pictures.items():
+        found = net.reconstruct(images.pixels[3], layer, mode=mode)
+        assert found.device == cuda
+        assert relative(found, truth) < 1e-5, (layer, mode)
+    best = net.top_activations(images, "pool@1", k=9)
+    assert torch.equal(best.images.cpu(), top.images)
+    assert relative(best.reconstructions, top.reconstructions) < 1e-5
+    assert (
+        relative(torch.tensor(net.sanity_check(images.pixels[3], "conv2").similarity), torch.tensor(sanity.similarity))
+        < 1e-4
+    )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_activations(cuda, images, precision):
+    truth = activations(load_network(SPEC, weights="none", device="cpu"), images, layers=["conv2"])["conv2"]
+    net = load_network(SPEC, weights="none", device=cuda)
+    found = activations(net, images, layers=["conv2"], precision=precision)["conv2"]
+    assert found.device == cuda
+    low, high = {"fp32": (0, 1e-5), "tf32": (1e-5, 2e-3), "bf16": (1e-4, 2e-2)}[precision]
+    assert low <= relative(found, truth) < high
+
+
+def test_finetune_learns_as_on_the_cpu(cuda, tmp_path):
+    options = {"epochs": 2, "batch_size": 50, "lr": 1e-2, "samples": 200}
+    runs = [
+        finetune(SPEC, "digits", tmp_path / name, device=place, **options)
+        for name, place in (("a", "cpu"), ("b", cuda))
+    ]
+    for ours, theirs in zip(*(run["history"] for run in runs), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.05)  # bfloat16
+    finetune(SPEC, "digits", tmp_path / "c", device=cuda, **options)
+    again, before = (read_weights(tmp_path / name / "weights.safetensors")[0] for name in "cb")
+    assert all(torch.equal(again[key], before[key]) for key in before)
+
+
+def test_profile(cuda, monkeypatch):
+    monkeypatch.setattr(peaks, "PRODUCT", {"cpu": 64, "cuda": 64})
+    monkeypatch.setattr(peaks, "COPY", {"cpu": 2**16, "cuda": 2**16})
+    monkeypatch.setattr(peaks, "SECONDS", 0.01)
+    monkeypatch.setattr(throughput, "SECONDS", 0.01)
+    found = profile(SPEC, batch_sizes=[2], device=cuda)[0]
+    truth = profile(SPEC, batch_sizes=[2], device="cpu")[0]
+    assert [one.layer for one in found.layers] == [one.layer for one in truth.layers]
+    assert [one.gflop for one in found.layers] == [one.gflop for one in truth.layers]
+    assert [one.bytes for one in found.layers] == [one.bytes for one in truth.layers]
+    assert all(one.seconds >= 0 for one in found.layers)
+
+
+def test_a_second_device(gpu, images, tmp_path):
+    """What is asked for on cuda:1 takes nothing on cuda:0 and answers on cuda:1."""
+    with torch.cuda.device(0):
+        net = load_network(SPEC, weights="none", device="cuda:1")
+        assert activations(net, images, layers=["conv2"])["conv2"].device.index == 1
+        assert Deconvnet(net).reconstruct(images.pixels[3], "pool@2").device.index == 1
+        assert TSNE(perplexity=8, iterations=30).fit_transform(blobs().to("cuda:1")).device.index == 1
+        settings = Settings(layers=("pool",), samples=40, pca=5, perplexity=5, iterations=30, seeds=2, k=(3,))
+        analyze(SPEC, "digits", tmp_path / "run", settings=settings, device="cuda:1")
+        finetune(SPEC, "digits", tmp_path / "tuned", epochs=1, samples=40, batch_size=20, device="cuda:1")
+    assert gpu.memory[0].peak == 0
+    assert gpu.memory[1].peak > 0
+
+
+def test_batches_are_halved_where_memory_is_short(gpu, images, lines):
+    truth = activations(load_network(SPEC, weights="none", device="cpu"), images, layers=["conv2"])["conv2"]
+    net = load_network(SPEC, weights="none", device="cuda")
+    activations(net, images, layers=["conv2"], batch_size=40)
+    whole = gpu.memory[0].peak
+    torch.cuda.empty_cache()
+    gpu.memory[0].size = int(0.7 * whole)
+    found = activations(net, images, layers=["conv2"], batch_size=40)["conv2"].cpu()
+    assert relative(found, truth) < 1e-5
+    assert any("halved" in line for line in lines())
+
+
+def test_training_goes_on_in_tiles_where_memory_is_short(gpu, tmp_path, lines):
+    options = {"epochs": 1, "batch_size": 100, "lr": 1e-2, "samples": 200, "device": "cuda"}
+    finetune(SPEC, "digits", tmp_path / "whole", **options)
+    gpu.memory[0].size, gpu.memory[0].reserved = int(0.75 * gpu.memory[0].peak), 0
+    finetune(SPEC, "digits", tmp_path / "tiles", **options)
+    assert any("tiles" in line for line in lines())
+
+
+def test_cuml_gets_what_it_requires(gpu):
+    """Points by columns, each point its own first neighbour, and a stream that has been waited for."""
+    found = TSNE(engine="cuml", perplexity=8).fit_transform(blobs().cuda(), seeds=2)
+    assert found.shape == (2, 60, 2)
+    assert found.is_cuda
