@@ -264,15 +264,15 @@ def test_half_precision_converts_exactly(dtype, device):
     assert torch.equal(result[0, :, 0, 1], truth)
 
 
-@pytest.mark.gpu
 @geometries
-def test_operators_give_the_same_bits_on_a_gpu(geometry):
+def test_operators_give_the_same_bits_on_a_gpu(geometry, cuda):
     *pairs, ceil_mode = geometry
     x = normal(2, 70, 13, 17, dtype=torch.float32)
+    x[0] *= 1e-38  # subnormal numbers, which approximate arithmetic takes for 0
     pooled, switches = max_pool(x, *pairs, ceil_mode=ceil_mode)
-    on_gpu = max_pool(x.cuda(), *pairs, ceil_mode=ceil_mode)
+    on_gpu = max_pool(x.to(cuda), *pairs, ceil_mode=ceil_mode)
     assert torch.equal(on_gpu[0].cpu(), pooled)
     assert torch.equal(on_gpu[1].cpu(), switches)
     truth = unpool(pooled, switches, (13, 17), *pairs)
-    for _ in range(20):
+    for _ in range(20 if torch.cuda.get_device_name() != "simulated GPU" else 1):
         assert torch.equal(unpool(*on_gpu, (13, 17), *pairs).cpu(), truth)

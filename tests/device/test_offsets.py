@@ -1,0 +1,68 @@
+"""Offsets beyond 2^31 elements, as 50,000 points with every pair have them: pointers are moved back by as much."""
+
+import numpy as np
+import pytest
+import torch
+import tsne_reference as reference
+
+from qdv_gpu import kernels
+from qdv_gpu.deconv.unpool import THREADS, Pool, max_pool, unpool, unpool_launch
+
+pytest.importorskip("cupy")
+from device import compile, ptx
+
+FAR = 2**31 + 2**33  # elements
+
+
+def run(name, kernel, arguments, *, grid, block, fast_math=False, **defines):
+    """Run a kernel with tensors, (tensor, elements that its pointer is moved back by), or numpy scalars."""
+    memory, raw = ptx.Memory(), []
+    for argument in arguments:
+        tensor, moved = argument if isinstance(argument, tuple) else (argument, 0)
+        if isinstance(tensor, np.generic):
+            raw.append(tensor.tobytes())
+            continue
+        memory.add(tensor.data_ptr(), tensor.nbytes)
+        raw.append(np.uint64((tensor.data_ptr() - moved * tensor.element_size()) % 2**64).tobytes())
+    source = (kernels.FOLDER / f"{name}.cu").read_text()
+    code = compile.ptx(source, kernels.options(fast_math=fast_math, **defines))
+    ptx.kernels_of(code)[kernel].run(memory, raw, grid, block)
+
+
+@pytest.mark.parametrize("dense", [0, 1])
+def test_tsne(dense):
+    """The last rows of P, and the last points of a batch."""
+    N, z = 40, reference.cloud(40)
+    columns = torch.arange(N, dtype=torch.int32).repeat(N)
+    P = torch.rand(N * N, generator=torch.Generator().manual_seed(0))
+    start, first_row = torch.tensor([FAR, FAR + N]), torch.tensor([0])
+    indptr = FAR + N * torch.arange(N + 1)
+    force, weight, pull = torch.empty(N, 2), torch.empty(N), torch.empty(N, 2)
+    points = (z, 2 * FAR)  # of two coordinates
+    outputs = [(force, 2 * FAR), (weight, FAR), (pull, 2 * FAR)]
+    settings = {"block": 128, "fast_math": True, "GAUSSIAN": 0, "DENSE": dense}
+    run("tsne", "repel", (points, start, outputs[0], outputs[1]), grid=(3, 1), **settings)
+    rows = (first_row, indptr, (columns, FAR), (P, FAR))
+    run("tsne", "attract", (points, start, *rows, outputs[2]), grid=(10, 1), **settings)
+    difference = z[:, None] - z
+    w = 1 / (1 + difference.square().sum(2)).fill_diagonal_(torch.inf)
+    torch.testing.assert_close(force, (w.square()[..., None] * difference).sum(1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(pull, ((P.view(N, N) * w)[..., None] * difference).sum(1), rtol=1e-5, atol=1e-5)
+    velocity, gains, before = torch.zeros(N, 2), torch.ones(N, 2), z.clone()
+    scalars = np.array([1, 0.1, 0.5], dtype=np.float32)
+    arrays = [(z, 2 * FAR), (velocity, 2 * FAR), (gains, 2 * FAR), outputs[2], outputs[0], outputs[1], start]
+    run("tsne", "update", (*arrays, *scalars), grid=(1, 1), **settings | {"block": 256})
+    slope = 4 * (pull - force / weight.sum())
+    torch.testing.assert_close(z, before - 0.1 * 0.8 * slope, rtol=1e-5, atol=1e-5)
+
+
+def test_unpool():
+    """The switches of a late image among many."""
+    pool, far = Pool.of(3, 2), 2**31 // (2 * 36) + 1000
+    x = torch.randn(1, 2, 13, 13, generator=torch.Generator().manual_seed(0))
+    pooled, switches = max_pool(x, 3, 2)
+    result, origin = torch.empty(1, 2, 13, 13), torch.tensor([[far, 0, 0, 0, 0]], dtype=torch.int32)
+    (signal, codes, origin, out, *numbers), grid = unpool_launch(pooled, switches, origin, result, (13, 13))
+    moved = (signal, (codes, far * codes[0].numel()), origin, out, *numbers)
+    run("unpool", "unpool", moved, grid=grid, block=THREADS, **pool.defines(x))
+    assert torch.equal(result, unpool(pooled, switches, (13, 13), 3, 2))
