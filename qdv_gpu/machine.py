@@ -121,16 +121,69 @@ class Halving:
 
 @contextmanager
 def product_precision(kind: str) -> Iterator[None]:
-    """Do CUDA's float32 products and convolutions in "ieee" or "tf32"; torch's default is TF32 for convolutions."""
-    settings: Any = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]  # made at runtime
-    before = [setting.fp32_precision for setting in settings]
+    """Do CUDA's float32 products and convolutions in "ieee" or "tf32"; torch's default is TF32 for convolutions.
+
+    torch has old switches and new ones, and raises when an old one is read that disagrees with the new, which
+    `torch.backends.cudnn.flags` does as well as networks. So both are set, unless they disagreed before, and all are
+    put back. To one thing torch has no way back, either: that cuDNN's precision was never set, and would follow
+    `torch.backends.fp32_precision`.
+    """
+    cudnn, matmul, tf32 = torch.backends.cudnn, torch.backends.cuda.matmul, kind == "tf32"
+    before = _own_precisions()
+    old_matmul, old_cudnn = _unless_mixed(torch.get_float32_matmul_precision), _unless_mixed(lambda: cudnn.allow_tf32)
     try:
-        for setting in settings:
-            setting.fp32_precision = kind
+        if old_matmul is not None and (old_matmul != "highest") != tf32:
+            if tf32:
+                matmul.allow_tf32 = True
+            else:
+                torch.set_float32_matmul_precision("highest")  # oneDNN's too, which the old switch is compared with
+        if old_cudnn is not None and old_cudnn != tf32:
+            cudnn.allow_tf32 = tf32
+        cudnn.fp32_precision = kind
+        for operator in _operators()[:3]:
+            if operator.fp32_precision != kind:
+                operator.fp32_precision = kind
         yield
     finally:
-        for setting, value in zip(settings, before, strict=True):
-            setting.fp32_precision = value
+        if old_matmul is not None:
+            torch.set_float32_matmul_precision(old_matmul)
+        if old_cudnn is not None and old_cudnn != tf32:
+            cudnn.allow_tf32 = old_cudnn
+        _set_precisions(before)
+
+
+def _operators() -> tuple[Any, ...]:
+    """What has a precision of its own: three of CUDA's, and one of the CPU's."""
+    backends: Any = torch.backends
+    return backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul
+
+
+def _own_precisions() -> tuple[str, ...]:
+    """Precisions of everything, of all of CUDA's, and of the operators, each without what it takes from the others."""
+    backends: Any = torch.backends
+    whole, backends.fp32_precision = backends.fp32_precision, "none"
+    cuda, backends.cudnn.fp32_precision = backends.cudnn.fp32_precision, "none"
+    found = whole, cuda, *(operator.fp32_precision for operator in _operators())
+    _set_precisions(found)
+    return found
+
+
+def _set_precisions(own: tuple[str, ...]) -> None:
+    """Make them what `_own_precisions` gave; one that is so is not touched."""
+    backends: Any = torch.backends
+    backends.fp32_precision = backends.cudnn.fp32_precision = "none"
+    for operator, value in zip(_operators(), own[2:], strict=True):
+        if operator.fp32_precision != value:
+            operator.fp32_precision = value
+    backends.fp32_precision, backends.cudnn.fp32_precision = own[:2]
+
+
+def _unless_mixed(read: Callable[[], T]) -> T | None:
+    """What an old switch says, or None if torch raises because the new ones say something else."""
+    try:
+        return read()
+    except RuntimeError:
+        return None
 
 
 @contextmanager

@@ -1,10 +1,14 @@
 """Threads, memory, and batches that get smaller."""
 
+import contextlib
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from qdv_gpu.errors import InputError
-from qdv_gpu.machine import Halving, in_parallel, threads
+from qdv_gpu.machine import Halving, in_parallel, product_precision, threads
 
 
 def test_items_are_worked_on_in_order_each_by_one_thread():
@@ -31,3 +35,94 @@ def test_out_of_memory_halves_the_batch(lines):
 
     with pytest.raises(InputError, match="out of memory even for one image"):
         Halving()(hopeless, rows)
+
+
+CUDNN = torch.backends.cudnn
+MATMUL = torch.backends.cuda.matmul
+SWITCHES = {  # what a program may have set before, by the old switches, the new ones, and both
+    "nothing": lambda: None,
+    "high": lambda: torch.set_float32_matmul_precision("high"),
+    "medium": lambda: torch.set_float32_matmul_precision("medium"),
+    "allow_tf32": lambda: setattr(MATMUL, "allow_tf32", True),
+    "no allow_tf32": lambda: (setattr(MATMUL, "allow_tf32", False), setattr(CUDNN, "allow_tf32", False)),
+    "everything ieee": lambda: setattr(torch.backends, "fp32_precision", "ieee"),
+    "everything tf32": lambda: setattr(torch.backends, "fp32_precision", "tf32"),
+    "all of cuda": lambda: setattr(CUDNN, "fp32_precision", "tf32"),
+    "convolutions": lambda: setattr(CUDNN.conv, "fp32_precision", "ieee"),
+    "unset": lambda: [setattr(one, "fp32_precision", "none") for one in (MATMUL, CUDNN.conv, CUDNN.rnn)],
+    "old, then new": lambda: (torch.set_float32_matmul_precision("high"), setattr(MATMUL, "fp32_precision", "ieee")),
+    "new, then old": lambda: (setattr(torch.backends, "fp32_precision", "tf32"), setattr(CUDNN, "allow_tf32", False)),
+}
+EACH_ALONE = """
+import os
+from tests.test_machine import SWITCHES, check_precisions
+
+for name in SWITCHES:
+    if os.fork() == 0:
+        check_precisions(name)
+        os._exit(0)
+    print(name, os.wait()[1], flush=True)
+"""
+
+
+def check_precisions(name):
+    """In a process whose switches nobody has touched."""
+    SWITCHES[name]()
+    for kind in ("tf32", "ieee"):
+        before, following = switches(), followers()
+        with contextlib.suppress(ZeroDivisionError), product_precision(kind):
+            now = switches()
+            assert [now[part] for part in ("matmul", "conv", "rnn")] == [kind] * 3, now
+            for old in ("allow_tf32", "cudnn.allow_tf32"):
+                assert now[old] == (kind == "tf32") or before[old] == now[old] == "raises", (old, before, now)
+            highest = now["highest"] == ("highest" if kind == "ieee" else before["highest"].replace("highest", "high"))
+            assert highest or before["highest"] == now["highest"] == "raises" or kind == "tf32", (before, now)
+            1 / 0  # noqa: B018
+        assert switches() == before, (before, switches())
+        lost = ("conv", "rnn", "cudnn.allow_tf32") if before["cudnn.allow_tf32"] is True else ()
+        for value, then in followers().items():
+            rest = [part for part in then if kind == "tf32" or part not in lost]
+            assert [then[part] for part in rest] == [following[value][part] for part in rest], (value, following)
+        if before["cudnn.allow_tf32"] != "raises":
+            with product_precision(kind):
+                with CUDNN.flags(enabled=False):  # which networks use, and which reads and sets the old switch
+                    pass
+                assert [switches()[part] for part in ("matmul", "conv", "rnn")] == [kind] * 3
+            assert switches() == before, (before, switches())
+
+
+def followers():
+    """What the switches would become with the one of everything."""
+    before, found = torch.backends.fp32_precision, {}
+    for value in ("ieee", "tf32", "none"):
+        torch.backends.fp32_precision = value
+        found[value] = switches()
+    torch.backends.fp32_precision = before
+    return found
+
+
+def switches():
+    """All that torch says of its precisions, without and with what they take from each other."""
+
+    def read(old):
+        try:
+            return old()
+        except RuntimeError:
+            return "raises"
+
+    return {
+        "everything": torch.backends.fp32_precision,
+        "cuda": CUDNN.fp32_precision,
+        "matmul": MATMUL.fp32_precision,
+        "conv": CUDNN.conv.fp32_precision,
+        "rnn": CUDNN.rnn.fp32_precision,
+        "cpu": torch.backends.mkldnn.matmul.fp32_precision,
+        "highest": read(torch.get_float32_matmul_precision),
+        "allow_tf32": read(lambda: MATMUL.allow_tf32),
+        "cudnn.allow_tf32": read(lambda: CUDNN.allow_tf32),
+    }
+
+
+def test_precision_is_set_whole_and_put_back():
+    run = subprocess.run([sys.executable, "-c", EACH_ALONE], capture_output=True, text=True, check=False)
+    assert run.stdout.splitlines() == [f"{name} 0" for name in SWITCHES], run.stderr
