@@ -1,6 +1,7 @@
 """Threads, memory, and batches that get smaller."""
 
 import contextlib
+import os
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from qdv_gpu.errors import InputError
-from qdv_gpu.machine import Halving, in_parallel, product_precision, threads
+from qdv_gpu.machine import Halving, in_parallel, product_precision, resolve_device, threads
 
 
 def test_items_are_worked_on_in_order_each_by_one_thread():
@@ -126,3 +127,16 @@ def switches():
 def test_precision_is_set_whole_and_put_back():
     run = subprocess.run([sys.executable, "-c", EACH_ALONE], capture_output=True, text=True, check=False)
     assert run.stdout.splitlines() == [f"{name} 0" for name in SWITCHES], run.stderr
+
+
+def test_cublas_is_told_before_its_first_use(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is taken back
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert resolve_device("cpu").type == "cpu"
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda", 1)
+    assert resolve_device("cuda:0") == torch.device("cuda", 0)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
