@@ -1,8 +1,9 @@
 """Exact nearest neighbours: faiss or torch propose candidates, float64 distances decide."""
 
+import functools
 import importlib.util
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -273,19 +274,28 @@ def _faiss_proposer(X: torch.Tensor, width: int) -> tuple[int, Proposer]:
     if X.is_cuda:
         import faiss.contrib.torch_utils  # makes knn_gpu take CUDA tensors, on torch's stream
 
-        resources = faiss.StandardGpuResources()
-        resources.setTempMemory(256 << 20)  # bytes, outside torch's pool
+        resources = _faiss_resources(X.device.index)
 
     def propose(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if X.is_cuda:
             with torch.cuda.device(X.device):
                 D, candidates = faiss.knn_gpu(resources, C[rows], C, width, device=X.device.index, use_cuvs=False)
-                torch.cuda.current_stream().synchronize()  # `resources` may free its memory after this
         else:
             D, candidates = map(torch.from_numpy, faiss.knn(C[rows].numpy(), C.numpy(), width))
         return candidates, (D[:, -1].to(torch.float64) - error[rows]) * scale**2
 
     return _block_size(X, width) if X.is_cuda else FAISS_QUERIES, propose
+
+
+@functools.cache
+def _faiss_resources(device: int) -> Any:
+    """faiss's streams, handles and memory on a CUDA device, which take 0.1 s to make; kept as long as the process."""
+    import faiss
+
+    resources = faiss.StandardGpuResources()
+    resources.setPinnedMemory(0)  # what is searched is on the device already
+    resources.setTempMemory(256 << 20)  # bytes, outside torch's pool
+    return resources
 
 
 def _search_all(X: torch.Tensor, rows: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
