@@ -4,6 +4,7 @@ import contextlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ SWITCHES = {  # what a program may have set before, by the old switches, the new
 }
 EACH_ALONE = """
 import os
-from tests.test_machine import SWITCHES, check_precisions
+from test_machine import SWITCHES, check_precisions
 
 for name in SWITCHES:
     if os.fork() == 0:
@@ -125,7 +126,7 @@ def switches():
 
 
 def test_precision_is_set_whole_and_put_back():
-    run = subprocess.run([sys.executable, "-c", EACH_ALONE], capture_output=True, text=True, check=False)
+    run = subprocess.run([sys.executable, "-c", EACH_ALONE], capture_output=True, text=True, cwd=Path(__file__).parent)
     assert run.stdout.splitlines() == [f"{name} 0" for name in SWITCHES], run.stderr
 
 

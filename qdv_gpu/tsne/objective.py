@@ -6,7 +6,8 @@ from qdv_gpu.errors import unknown
 from qdv_gpu.tsne.affinities import Affinities, SparseAffinities
 
 SIMILARITIES = ("student-t", "gaussian")
-KL_BLOCK = 1 << 19  # pairs held at once in float64
+KL_BLOCK = 1 << 19  # pairs held at once in float64 on a CPU
+CUDA_BLOCK = 1 << 24  # and on a GPU, which each operator then takes longer over than over its launch
 
 
 def kl_divergence(P: Affinities, Z: torch.Tensor, *, similarity: str = "student-t") -> float:
@@ -25,33 +26,46 @@ def kl_divergence(P: Affinities, Z: torch.Tensor, *, similarity: str = "student-
         raise unknown("similarity", similarity, SIMILARITIES)
     gaussian = similarity == "gaussian"
     x, y = Z.to(torch.float64).T.contiguous()
-    N = len(x)
+    N, sparse = len(x), isinstance(P, SparseAffinities)
     own = torch.arange(N, device=Z.device)
-    step = max(1, KL_BLOCK // max(1, len(P.values) // N if isinstance(P, SparseAffinities) else N))
-    attraction = total = 0.0
-    for rows in own.split(step):
-        if isinstance(P, SparseAffinities):
-            bounds = P.indptr[int(rows[0]) : int(rows[-1]) + 2]
-            entries = slice(int(bounds[0]), int(bounds[-1]))
-            i, j, p = rows.repeat_interleave(bounds.diff()), P.indices[entries].long(), P.values[entries].double()
+    step = max(1, _block(Z) // max(1, len(P.values) // N if sparse else N))
+    ends = [*P.indptr[::step].tolist(), len(P.values)] if sparse else []  # of each chunk's entries, begin and end
+    attraction, total = x.new_zeros(()), x.new_zeros(())
+    for number, rows in enumerate(own.split(step)):
+        if sparse:
+            entries = slice(*ends[number : number + 2])
+            counts = P.indptr[number * step : number * step + len(rows) + 1].diff()
+            i = rows.repeat_interleave(counts, output_size=entries.stop - entries.start)
+            j, p = P.indices[entries].long(), P.values[entries].double()
         else:
             i, j, p = rows[:, None], own, P[rows].double()
         D = (x[i] - x[j]).square_().add_((y[i] - y[j]).square_())
-        attraction += float((torch.xlogy(p, p) + p * (D if gaussian else D.log1p_())).sum())
-        total += float(p.sum())
-    return attraction + total * float(_log_normalisers(x, y, gaussian=gaussian).logsumexp(0))
+        attraction += (D if gaussian else D.log1p_()).mul_(p).add_(torch.xlogy(p, p)).sum()
+        total += p.sum()
+    return float(attraction + total * _log_normalisers(x, y, gaussian=gaussian).logsumexp(0))
+
+
+def _block(points: torch.Tensor) -> int:
+    return CUDA_BLOCK if points.is_cuda else KL_BLOCK
 
 
 def _log_normalisers(x: torch.Tensor, y: torch.Tensor, *, gaussian: bool) -> torch.Tensor:
     """log of the sum over j != i of the similarity, float64 [N], for coordinates float64 [N]."""
-    result = torch.empty_like(x)
-    if not x.is_cuda:
-        from qdv_gpu.kernels import cpu
+    if x.is_cuda:
+        return _log_normalisers_torch(x, y, gaussian=gaussian)
+    from qdv_gpu.kernels import cpu
 
-        cpu.log_normalisers(x.numpy(), y.numpy(), gaussian, result.numpy())
-        return result
-    for rows in torch.arange(len(x), device=x.device).split(max(1, KL_BLOCK // len(x))):
+    result = torch.empty_like(x)
+    cpu.log_normalisers(x.numpy(), y.numpy(), gaussian, result.numpy())
+    return result
+
+
+def _log_normalisers_torch(x: torch.Tensor, y: torch.Tensor, *, gaussian: bool) -> torch.Tensor:
+    result = torch.empty_like(x)
+    step = max(1, _block(x) // len(x))
+    for start in range(0, len(x), step):
+        rows = slice(start, start + step)
         D = (x[rows, None] - x).square_().add_((y[rows, None] - y).square_())  # [step, N]
-        D[rows - rows[0], rows] = torch.inf
-        result[rows] = torch.logsumexp(-D if gaussian else -D.log1p_(), 1)
+        D.diagonal(start).fill_(torch.inf)
+        result[rows] = torch.logsumexp((D if gaussian else D.log1p_()).neg_(), 1)
     return result

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import tsne_reference as reference
+from host_reads import host_reads
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.manifold import TSNE as ScikitTSNE
@@ -102,6 +103,19 @@ def test_kl_divergence_agrees_with_the_definition(similarity, kind, monkeypatch)
         P = affinities(130, kind)
         truth = float(reference.kl(reference.matrix(P), Z.double(), gaussian=similarity == "gaussian"))
         assert kl_divergence(P, Z, similarity=similarity) == pytest.approx(truth, rel=1e-10)
+
+
+@similarities
+@kinds
+def test_kl_divergence_on_a_gpu_reads_one_number(similarity, kind, monkeypatch):
+    P, Z = affinities(130, kind), reference.cloud(130)
+    monkeypatch.setattr(objective, "KL_BLOCK", 1000)
+    expected = kl_divergence(P, Z, similarity=similarity)
+    monkeypatch.setattr(objective, "_log_normalisers", objective._log_normalisers_torch)
+    with host_reads() as reads:
+        assert kl_divergence(P, Z, similarity=similarity) == pytest.approx(expected, rel=1e-12)
+    assert reads.operators > 100  # many chunks
+    assert reads.seen == ["aten._local_scalar_dense"]
 
 
 def test_kl_divergence_is_that_of_scikit_learn():
