@@ -10,7 +10,7 @@ import torch
 
 from qdv_gpu.arrays import to_tensor
 from qdv_gpu.errors import InputError
-from qdv_gpu.neighbors import BLOCK, distances_to_all, knn, listed_distances
+from qdv_gpu.neighbors import BLOCK, Neighbors, distances_to_all, knn, listed_distances
 from qdv_gpu.scores.statistics import (
     classes_of,
     error_neighbors,
@@ -210,6 +210,7 @@ class HitValues:
 def hit_values(neighbors: Sequence[torch.Tensor], labels: Any, *, k: int) -> HitValues:
     """Hits of maps from their neighbours int64 [N, m] each, m at least what `error_neighbors` says."""
     m = error_neighbors(k, len(neighbors[0]))
+    labels = classes_of(labels, neighbors[0])
     wide = [indices[:, :m] for indices in neighbors]
     hit = torch.stack([hits(indices[:, :k], labels) for indices in wide])
     spread = torch.stack([spread_values(indices, labels, k=k) for indices in wide])
@@ -232,7 +233,8 @@ def score_maps(
 ) -> list[LayerScores]:
     """Score the maps Z [S, N, 2] of a layer X [N, d] with class labels int64 [N], for each k.
 
-    Without labels what needs them is NaN. `seeds` are the seeds of the maps, by default 0, 1, ...
+    Without labels what needs them is NaN. `seeds` are the seeds of the maps, by default 0, 1, ... Results are on the
+    CPU: neighbours and ranks are found where X is, and what is counted in them is little.
 
     >>> X = torch.rand(60, 5, generator=torch.Generator().manual_seed(0))
     >>> (scores,) = score_maps(X, X[None, :, :2], torch.arange(60) % 3, k=[5])
@@ -241,20 +243,21 @@ def score_maps(
     """
     if labels is None:
         return [_unlabelled(scores) for scores in score_maps(X, Z, torch.arange(len(X)) % 2, k=k, seeds=seeds)]
-    labels = labels.to(X.device)
+    classes = classes_of(labels.cpu(), None)
     most = max(k)
     wide = error_neighbors(most, len(X))
     near_X, near_Z = knn(X, wide), [knn(z, wide) for z in Z]
     # One pass over the distances in X ranks the neighbours of all maps: [N, S * most]
-    ranks_X = neighbor_ranks(X, torch.cat([near.indices[:, :most] for near in near_Z], dim=1)).split(most, dim=1)
-    ranks_Z = [neighbor_ranks(z, near_X.indices[:, :most]) for z in Z]
-    expected = chance(labels)
+    ranks_X = neighbor_ranks(X, torch.cat([near.indices[:, :most] for near in near_Z], dim=1)).cpu().split(most, dim=1)
+    ranks_Z = [neighbor_ranks(z, near_X.indices[:, :most]).cpu() for z in Z]
+    near_X, *near_Z = (Neighbors(*(part.cpu() for part in near)) for near in (near_X, *near_Z))
+    expected = chance(classes)
     result = []
     for n in k:
         near = [one.first(n) for one in near_Z]
         own = near_X.first(n)
-        in_maps = hit_values([one.indices for one in near_Z], labels, k=n)
-        in_layer = hit_values([near_X.indices], labels, k=n)
+        in_maps = hit_values([one.indices for one in near_Z], classes, k=n)
+        in_layer = hit_values([near_X.indices], classes, k=n)
         maps = tuple(
             MapScore(
                 seed=number if seeds is None else seeds[number],

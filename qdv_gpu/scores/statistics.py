@@ -1,7 +1,7 @@
 """How sure we can be of a score: what each image contributes to it, and how much that varies."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -9,6 +9,20 @@ from scipy.sparse import csr_array
 
 from qdv_gpu.arrays import to_tensor
 from qdv_gpu.errors import InputError
+
+
+class Classes(NamedTuple):
+    """What `classes_of` finds in labels, and what stands for them where they are needed again.
+
+    Attributes
+    ----------
+    labels, members, counts : torch.Tensor
+        Class labels [C], the class number of each point int64 [N], and the class sizes int64 [C].
+    """
+
+    labels: torch.Tensor
+    members: torch.Tensor
+    counts: torch.Tensor
 
 
 def hits(indices: torch.Tensor, labels: Any) -> torch.Tensor:
@@ -93,16 +107,15 @@ def link_variance(neighbors: Sequence[torch.Tensor], labels: Any, *, k: int) -> 
     """
     N = len(neighbors[0])
     total = csr_array((N, N))
-    for indices in neighbors:
-        _, members, counts = classes_of(labels, indices)
-        agree = matches(indices, labels).to(torch.float64)
+    for indices in (one.cpu() for one in neighbors):
+        classes = _, members, counts = classes_of(labels, indices)
+        agree = matches(indices, classes).to(torch.float64)
         start = k if k >= NEAR and indices.shape[1] > k else 0
-        a = agree[:, start : start + NEAR].mean(dim=1).cpu()
-        members, counts = members.cpu(), counts.cpu()
+        a = agree[:, start : start + NEAR].mean(dim=1)
         p = (_sums(a, members, len(counts)) / counts)[members]
         expected = (a - p / 2).numpy()
-        rows, columns = np.repeat(np.arange(N), k), indices[:, :k].reshape(-1).cpu().numpy()
-        links = agree[:, :k].reshape(-1).cpu().numpy() - expected[rows] - expected[columns]
+        rows, columns = np.repeat(np.arange(N), k), indices[:, :k].reshape(-1).numpy()
+        links = agree[:, :k].reshape(-1).numpy() - expected[rows] - expected[columns]
         total = total + csr_array((links, (rows, columns)), shape=(N, N))
     both = (total + total.T) / len(neighbors)  # each pair twice
     return float(both.power(2).sum()) / 2 / (N * k) ** 2
@@ -197,19 +210,26 @@ def matches(indices: torch.Tensor, labels: Any) -> torch.Tensor:
     return members[indices] == members[:, None]
 
 
-def classes_of(labels: Any, rows: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Class labels [C], the class number of each point [N] and the class sizes [C], on the device of `rows`."""
-    y = to_tensor(labels)
+def classes_of(labels: Any, rows: torch.Tensor | None) -> Classes:
+    """The classes of labels [N], or the same again, on the device of `rows` [N, ...].
+
+    Raises
+    ------
+    InputError
+        If labels are not integers [N], not as many as rows, or all the same.
+    """
+    y = labels.members if isinstance(labels, Classes) else to_tensor(labels)
     if y.ndim != 1 or y.is_floating_point() or y.is_complex():
         raise InputError(f"labels must be integers of shape [N], got {y.dtype} of shape {list(y.shape)}")
-    if rows is not None:
-        if len(y) != len(rows):
-            raise InputError(f"labels and points must be equally many, got {len(y)} labels and {len(rows)} points")
-        y = y.to(rows.device)
-    classes, members, counts = torch.unique(y, return_inverse=True, return_counts=True)
-    if len(classes) < 2:
+    if rows is not None and len(y) != len(rows):
+        raise InputError(f"labels and points must be equally many, got {len(y)} labels and {len(rows)} points")
+    device = y.device if rows is None else rows.device
+    if isinstance(labels, Classes):
+        return Classes(*(part.to(device) for part in labels))
+    found = Classes(*torch.unique(y.to(device), return_inverse=True, return_counts=True))
+    if len(found.labels) < 2:
         raise InputError(f"at least two classes are needed, all {len(y)} labels are the same")
-    return classes, members, counts
+    return found
 
 
 def _sums(values: torch.Tensor, members: torch.Tensor, n_classes: int) -> torch.Tensor:

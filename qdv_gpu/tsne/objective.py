@@ -26,18 +26,19 @@ def kl_divergence(P: Affinities, Z: torch.Tensor, *, similarity: str = "student-
         raise unknown("similarity", similarity, SIMILARITIES)
     gaussian = similarity == "gaussian"
     x, y = Z.to(torch.float64).T.contiguous()
-    N, sparse = len(x), isinstance(P, SparseAffinities)
+    N, sparse = len(x), P if isinstance(P, SparseAffinities) else None
     own = torch.arange(N, device=Z.device)
-    step = max(1, _block(Z) // max(1, len(P.values) // N if sparse else N))
-    ends = [*P.indptr[::step].tolist(), len(P.values)] if sparse else []  # of each chunk's entries, begin and end
+    step = max(1, _block(Z) // max(1, len(sparse.values) // N if sparse else N))
+    ends = [*sparse.indptr[::step].tolist(), len(sparse.values)] if sparse else []  # of each chunk's entries
     attraction, total = x.new_zeros(()), x.new_zeros(())
     for number, rows in enumerate(own.split(step)):
         if sparse:
             entries = slice(*ends[number : number + 2])
-            counts = P.indptr[number * step : number * step + len(rows) + 1].diff()
+            counts = sparse.indptr[number * step : number * step + len(rows) + 1].diff()
             i = rows.repeat_interleave(counts, output_size=entries.stop - entries.start)
-            j, p = P.indices[entries].long(), P.values[entries].double()
+            j, p = sparse.indices[entries].long(), sparse.values[entries].double()
         else:
+            assert isinstance(P, torch.Tensor)
             i, j, p = rows[:, None], own, P[rows].double()
         D = (x[i] - x[j]).square_().add_((y[i] - y[j]).square_())
         attraction += (D if gaussian else D.log1p_()).mul_(p).add_(torch.xlogy(p, p)).sum()

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from host_reads import host_reads
 from sklearn import manifold
 
 from qdv_gpu.errors import InputError
@@ -139,6 +140,18 @@ def test_bad_input():
         quality.trustworthiness(Z, Z, k=10)
     with pytest.raises(InputError, match="class 7 has 1"):
         statistics.standard_error(torch.zeros(5), [0, 0, 7, 1, 1])
+
+
+def test_classes_are_found_once():
+    X, maps, labels = _normal(120, 5), _normal(4, 120, 2), _integers(3, 120)
+    with host_reads() as reads:
+        quality.score_maps(X, maps, labels, k=[1, 5, 7])
+    assert [name for name in reads.seen if "unique" in name] == ["aten._unique2"]
+    near, found = knn(X, 9).indices, statistics.classes_of(labels * 7 - 3, X)
+    for count in (statistics.hits, statistics.influence_values):
+        assert torch.equal(count(near, found), count(near, labels))
+    with pytest.raises(InputError, match="119 labels and 120 points"):
+        statistics.hits(near, statistics.classes_of(labels[1:], X[1:]))
 
 
 def test_cuda_equals_cpu(cuda):
