@@ -31,11 +31,15 @@ def to_tensor(array: Any, device: str | torch.device | None = None) -> torch.Ten
 
 
 def like(result: torch.Tensor, original: Any) -> Any:
-    """Return `result` as the kind of array that `original` is: torch, CuPy or, for anything else, numpy."""
+    """Return `result` as the kind of array that `original` is: torch, CuPy or, for anything else, numpy.
+
+    A CuPy array is on the result's device or, if that is the CPU, on the original's.
+    """
     if isinstance(original, torch.Tensor):
         return result
     if hasattr(original, "__cuda_array_interface__"):
         import cupy
 
-        return cupy.from_dlpack(result.detach().cuda())
+        home = result.device if result.is_cuda else to_tensor(original).device
+        return cupy.from_dlpack(result.detach().to(home))
     return result.detach().cpu().numpy()
