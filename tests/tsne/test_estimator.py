@@ -1,8 +1,10 @@
 """The gradient is that of the KL divergence, a seed gives the same bits, and bad input is refused."""
 
+import contextlib
 import os
 import subprocess
 import sys
+import types
 
 import numba
 import numpy as np
@@ -24,6 +26,7 @@ from qdv_gpu.tsne import estimator as tsne
 from qdv_gpu.tsne import objective
 from qdv_gpu.tsne.affinities import joint_affinities
 from qdv_gpu.tsne.engines import cpu as cpu_engine
+from qdv_gpu.tsne.engines import cuml
 from qdv_gpu.tsne.objective import SIMILARITIES, kl_divergence
 from qdv_gpu.tsne.problem import Phase, stacked
 from qdv_gpu.tsne.schedule import descend
@@ -378,6 +381,25 @@ def test_cuda_repeats_its_bits_and_reaches_the_same_divergence(similarity, kind,
     for _ in range(repeats):
         assert torch.equal(model.fit_transform(X.to(cuda), seeds=3), batch)
     assert torch.equal(clone(model).set_params(seed=2).fit_transform(X.to(cuda)), batch[2])
+
+
+def test_cuml_gets_memory_and_waits(monkeypatch):
+    done = []
+
+    class Model:
+        def fit_transform(self, X):
+            done.append("fit")
+            return X[:, :2]
+
+    monkeypatch.setitem(sys.modules, "cupy", types.SimpleNamespace(from_dlpack=lambda tensor: tensor))
+    monkeypatch.setattr(cuml, "cuml_model", lambda *_: Model())
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    for name in ("empty_cache", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, lambda name=name: done.append(name))
+    X = reference.cloud(60)
+    Z = cuml.cuml_embeddings(X, {"perplexity": 5}, [0, 1], 1.0)
+    assert torch.equal(Z, X[:, :2].expand(2, -1, -1))
+    assert done == ["empty_cache", "synchronize", "fit", "synchronize"] * 2
 
 
 @pytest.mark.gpu

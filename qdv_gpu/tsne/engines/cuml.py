@@ -28,9 +28,12 @@ def cuml_embeddings(X: torch.Tensor, settings: Mapping[str, Any], seeds: Sequenc
     for seed in seeds:
         # a copy, because cuML squares the distances in place
         model = cuml_model(settings, seed, rate, (cupy.from_dlpack(indices), cupy.from_dlpack(distances.clone())))
+        torch.cuda.empty_cache()  # cuML allocates beside torch, and could not use what torch keeps for later
         with torch.cuda.device(X.device):
-            torch.cuda.current_stream().synchronize()  # cuML runs on a stream of its own
-            maps.append(torch.from_dlpack(model.fit_transform(cupy.from_dlpack(columns))).contiguous())
+            torch.cuda.synchronize()  # cuML runs on a stream of its own: it waits for torch's, and then torch for it
+            found = torch.from_dlpack(model.fit_transform(cupy.from_dlpack(columns)))
+            torch.cuda.synchronize()
+            maps.append(found.contiguous())
     return torch.stack(maps)
 
 
