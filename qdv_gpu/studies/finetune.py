@@ -298,18 +298,16 @@ class _Run:
         order = torch.randperm(len(images), generator=generator).split(self.settings.batch_size)
         loss_sum = torch.zeros((), device=network.device)
         hits = torch.zeros((), dtype=torch.int64, device=network.device)
-        done, labels, stage = (
-            0,
-            images.require_labels("fine-tuning"),
-            f"epoch {self.epoch + 1} of {self.settings.epochs}",
-        )
+        labels = images.require_labels("fine-tuning")[torch.cat(order)].to(network.device)
+        done, stage = 0, f"epoch {self.epoch + 1} of {self.settings.epochs}"
         module.train()
         try:
-            for batch, pixels in zip(order, images.batches(order, network.device), strict=True):
+            targets = labels.split(self.settings.batch_size)
+            for batch, y, pixels in zip(order, targets, images.batches(order, network.device), strict=True):
                 if len(batch) == 1 < self.settings.batch_size and self.normalises:
                     logger.info("the one image left over in this epoch is not trained on: batch norm needs two")
                     continue
-                loss, correct = self._step(pixels, labels[batch].to(network.device))
+                loss, correct = self._step(pixels, y)
                 loss_sum += loss * len(batch)
                 hits += correct
                 done += len(batch)
@@ -376,12 +374,12 @@ def logits_of(network: Network, pixels: Tensor) -> Tensor:
 
 def accuracy_of(network: Network, images: Images, batch_size: int) -> float:
     """Share of the images whose largest logit is that of their class."""
-    labels = images.require_labels("an accuracy")
     order = torch.arange(len(images)).split(max(batch_size, 64))
-    hits = 0
+    labels = images.require_labels("an accuracy").to(network.device).split(max(batch_size, 64))
+    hits = torch.zeros((), dtype=torch.int64, device=network.device)
     predict = Halving()
     with torch.inference_mode():
-        for batch, pixels in zip(order, images.batches(order, network.device), strict=True):
+        for y, pixels in zip(labels, images.batches(order, network.device), strict=True):
             logits = torch.cat(predict(lambda tile: logits_of(network, tile), pixels))
-            hits += int((logits.argmax(1).cpu() == labels[batch]).sum())
-    return hits / len(images)
+            hits += (logits.argmax(1) == y).sum()
+    return int(hits) / len(images)

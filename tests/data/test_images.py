@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import types
 
 import numpy as np
 import pytest
@@ -212,3 +213,35 @@ def test_floats_are_fed_as_they_are():
         prepare(x[:, :1], size=None, **options)
     with pytest.raises(InputError, match=r"the data has 6 channels: arrays must be \[N, C, H, W\]"):
         prepare(x.permute(0, 2, 3, 1), size=None, **options)
+
+
+def test_batches_go_to_a_gpu_through_little_page_locked_memory(monkeypatch):
+    locked, most, sent = [], [], []
+
+    class Event:
+        def synchronize(self):
+            locked.pop(0)
+
+    class Pinned:
+        def __init__(self, batch):
+            self.batch = batch
+
+        def to(self, device, *, non_blocking):
+            sent.append((device, non_blocking))
+            return self.batch
+
+    def pin(batch):
+        locked.append(batch)
+        most.append(len(locked))
+        return Pinned(batch)
+
+    stream = types.SimpleNamespace(record_event=Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    images = Images.from_arrays(torch.arange(20, dtype=torch.uint8).view(20, 1, 1, 1))
+    order = torch.arange(20).split(2)
+    assert torch.equal(torch.cat(list(images.batches(order, "cuda:1"))), images.pixels)
+    assert sent == [(torch.device("cuda:1"), True)] * 10
+    assert max(most) == 2
+    list(images.batches(order, "cpu"))
+    assert len(sent) == 10
