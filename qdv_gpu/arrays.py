@@ -30,6 +30,15 @@ def to_tensor(array: Any, device: str | torch.device | None = None) -> torch.Ten
     return tensor.to(resolve_device(device))
 
 
+def constants(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A few numbers as a tensor on a device, which the host does not wait for as it would in `torch.tensor`.
+
+    >>> constants((2, 3), torch.device("cpu"))
+    tensor([2, 3])
+    """
+    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
+
+
 def like(result: torch.Tensor, original: Any) -> Any:
     """Return `result` as the kind of array that `original` is: torch, CuPy or, for anything else, numpy.
 

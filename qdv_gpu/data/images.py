@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qdv_gpu.arrays import to_tensor
+from qdv_gpu.arrays import constants, to_tensor
 from qdv_gpu.data.decode import as_pixels
 from qdv_gpu.data.geometry import Geometry
 from qdv_gpu.data.labels import check_labels
@@ -318,7 +318,7 @@ def prepare(
     """
     normalised = batch.is_floating_point()
     if channels == 1 and batch.shape[1] == 3 and not normalised:
-        luma = torch.tensor(LUMA, dtype=torch.int32, device=batch.device).view(3, 1, 1)
+        luma = constants(LUMA, batch.device, torch.int32).view(3, 1, 1)
         batch = ((batch * luma).sum(1, keepdim=True) + (1 << 15)) >> 16
     x = batch.to(torch.float32) if normalised else batch.to(torch.float32) / 255
     if x.shape[1] != channels:
@@ -331,8 +331,7 @@ def prepare(
         x = functional.interpolate(x, (size, size), mode="bilinear", antialias=True, align_corners=False)
     if normalised:
         return x
-    shift = torch.tensor(mean, device=x.device).view(1, -1, 1, 1)
-    scale = torch.tensor(std, device=x.device).view(1, -1, 1, 1)
+    shift, scale = (constants(values, x.device).view(1, -1, 1, 1) for values in (mean, std))
     x = (x - shift) / scale
     return x.flip(1) if bgr else x
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qdv_gpu.arrays import constants
 from qdv_gpu.data.convert import as_images
 from qdv_gpu.data.decode import image_tensor, load_image
 from qdv_gpu.data.images import Images
@@ -210,7 +211,8 @@ class Deconvnet:
                     patches = torch.empty(len(owner), pixels.shape[1], *shown.size, dtype=torch.uint8)
                     reconstructions = torch.empty(patches.shape)
                 at = rows[block].cpu()
-                ends = torch.minimum(field.start + field.start.new_tensor(field.size), field.start.new_tensor(size))
+                extent, whole = (constants(one, field.start.device) for one in (field.size, size))
+                ends = torch.minimum(field.start + extent, whole)
                 fields[at] = torch.cat((field.start.clamp(min=0), ends), dim=1).cpu()
                 patches[at] = shown.crop(pixels, which[block]).cpu()
                 reconstructions[at] = signal.within(shown).float().cpu()
@@ -318,7 +320,10 @@ class Deconvnet:
 
     def _pixels(self, inputs: Tensor) -> Tensor:
         """The network's input [I, C, H, W] as pixels, uint8, red first."""
-        mean, std = (inputs.new_tensor(values)[:, None, None] for values in (self.network.mean, self.network.std))
+        mean, std = (
+            constants(values, inputs.device, inputs.dtype)[:, None, None]
+            for values in (self.network.mean, self.network.std)
+        )
         pixels = inputs.flip(1) if self.network.bgr else inputs
         return ((pixels * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 

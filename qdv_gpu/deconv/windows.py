@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qdv_gpu.arrays import constants
 from qdv_gpu.deconv.unpool import Pool
 
 
@@ -23,7 +24,7 @@ class Window:
 
     def before(self, pool: Pool) -> "Window":
         """The rectangle of inputs that these outputs of a convolution or pooling see."""
-        stride, padding = (self.start.new_tensor(pair) for pair in (pool.stride, pool.padding))
+        stride, padding = (constants(pair, self.start.device) for pair in (pool.stride, pool.padding))
         return Window(self.start * stride - padding, pool.span(self.size))
 
     def union(self, other: "Window") -> "Window":
@@ -31,9 +32,8 @@ class Window:
         if self is other:
             return self
         start = torch.minimum(self.start, other.start)
-        ends = torch.maximum(
-            self.start + self.start.new_tensor(self.size), other.start + self.start.new_tensor(other.size)
-        )
+        sizes = (constants(one.size, one.start.device) for one in (self, other))
+        ends = torch.maximum(*(one.start + size for one, size in zip((self, other), sizes, strict=True)))
         rows, columns = (ends - start).amax(dim=0).tolist()
         return Window(start, (rows, columns))
 

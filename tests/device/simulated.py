@@ -52,6 +52,7 @@ VIEWS = {
 EMPTY = {"empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "resize_"}
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 COPIES = {"copy_", "_to_copy"}
+STAGED = 1 << 16  # bytes that the driver takes from pageable memory at once
 PRODUCTS = {"mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_", "convolution", "convolution_backward"}
 # Sums by atomic additions, or in an order that cuDNN chooses.
 UNORDERED = {
@@ -265,7 +266,7 @@ def _count(
         counts.from_host[where] += source.nbytes
         if not later:
             rt.runtime.sync([stream], "copy to the device")
-        elif not _is_pinned(source):
+        elif not _is_pinned(source) and source.nbytes > STAGED:
             counts.pageable[where] += source.nbytes
     ordered = name == "convolution_backward" and torch.backends.cudnn.deterministic
     if name in UNORDERED or (name == "convolution_backward" and not ordered):

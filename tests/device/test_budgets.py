@@ -54,7 +54,7 @@ def forward():
 
 
 def pictures(mode):
-    net, image = Deconvnet(network()), load_images("digits", samples=4).pixels[3]
+    net, image = Deconvnet(network()), load_images("digits", samples=10).pixels[3]
     return lambda: net.reconstruct(image, "pool@2", mode=mode)
 
 

@@ -179,9 +179,9 @@ def test_what_is_counted(gpu):
     assert sum(gpu.counts.syncs.values()) == 2
     x.cpu()
     assert sum(gpu.counts.to_host.values()) == gpu.counts.largest_copy == 64
-    images = torch.zeros(100)
+    images = torch.zeros(100_000)
     images.to("cuda", non_blocking=True)
     images.pin_memory().to("cuda", non_blocking=True)
-    assert sum(gpu.counts.pageable.values()) == 400
+    assert sum(gpu.counts.pageable.values()) == 400_000
     x.index_add(0, torch.zeros(4, dtype=torch.int64, device="cuda"), x)
     assert sum(gpu.counts.unordered.values()) == 1
