@@ -1,10 +1,13 @@
-"""What every stage of the benchmarks needs: timing, what was measured on, and bars."""
+"""What every stage of the benchmarks needs: a record that is kept row by row, timing, and what was measured on."""
 
 import importlib.metadata
+import math
 import platform
 import resource
 import time
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -12,7 +15,10 @@ from typing import Any
 
 import torch
 
-PACKAGES = ["qdv_gpu", "torch", "numpy", "numba", "scikit-learn", "openTSNE", "captum", "faiss-cpu"]
+import qdv_gpu
+from benchmarks.bars import bar
+
+PACKAGES = ["torch", "numpy", "numba", "scikit-learn", "openTSNE", "captum", "faiss-cpu"]
 PACKAGES += ["faiss-gpu-cuvs", "cupy-cuda13x", "cuml-cu13"]
 
 
@@ -27,7 +33,7 @@ def device_name(device: torch.device) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that are installed."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "qdv_gpu": qdv_gpu.__version__}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
@@ -45,25 +51,6 @@ def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - started, result
-
-
-def interleaved(
-    methods: Mapping[str, Callable[[int], Any]], repeats: int, *, show: bool = True
-) -> tuple[dict[str, list[float]], dict[str, list[Any]]]:
-    """Seconds and results of each method in `repeats` rounds; every other round in the opposite order.
-
-    A method is called with the number of the round.
-    """
-    times: dict[str, list[float]] = {name: [] for name in methods}
-    results: dict[str, list[Any]] = {name: [] for name in methods}
-    for turn in range(repeats):
-        for name in list(methods)[:: -1 if turn % 2 else 1]:
-            spent, result = seconds(partial(methods[name], turn))
-            times[name].append(round(spent, 7))
-            results[name].append(result)
-            if show:
-                print(f"    {name:<16}round {turn + 1} of {repeats}: {spent:.2f} s", flush=True)
-    return times, results
 
 
 def timing(
@@ -92,11 +79,106 @@ def peak_resident_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def bar(what: str, value: float, sign: str, limit: float) -> dict[str, Any]:
-    """A requirement `value` >= or <= `limit`, and whether it is met."""
-    return {
-        "what": what,
-        "value": float(value),
-        "limit": f"{sign} {limit:g}",
-        "met": bool(value >= limit if sign == ">=" else value <= limit),
-    }
+class Stage:
+    """What a stage has measured so far, handed to `save` after each row and bar, and how long it may go on.
+
+    Parameters
+    ----------
+    save : callable
+        Gets the record whenever it has changed.
+    budget : float
+        Seconds; no row or repeat is started that would take longer than what is left of it.
+    """
+
+    def __init__(self, save: Callable[[dict[str, Any]], None] = lambda _: None, budget: float = math.inf) -> None:
+        self.record: dict[str, Any] = {"complete": False, "error": "stopped before its end", "timings": [], "bars": []}
+        self.failures: list[str] = []
+        self._save, self._ends = save, time.monotonic() + budget
+        save(self.record)
+
+    @property
+    def left(self) -> float:
+        """Seconds of the budget."""
+        return self._ends - time.monotonic()
+
+    def note(self, **facts: Any) -> None:
+        """Keep something else than rows and bars."""
+        self.record |= facts
+        self._save(self.record)
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """Keep a row of `timing`, in place of one of the same work."""
+        self._keep("timings", "work", row)
+
+    def bar(self, what: str, value: float, sign: str = "", limit: float = 0) -> None:
+        """Keep a bar, as `bars.bar`, in place of one of the same words."""
+        self._keep("bars", "what", bar(what, value, sign, limit))
+
+    def _keep(self, kind: str, key: str, entry: Mapping[str, Any]) -> None:
+        others = [one for one in self.record[kind] if one[key] != entry[key]]
+        self.note(**{kind: [*others, dict(entry)]})
+
+    def leave_out(self, what: str) -> None:
+        """Say that there is no time for something."""
+        print(f"  left out, {max(0, self.left):.0f} s are left: {what}", flush=True)
+        self.note(left_out=[*self.record.get("left_out", []), what])
+
+    def fail(self, what: str, error: BaseException) -> None:
+        """Keep the line of an error, with which the stage is not complete."""
+        traceback.print_exception(error)
+        text = str(error).strip().splitlines()
+        self.failures.append(f"{what}: {type(error).__name__}{': ' + text[0] if text else ''}")
+        self.note(error="; ".join(self.failures))
+
+    @contextmanager
+    def part(self, what: str) -> Iterator[None]:
+        """Something that others do not depend on: an error in it is kept, and what comes after it goes on."""
+        try:
+            yield
+        except Exception as error:
+            self.fail(what, error)
+
+    def fits(self, what: str) -> bool:
+        """Whether there is time for something that is left out otherwise."""
+        if self.left <= 0:
+            self.leave_out(what)
+        return self.left > 0
+
+    def finish(self) -> None:
+        """Mark the stage complete if nothing failed."""
+        if not self.failures:
+            del self.record["error"]
+        self.note(complete=not self.failures)
+
+    def interleaved(
+        self, methods: Mapping[str, Callable[[int], Any]], repeats: int, *, show: bool = True
+    ) -> tuple[dict[str, list[float]], dict[str, list[Any]]]:
+        """Seconds and results of each method in `repeats` rounds; every other round in the opposite order.
+
+        A method is called with the number of the round. An error of the first is raised; another that fails, or for
+        which there is no time, is left out.
+        """
+        times: dict[str, list[float]] = {name: [] for name in methods}
+        results: dict[str, list[Any]] = {name: [] for name in methods}
+        first, going = next(iter(methods)), dict(methods)
+        for turn in range(repeats):
+            for name in list(going)[:: -1 if turn % 2 else 1]:
+                if (turn or name != first) and self.left <= max(times[name], default=0):
+                    self.leave_out(f"{name}, from round {turn + 1} of {repeats} on")
+                    del going[name]
+                    continue
+                try:
+                    spent, result = seconds(partial(methods[name], turn))
+                except Exception as error:
+                    if name == first:
+                        raise
+                    self.fail(name, error)
+                    del going[name]
+                    times[name] = []
+                    continue
+                times[name].append(round(spent, 7))
+                results[name].append(result)
+                if show:
+                    print(f"    {name:<16}round {turn + 1} of {repeats}: {spent:.2f} s", flush=True)
+        done = [name for name in methods if times[name]]
+        return {name: times[name] for name in done}, {name: results[name] for name in done}

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.common import bar, interleaved, timing
+from benchmarks import bars
+from benchmarks.common import Stage, timing
 from qdv_gpu import Deconvnet, load_network
 from qdv_gpu.deconv.unpool import max_pool, unpool
 from qdv_gpu.machine import exact_convolutions
@@ -22,8 +23,7 @@ from qdv_gpu.networks.network import Network
 from qdv_gpu.studies.deconv import picture
 from qdv_gpu.studies.peaks import copy_bandwidth
 
-VGG19 = [(64, 224), (128, 112), (256, 56), (512, 28), (512, 14)]  # maps and side before each pooling
-ALEXNET = [(64, 55), (192, 27), (256, 13)]
+ALEXNET = [(64, 55), (192, 27), (256, 13)]  # maps and side before each pooling
 
 
 def on_device(methods: Mapping[str, Callable[[int], Any]], repeats: int, calls: int = 20) -> dict[str, list[float]]:
@@ -48,15 +48,19 @@ def scattered(signal: Tensor, indices: Tensor, size: int) -> Tensor:
     return out.scatter_add_(2, indices.flatten(2).expand(B, -1, -1), signal.flatten(2)).view(B, C, size, size)
 
 
-def run_unpool(options: argparse.Namespace) -> dict[str, Any]:
+def run_unpool(options: argparse.Namespace, stage: Stage) -> None:
     """Every pooling of VGG19 and AlexNet at 224 px, the switches of one image serving a batch of signals."""
     device, cuda = options.device, options.device.type == "cuda"
     B, repeats = (2, 1) if options.quick else (64 if cuda else 8, 7)
     bandwidth = copy_bandwidth(device)
+    stage.note(copy_bytes_per_s=bandwidth)
     print(f"  copy: {bandwidth / 1e9:.1f} GB/s read and written")
-    rows, bars = [], []
-    for network, poolings, kernel in (("vgg19", VGG19, 2), ("alexnet", ALEXNET, 3)):
-        for C, side in poolings:
+    poolings = [("vgg19", *pooling, 2) for pooling in bars.POOLINGS] + [("alexnet", *pooling, 3) for pooling in ALEXNET]
+    for network, C, side, kernel in poolings:
+        what = f"unpooling {B} x {C} maps to {side} px ({network})"
+        if not stage.fits(what):
+            continue
+        with stage.part(what):
             x = torch.randn(1, C, side, side, device=device)
             pooled, switches = max_pool(x, kernel, 2)
             indices = functional.max_pool2d(x, kernel, 2, return_indices=True)[1]
@@ -64,29 +68,27 @@ def run_unpool(options: argparse.Namespace) -> dict[str, Any]:
             ours = partial(unpool, signal, switches, (side, side), kernel, 2)
             result = ours()
             truth = scattered(signal.double(), indices, side)
-            assert (result - truth).norm() <= 1e-6 * truth.norm(), "not the adjoint"
+            error = float((result - truth).norm() / truth.norm())
+            stage.bar(f"{what}: relative L2 to the adjoint in float64", error, "<=", 1e-6)
             methods = {
                 "ours": lambda _, f=ours: f(),
                 "torch scatter_add": lambda _, s=signal, i=indices, n=side: scattered(s, i, n),
             }
             for method in methods.values():
                 method(0)
-            times = on_device(methods, repeats) if cuda else interleaved(methods, repeats, show=False)[0]
+            times = on_device(methods, repeats) if cuda else stage.interleaved(methods, repeats, show=False)[0]
             moved = signal.nbytes + switches.nbytes + result.nbytes
-            row = timing(f"unpooling {B} x {C} maps to {side} px ({network})", times)
-            rate, ratio = moved / row["seconds"], row["peers"]["torch scatter_add"] / row["seconds"]
-            rows.append(row | {"bytes": moved, "gb_per_s": rate / 1e9, "share_of_copy": rate / bandwidth})
+            row = timing(what, times)
+            rate = moved / row["seconds"]
+            stage.row(row | {"bytes": moved, "gb_per_s": rate / 1e9, "share_of_copy": rate / bandwidth})
             print(
                 f"  {network:<8}{C:>4} x {side:>3} x {side:<4}{row['seconds'] * 1e3:>9.3f} ms, "
-                f"{rate / 1e9:>7.1f} GB/s, {rate / bandwidth:.0%} of copy; scatter_add {ratio:.1f}x as long"
-            )
+                f"{rate / 1e9:>7.1f} GB/s, {rate / bandwidth:.0%} of copy", flush=True,
+            )  # fmt: skip
             if cuda and network == "vgg19":
-                bars.append(bar(f"{C} x {side} x {side}: share of copy bandwidth", rate / bandwidth, ">=", 0.7))
-                bars.append(bar(f"{C} x {side} x {side}: ratio to scatter_add", ratio, ">=", 2))
-    if cuda:
-        same = sum(torch.equal(ours(), ours()) for _ in range(20))
-        bars.append(bar("runs with the same bits, of 20", same, ">=", 20))
-    return {"copy_bytes_per_s": bandwidth, "timings": rows, "bars": bars}
+                stage.bar(bars.unpooled(C, side), rate / bandwidth)
+                ratio = row["peers"]["torch scatter_add"] / row["seconds"]
+                stage.bar(f"{C} x {side} x {side}: ratio to scatter_add", ratio, ">=", 2)
 
 
 @exact_convolutions()
@@ -105,71 +107,78 @@ def _reconstruct(net: Network, image: Tensor, layer: str, _: int) -> None:
     Deconvnet(net).reconstruct(image, layer)
 
 
-def run_deconv(options: argparse.Namespace) -> dict[str, Any]:
-    """AlexNet's conv5 beside Captum, then every layer of AlexNet; on CUDA of VGG19 as well."""
+def run_deconv(options: argparse.Namespace, stage: Stage) -> None:
+    """Every layer of AlexNet, and on CUDA of VGG19; AlexNet's conv5 beside Captum; a run with its files."""
     device, quick = options.device, options.quick
     side, repeats = (96, 1) if quick else (224, 3)
     image = torch.randn(3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
-    net = load_network("alexnet", weights="none", device=device)
+    stage.note(side=side)
+    for name in ["vgg19", "alexnet"] if device.type == "cuda" else ["alexnet"]:
+        what = f"every map of every layer of {name}"
+        if stage.fits(what):
+            with stage.part(what):
+                every_layer(stage, name, image, repeats)
+    if stage.fits("AlexNet's conv5"):
+        with stage.part("AlexNet's conv5"):
+            beside_captum(stage, image, maps=16 if quick else 256, repeats=repeats)
+    if stage.fits("a run with its files"):
+        with stage.part("a run with its files"):
+            net = load_network("alexnet", weights="none", device=device)
+
+            def draw(_: int) -> None:
+                with tempfile.TemporaryDirectory() as folder:
+                    picture([net], folder, data="digits", image_size=side, device=device)
+
+            times, _ = stage.interleaved({"ours": draw}, repeats)
+            row = timing("the same of alexnet with figures and arrays", times)
+            stage.row(row)
+            stage.bar("alexnet: every map of every layer, with figures, seconds", row["seconds"], "<=", 40)
+
+
+def every_layer(stage: Stage, name: str, image: Tensor, repeats: int) -> None:
+    """Every map of every layer of a network: of VGG19 every ReLU and pooling."""
+    net = load_network(name, weights="none", device=image.device)
+    kinds = (nn.ReLU, nn.MaxPool2d) if name == "vgg19" else ()
+    paths = [path for path, m in net.module.features.named_modules(prefix="features") if isinstance(m, kinds)]
+    methods = {layer: partial(_reconstruct, net, image, layer) for layer in paths or net.layers}
+    for method in methods.values():
+        method(0)
+    times, _ = stage.interleaved(methods, repeats, show=False)
+    whole = [sum(spent) for spent in zip(*times.values(), strict=False)]
+    parts = {layer: median(spent) for layer, spent in times.items()}
+    what = f"Deconvnet, every map of {len(parts)} layers of {name} at {image.shape[-1]} px"
+    print(f"  {what}: " + ", ".join(f"{layer} {spent:.3f} s" for layer, spent in parts.items()), flush=True)
+    stage.row(timing(what, {"ours": whole}, parts=parts if len(parts) < 10 else None))
+    stage.note(**{name: parts})
+    if name == "vgg19" and len(parts) == len(methods):
+        stage.bar(bars.DECONV, median(whole))
+
+
+def beside_captum(stage: Stage, image: Tensor, *, maps: int, repeats: int) -> None:
+    """AlexNet's conv5 all maps at once, and by Captum, where it is installed, map by map."""
+    net = load_network("alexnet", weights="none", device=image.device)
     for module in net.module.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = False  # Captum is wrong otherwise
     path = "features.11"
     with torch.no_grad():
         activation = net.module.features[:12](image[None])[0]
-    maps = list(range(16 if quick else len(activation)))
-    values, places = activation[maps].flatten(1).max(dim=1)
+    chosen = list(range(maps))
+    values, places = activation[chosen].flatten(1).max(dim=1)
     width = activation.shape[2]
-    units = [(m, int(place) // width, int(place) % width) for m, place in zip(maps, places, strict=True)]
+    units = [(m, int(place) // width, int(place) % width) for m, place in zip(chosen, places, strict=True)]
     forward_passes: list[int] = []
     net.module.features[0].register_forward_hook(lambda *_: forward_passes.append(1))
-    methods = {"ours": lambda _: Deconvnet(net).reconstruct(image, path, maps=maps)}
+    methods = {"ours": lambda _: Deconvnet(net).reconstruct(image, path, maps=chosen)}
+    pictures = methods["ours"](0)
+    stage.bar("forward passes for all maps of conv5", len(forward_passes), "<=", 1)
     if importlib.util.find_spec("captum"):
         methods["captum"] = lambda _: captum(net, image, units, values, path)
-    bars = []
-    pictures = methods["ours"](0)
-    bars.append(bar("forward passes for all maps of conv5", len(forward_passes), "<=", 1))
-    if "captum" in methods:
         theirs = methods["captum"](0)
-        error = float((pictures - theirs).norm() / theirs.norm())
-        assert error <= 1e-5, f"differs from Captum by {error}"
-        bars.append(bar("conv5: relative L2 to Captum", error, "<=", 1e-5))
-    times, _ = interleaved(methods, repeats)
-    timings = [timing(f"Deconvnet, {len(maps)} maps of AlexNet conv5 at {side} px", times)]
-    result: dict[str, Any] = {
-        "side": side,
-        "conv5_maps": len(maps),
-        "seconds": {n: median(t) for n, t in times.items()},
-    }
-    if "captum" in methods:
-        ratio = result["seconds"]["captum"] / result["seconds"]["ours"]
-        result |= {"relative_l2_to_captum": error, "ratio_to_captum": ratio}
-        bars.append(bar(f"conv5, {len(maps)} maps: ratio to Captum map by map", ratio, ">=", 4))
-    names = ["alexnet", "vgg19"] if device.type == "cuda" else ["alexnet"]
-    for name in names:
-        net = load_network(name, weights="none", device=device)
-        kinds = (nn.ReLU, nn.MaxPool2d) if name == "vgg19" else ()
-        paths = [path for path, m in net.module.features.named_modules(prefix="features") if isinstance(m, kinds)]
-        methods = {layer: partial(_reconstruct, net, image, layer) for layer in paths or net.layers}
-        for method in methods.values():
-            method(0)
-        times, _ = interleaved(methods, repeats, show=False)
-        whole = [sum(spent) for spent in zip(*times.values(), strict=True)]
-        parts = {layer: median(spent) for layer, spent in times.items()}
-        what = f"Deconvnet, every map of {len(parts)} layers of {name} at {side} px"
-        print(f"  {what}: " + ", ".join(f"{layer} {spent:.3f} s" for layer, spent in parts.items()))
-        timings.append(timing(what, {"ours": whole}, parts=parts if len(parts) < 10 else None))
-        result[name] = parts
-        if name == "vgg19":
-            bars.append(bar("vgg19: every map of every layer, seconds", median(whole), "<=", 3))
-    net = load_network("alexnet", weights="none", device=device)
-
-    def draw(_: int) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            picture([net], folder, data="digits", image_size=side, device=device)
-
-    times, _ = interleaved({"ours": draw}, repeats)
-    timings.append(timing("the same of alexnet with figures and arrays", times))
-    result["alexnet_with_files"] = timings[-1]["seconds"]
-    bars.append(bar("alexnet: every map of every layer, with figures, seconds", result["alexnet_with_files"], "<=", 40))
-    return {**result, "timings": timings, "bars": bars}
+        stage.bar("conv5: relative L2 to Captum", float((pictures - theirs).norm() / theirs.norm()), "<=", 1e-5)
+    times, _ = stage.interleaved(methods, repeats)
+    row = timing(f"Deconvnet, {maps} maps of AlexNet conv5 at {image.shape[-1]} px", times)
+    stage.row(row)
+    if "captum" in times:
+        ratio = row["peers"]["captum"] / row["seconds"]
+        stage.bar(f"conv5, {maps} maps: ratio to Captum map by map", ratio, ">=", 4)

@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import bar, interleaved, timing
+from benchmarks.common import Stage, timing
+from benchmarks.data import MADE, fashion
 from benchmarks.tsne import PERPLEXITY, components
 from qdv_gpu import activations, load_images, load_network, neighborhood_hit
+from qdv_gpu.data.datasets import stratified
 from qdv_gpu.data.images import Images, prepare
 from qdv_gpu.features.forward import computing, network_input
 from qdv_gpu.features.pca import principal_components
@@ -33,11 +35,21 @@ def networks(options: argparse.Namespace) -> list[Network]:
 
 def inputs(options: argparse.Namespace) -> tuple[list[Network], Images, int]:
     """The networks and the test images that were asked for, at the side that this device is timed at."""
-    images = load_images(options.data or "fashion-mnist", samples=200 if options.quick else options.images)
+    count = 200 if options.quick else options.images
+    if options.data:
+        images = load_images(options.data, samples=count)
+    else:
+        images = fashion()
+        images = images.take(stratified(images.require_labels("a sample"), images.classes, count))
     return networks(options), images, 224 if options.device.type == "cuda" else 64
 
 
-def run_transfer(options: argparse.Namespace) -> dict[str, Any]:
+def called(images: Images, side: int) -> str:
+    """Images as a row of the table has them."""
+    return f"{len(images):,} {MADE if images.name == MADE else 'images'} at {side} px"
+
+
+def run_transfer(options: argparse.Namespace, stage: Stage) -> None:
     """Images of the host, uint8, to the device, resized and normalised there; a PIL pipeline beside it."""
     from torchvision.transforms import v2
 
@@ -59,12 +71,12 @@ def run_transfer(options: argparse.Namespace) -> dict[str, Any]:
         return part
 
     difference = float((ours(0) - pil(0)).abs().mean())
-    assert difference < 0.02, f"differs from PIL's resizing by {difference} on average"
-    times, _ = interleaved({"ours": ours, "PIL": pil}, 1 if options.quick else 3)
-    return {"timings": [timing(f"transfer and resize, {len(images):,} images to {side} px", times)], "bars": []}
+    stage.bar("mean difference from PIL's resizing", difference, "<=", 0.02)
+    times, _ = stage.interleaved({"ours": ours, "PIL": pil}, 1 if options.quick else 3)
+    stage.row(timing(f"transfer and resize, {called(images, side).replace(' at ', ' to ')}", times))
 
 
-def run_forward(options: argparse.Namespace) -> dict[str, Any]:
+def run_forward(options: argparse.Namespace, stage: Stage) -> None:
     """All layers from one forward pass, a bare pass that ends at the last of them, and a pass for each layer."""
     (network, *_), images, side = inputs(options)
     batch, device = (256 if options.device.type == "cuda" else 64), options.device
@@ -93,23 +105,26 @@ def run_forward(options: argparse.Namespace) -> dict[str, Any]:
 
     separate = {layer: held([layer])[layer] for layer in layers}
     together = held(None)
-    assert all(torch.equal(together[layer], separate[layer]) for layer in layers), "one pass gives other activations"
+    others = sum(not torch.equal(together[layer], separate[layer]) for layer in layers)
+    stage.bar("layers of one pass that are not those of a pass for each", others, "<=", 0)
     del separate, together
     methods: dict[str, Callable[[int], Any]] = {"one pass": lambda _: held(None) and None, "bare pass": bare}
-    times, _ = interleaved(methods, 1 if options.quick else 7)
+    times, _ = stage.interleaved(methods, 1 if options.quick else 7)
+    what = f"{len(layers)} layers of {network.name}, {called(images, side)}"
+    stage.row(timing(what, times, ours="one pass"))
     separately = {"a pass for each": lambda _: [held([layer]) and None for layer in layers]}
-    times |= interleaved(separately, 1 if options.quick else 3)[0]
+    times |= stage.interleaved(separately, 1 if options.quick else 3)[0]
+    stage.row(timing(what, times, ours="one pass"))
     middle = {name: median(spent) for name, spent in times.items()}
-    what = f"{len(layers)} layers of {network.name}, {len(images):,} images at {side} px"
-    bars = [
-        bar("all layers in one pass, times the bare one", middle["one pass"] / middle["bare pass"], "<=", 1.1),
-        bar("a pass for each layer, times the one pass", middle["a pass for each"] / middle["one pass"], ">=", 1.5),
-    ]
-    return {"timings": [timing(what, times, ours="one pass")], "bars": bars}
+    if "bare pass" in middle:
+        ratio = middle["one pass"] / middle["bare pass"]
+        stage.bar("all layers in one pass, times the bare one", ratio, "<=", 1.1)
+    ratio = middle["a pass for each"] / middle["one pass"]
+    stage.bar("a pass for each layer, times the one pass", ratio, ">=", 1.5)
 
 
-def assert_operations(network: Network, found: Profile, side: int) -> None:
-    """Compare the operations with those of the convolutions' and linear layers' shapes, where there are no others."""
+def miscounted(network: Network, found: Profile, side: int) -> float:
+    """How far the operations are from those of the convolutions' and linear layers' shapes: there are no others."""
     known = 0
     image = torch.zeros(1, network.channels, side, side, device=network.device)
 
@@ -124,32 +139,34 @@ def assert_operations(network: Network, found: Profile, side: int) -> None:
     for handle in handles:
         handle.remove()
     counted = sum(layer.gflop for layer in found.layers) * 1e9 / found.batch_size
-    assert abs(counted / known - 1) < 1e-6, f"{counted:g} operations an image, by the layers' shapes {known:g}"
+    return abs(counted / known - 1)
 
 
-def run_layers(options: argparse.Namespace) -> dict[str, Any]:
+def run_layers(options: argparse.Namespace, stage: Stage) -> None:
     """Every layer of a forward pass, and on CUDA what share of a matrix product's rate VGG19 reaches in bfloat16."""
     cuda = options.device.type == "cuda"
     batch, side = (8 if options.quick else 256 if cuda else 64), 224 if cuda else 64
-    timings, bars, profiles = [], [], {}
+    profiles: dict[str, Any] = {}
     for network in networks(options):
         for precision in ("fp32", "bf16") if cuda else ("fp32",):
-            (found,) = profile(network, batch_sizes=[batch], precision=precision, image_size=side)
-            assert_operations(network, found, side)
             title = f"forward pass of {network.name}, {batch} images at {side} px, {precision}"
-            profiles[title] = asdict(found)
-            slowest = sorted(found.layers, key=lambda layer: -layer.seconds)[:5]
-            parts = {f"{one.layer} ({one.kind})": one.seconds for one in slowest}
-            timings.append(timing(title, {"ours": found.all_seconds}, parts=parts))
-            bars.append(
-                bar(f"{title}: layers' sum less the whole", abs(found.sum_of_layers / found.seconds - 1), "<=", 0.1)
-            )
-            if precision == "bf16" and network.name.startswith("vgg19"):
-                bars.append(bar(f"{title}: share of the matrix peak", found.share_of_peak, ">=", 0.4))
-    return {"timings": timings, "profiles": profiles, "bars": bars}
+            if not stage.fits(title):
+                continue
+            with stage.part(title):
+                (found,) = profile(network, batch_sizes=[batch], precision=precision, image_size=side)
+                profiles[title] = asdict(found)
+                stage.note(profiles=profiles)
+                slowest = sorted(found.layers, key=lambda layer: -layer.seconds)[:5]
+                parts = {f"{one.layer} ({one.kind})": one.seconds for one in slowest}
+                stage.row(timing(title, {"ours": found.all_seconds}, parts=parts))
+                stage.bar(f"{title}: operations miscounted", miscounted(network, found, side), "<=", 1e-6)
+                outside = abs(found.sum_of_layers / found.seconds - 1)
+                stage.bar(f"{title}: layers' sum less the whole", outside, "<=", 0.1)
+                if precision == "bf16" and network.name.startswith("vgg19"):
+                    stage.bar(f"{title}: share of the matrix peak", found.share_of_peak, ">=", 0.4)
 
 
-def run_pca(options: argparse.Namespace) -> dict[str, Any]:
+def run_pca(options: argparse.Namespace, stage: Stage) -> None:
     """The 50 components of the widest layer, beside scikit-learn's randomised solver."""
     (network, *_), images, side = inputs(options)
     held = activations(network, images.to(options.device), image_size=side)
@@ -162,43 +179,46 @@ def run_pca(options: argparse.Namespace) -> dict[str, Any]:
     del centred, gram
     found = principal_components([X], 50)
     lost = 1 - float(found.variance.sum()) / exact
-    assert lost < 1e-5, f"captures {lost} less than float64"
+    stage.bar("captured variance lost against float64", lost, "<=", 1e-5)
     methods: dict[str, Callable[[int], Any]] = {"ours": lambda _: principal_components([X], 50)}
     narrow = wide.float().cpu().numpy()
     if importlib.util.find_spec("sklearn"):
         from sklearn.decomposition import PCA
 
         methods["sklearn"] = lambda seed: PCA(50, random_state=seed).fit(narrow)
-    times, results = interleaved(methods, 1 if options.quick else 3)
+    times, results = stage.interleaved(methods, 1 if options.quick else 3)
     what = f"PCA of {layer}, {X.shape[0]:,} x {X.shape[1]:,} to 50"
-    row = timing(what, times) | {"variance_lost": lost}
+    row = timing(what, times) | {"variance_lost": lost, "images": images.name}
     if "sklearn" in results:
         row["variance_lost_sklearn"] = 1 - float(results["sklearn"][0].explained_variance_.sum()) / exact
-    return {"timings": [row], "bars": [bar("captured variance lost against float64", lost, "<=", 1e-5)]}
+    stage.row(row)
 
 
-def run_affinities(options: argparse.Namespace) -> dict[str, Any]:
+def run_affinities(options: argparse.Namespace, stage: Stage) -> None:
     """The joint affinities of Fashion-MNIST's test set, beside openTSNE's exact ones."""
-    X, _ = components(load_images("fashion-mnist"), device=options.device)
+    images = fashion()
+    X, _ = components(images, device=options.device)
     X = X[: 1000 if options.quick else 10_000]
     methods: dict[str, Callable[[int], Any]] = {"ours": lambda _: joint_affinities(X, perplexity=PERPLEXITY)}
     P = methods["ours"](0)
-    assert abs(float(P.values.sum()) - 1) < 1e-5
+    stage.bar("sum of the affinities less 1", abs(float(P.values.sum()) - 1), "<=", 1e-5)
     if importlib.util.find_spec("openTSNE"):
         from openTSNE.affinity import PerplexityBasedNN
 
         points = X.cpu().numpy()
         methods["openTSNE"] = lambda _: PerplexityBasedNN(points, PERPLEXITY, method="exact", n_jobs=2)
-        theirs = methods["openTSNE"](0).P
-        assert abs(theirs.sum() - 1) < 1e-5
-        assert abs(theirs.data.max() / float(P.values.max()) - 1) < 1e-2
-    times, _ = interleaved(methods, 1 if options.quick else 3)
-    return {"timings": [timing(f"affinities of {len(X):,} x {X.shape[1]}", times)], "bars": []}
+        with stage.part("openTSNE's affinities"):
+            largest = methods["openTSNE"](0).P.data.max()
+            difference = abs(largest / float(P.values.max()) - 1)
+            stage.bar("largest affinity: relative difference to openTSNE's", difference, "<=", 1e-2)
+    times, _ = stage.interleaved(methods, 1 if options.quick else 3)
+    stage.row(timing(f"affinities of {len(X):,} x {X.shape[1]}", times) | {"images": images.name})
 
 
-def run_neighbors(options: argparse.Namespace) -> dict[str, Any]:
+def run_neighbors(options: argparse.Namespace, stage: Stage) -> None:
     """The neighborhood hit of a 2-D map, beside scikit-learn's trees and faiss."""
-    X, labels = components(load_images("fashion-mnist"), device=options.device)
+    images = fashion()
+    X, labels = components(images, device=options.device)
     N = 1000 if options.quick else 10_000
     Z, labels, k = X[:N, :2].contiguous(), labels[:N], 5
     points, classes = Z.cpu().numpy(), labels.numpy()
@@ -223,7 +243,8 @@ def run_neighbors(options: argparse.Namespace) -> dict[str, Any]:
             return hit(found[~own].reshape(N, k))
 
         methods["faiss"] = with_faiss
-    values = {name: method(0) for name, method in methods.items()}
-    assert max(values.values()) - min(values.values()) < 1e-3, values
-    times, _ = interleaved(methods, 1 if options.quick else 5)
-    return {"timings": [timing(f"neighborhood hit of {N:,} points in a map", times)], "bars": []}
+    times, values = stage.interleaved(methods, 2 if options.quick else 6)
+    times = {name: spent[1:] or spent for name, spent in times.items()}  # the first is a warm-up
+    stage.row(timing(f"neighborhood hit of {N:,} points in a map", times) | {"images": images.name})
+    for name in list(values)[1:]:
+        stage.bar(f"NH: difference to {name}", abs(values[name][0] - values["ours"][0]), "<=", 1e-3)

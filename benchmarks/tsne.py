@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import bar, interleaved, peak_resident_bytes, seconds, timing
+from benchmarks import bars
+from benchmarks.common import Stage, peak_resident_bytes, seconds, timing
+from benchmarks.data import fashion
 from qdv_gpu import TSNE, activations, load_images, load_network, neighborhood_hit
 from qdv_gpu.data.images import Images
 from qdv_gpu.features.pca import reduce
@@ -28,6 +30,8 @@ from qdv_gpu.scores.quality import trustworthiness
 from qdv_gpu.tsne.affinities import SparseAffinities, joint_affinities
 from qdv_gpu.tsne.engines.cuml import cuml_model
 from qdv_gpu.tsne.objective import kl_divergence
+from qdv_gpu.tsne.problem import phases
+from qdv_gpu.tsne.schedule import descend
 
 PERPLEXITY, EXAGGERATED = 40, 250
 Method = Callable[[torch.Tensor, int, int], Any]  # points, iterations, seed
@@ -41,6 +45,14 @@ def rate(N: int) -> float:
 def ours(X: torch.Tensor, n_iter: int, seed: int, engine: str = "exact") -> torch.Tensor:
     """The engine of this package."""
     return TSNE(perplexity=PERPLEXITY, iterations=n_iter, seed=seed, engine=engine).fit_transform(X)
+
+
+def descent(P: SparseAffinities, n_iter: int, seed: int) -> torch.Tensor:
+    """The same from the affinities on, to the map: no affinities, no KL."""
+    N = len(P.indptr) - 1
+    start = 1e-4 * torch.randn(1, N, 2, generator=torch.Generator().manual_seed(seed)).to(P.values.device)
+    steps = phases(n_iter, 12.0, EXAGGERATED)
+    return descend([P], start, phases=steps, learning_rate=rate(N), gaussian=False)[0]
 
 
 def scikit_learn(X: torch.Tensor, n_iter: int, seed: int) -> np.ndarray:
@@ -85,7 +97,7 @@ def peers(device: torch.device) -> dict[str, Method]:
     return {name: method for name, method in known.items() if importlib.util.find_spec(name)}
 
 
-def validate(X: torch.Tensor) -> None:
+def validate(X: torch.Tensor, stage: Stage) -> None:
     """Compare KL with a plain sum over all pairs; the same seed must give the same bits, with one thread as well.
 
     Run on a few points, it also warms up every kernel.
@@ -98,38 +110,48 @@ def validate(X: torch.Tensor) -> None:
     numba.set_num_threads(1)
     again = ours(X, 300, 0)
     numba.set_num_threads(threads)
-    assert torch.equal(Z, again), "the same seed gave other bits"
+    stage.bar("coordinates that one thread moves", int((Z != again).sum()), "<=", 0)
     P = joint_affinities(X, perplexity=PERPLEXITY)
-    assert isinstance(P, SparseAffinities)
     p, z = torch.zeros(len(X), len(X), dtype=torch.float64), Z.double().cpu()
     rows = torch.arange(len(X)).repeat_interleave(P.indptr.diff().cpu())
     p[rows, P.indices.long().cpu()] = P.values.double().cpu()
     q = (1 / (1 + (z[:, None] - z).square().sum(dim=2))).fill_diagonal_(0)
     truth = float((torch.xlogy(p, p) - torch.xlogy(p, q / q.sum())).sum())
     kl = float(model.kl_divergence_)
-    assert abs(kl / truth - 1) < 1e-6, f"KL {kl}, by a plain sum {truth}"
+    stage.bar("KL: relative difference to a plain sum", abs(kl / truth - 1), "<=", 1e-6)
 
 
-def compare(X: torch.Tensor, labels: torch.Tensor, methods: dict[str, Method], n_iter: int, repeats: int) -> dict:
-    """Median seconds and quality of each method on X, with a seed for each repeat; every KL is on the same P."""
-    P = joint_affinities(X, perplexity=PERPLEXITY)
-    times, maps = interleaved({name: partial(method, X, n_iter) for name, method in methods.items()}, repeats)
-    table = {}
-    for name in methods:
-        Z = [torch.as_tensor(z).to(X.device) for z in maps[name]]
-        assert all(z.shape == (len(X), 2) and z.isfinite().all() for z in Z), name
-        table[name] = {
-            "seconds": median(times[name]),
-            "all_seconds": times[name],
-            "kl": median([kl_divergence(P, z) for z in Z]),
-            "nh": median([neighborhood_hit(z, labels) for z in Z]),
-            "trustworthiness": median([trustworthiness(X, z) for z in Z]),
-        }
-    print(f"  {f'{len(X):,} points, {n_iter:,} iterations':<30}   seconds        KL        NH  trustworthiness")
-    for name, row in table.items():
-        print(f"    {name:<28}{row['seconds']:>10.3f}{row['kl']:>10.4f}{row['nh']:>10.4f}", end="")
-        print(f"{row['trustworthiness']:>17.4f}")
-    return table
+def calls(methods: dict[str, Method], X: torch.Tensor, n_iter: int) -> dict[str, Callable[[int], Any]]:
+    """The methods on X as functions of a seed."""
+    return {name: partial(method, X, n_iter) for name, method in methods.items()}
+
+
+def race(
+    stage: Stage, what: str, methods: dict[str, Callable[[int], Any]], repeats: int
+) -> tuple[dict[str, float], dict[str, list[Any]]]:
+    """Keep the seconds of each method, with a seed for each repeat; returns their medians and the maps."""
+    print(f"  {what}")
+    times, maps = stage.interleaved(methods, repeats)
+    row = timing(f"t-SNE, {what}", times)
+    stage.row(row)
+    return {"ours": row["seconds"], **row["peers"]}, maps
+
+
+def judge(stage: Stage, what: str, X: torch.Tensor, labels: torch.Tensor, maps: dict[str, list[Any]]) -> None:
+    """Keep how good the maps of each method are; every KL is on the same P."""
+    P, table = joint_affinities(X, perplexity=PERPLEXITY), {}
+    for name in maps:
+        with stage.part(f"quality of {name}, {what}"):
+            Z = [torch.as_tensor(z).to(X.device) for z in maps[name]]
+            table[name] = {
+                "kl": median([kl_divergence(P, z) for z in Z]),
+                "nh": median([neighborhood_hit(z, labels) for z in Z]),
+                "trustworthiness": median([trustworthiness(X, z) for z in Z]),
+            }
+            print(f"    {name:<16}", ", ".join(f"{key} {value:.4f}" for key, value in table[name].items()), flush=True)
+            stage.note(quality={**stage.record.get("quality", {}), what: table})
+            if name != "ours" and "ours" in table:
+                stage.bar(f"{what}: KL less that of {name}", table["ours"]["kl"] - table[name]["kl"], "<=", 0)
 
 
 def components(*splits: Images, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -156,102 +178,123 @@ def in_a_process(X: torch.Tensor, n_iter: int, device: torch.device) -> dict[str
         return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
-def alone(X: torch.Tensor, n_iter: int) -> list[dict[str, float]]:
+def alone(stage: Stage, X: torch.Tensor, n_iter: int) -> None:
     """One embedding of half of the points and one of all, each in a process of its own."""
-    rows = [{"points": N, **in_a_process(X[:N], n_iter, X.device)} for N in (len(X) // 2, len(X))]
-    for row in rows:
-        print(f"  {row['points']:,} points: {row['seconds']:.2f} s, peak {row['peak_bytes'] / 1e9:.3f} GB")
-    return rows
+    rows = []
+    for N in (len(X) // 2, len(X)):
+        if not stage.fits(f"{N:,} points in a process of their own"):
+            return
+        rows.append({"points": N, **in_a_process(X[:N], n_iter, X.device)})
+        stage.note(many=rows)
+        print(f"  {N:,} points: {rows[-1]['seconds']:.2f} s, peak {rows[-1]['peak_bytes'] / 1e9:.3f} GB", flush=True)
+    half, full = rows
+    growth = math.log2(full["seconds"] / half["seconds"])
+    stage.bar(f"{half['points']:,} to {full['points']:,} points: exponent of the time", growth, "<=", 2)
+    stage.bar(f"{full['points']:,} points: peak memory, GB", full["peak_bytes"] / 1e9, "<=", 1)
 
 
-def on_cuda(
-    X: torch.Tensor, whole: torch.Tensor, *, few: int, sizes: list[int], n_iter: int, repeats: int
-) -> dict[str, Any]:
-    """A hundred embeddings of `few` points at once, repeatability on X, and where cuML overtakes.
+def hundred(stage: Stage, X: torch.Tensor, few: int, n_iter: int, repeats: int) -> None:
+    """A hundred embeddings at once: ten sets of `few` points, ten seeds each."""
+    batch = X[: len(X) // few * few].view(-1, few, X.shape[1])
+    model = TSNE(perplexity=PERPLEXITY, iterations=n_iter, engine="exact")
+
+    def embed(_: int) -> None:
+        model.fit_transform(batch, seeds=100 // len(batch))
+
+    embed(0)
+    times, _ = stage.interleaved({"ours": embed}, repeats)
+    stage.row(timing(f"t-SNE, 100 embeddings of {few:,} points", times))
+    stage.bar(bars.HUNDRED, median(times["ours"]))
+
+
+def overtaking(stage: Stage, whole: torch.Tensor, sizes: list[int], methods: dict[str, Method], n_iter: int) -> None:
+    """Where cuML overtakes, one run of each size.
 
     Sizes beyond the data are filled up with copies, moved by a tenth of each column's standard deviation.
     """
-    batch = X[: len(X) // few * few].view(-1, few, X.shape[1])  # ten sets, ten seeds each
-    model = TSNE(perplexity=PERPLEXITY, iterations=n_iter, engine="exact")
-    many = [seconds(lambda: model.fit_transform(batch, seeds=100 // len(batch)))[0] for _ in range(repeats + 1)][1:]
-    first = ours(X, n_iter, 0)
-    same = 1 + sum(torch.equal(first, ours(X, n_iter, 0)) for _ in range(19))
-    generator = torch.Generator(X.device).manual_seed(0)
-    rows = []
+    generator = torch.Generator(whole.device).manual_seed(0)
+    rows: list[dict[str, float]] = []
     for N in sizes:
-        points = whole.repeat(math.ceil(N / len(whole)), 1)[:N].clone()
-        noise = torch.randn(points.shape, generator=generator, device=X.device) * whole.std(dim=0) / 10
-        points[len(whole) :] += noise[len(whole) :]
-        methods = {"ours": ours, **peers(X.device)}
-        calls = {name: partial(method, points, n_iter) for name, method in methods.items()}
-        times, maps = interleaved(calls, repeats)
-        P = joint_affinities(points, perplexity=PERPLEXITY)
-        row = {"points": N, **{name: median(times[name]) for name in methods}}
-        rows.append(row | {f"kl_{name}": kl_divergence(P, maps[name][0]) for name in methods})
-        print(" ", rows[-1], flush=True)
-    overtaken = [row["points"] for row in rows if row.get("cuml", math.inf) < row["ours"]]
-    return {"hundred_seconds": median(many), "equal_runs": same, "sizes": rows, "cuml_overtakes_at": overtaken[:1]}
+        if not stage.fits(f"{N:,} points"):
+            continue
+        with stage.part(f"{N:,} points"):
+            points = whole.repeat(math.ceil(N / len(whole)), 1)[:N].clone()
+            noise = torch.randn(points.shape, generator=generator, device=whole.device) * whole.std(dim=0) / 10
+            points[len(whole) :] += noise[len(whole) :]
+            times, maps = stage.interleaved(calls(methods, points, n_iter), 1)
+            P = joint_affinities(points, perplexity=PERPLEXITY)
+            row = {"points": N, **{name: median(spent) for name, spent in times.items()}}
+            rows.append(row | {f"kl_{name}": kl_divergence(P, maps[name][0]) for name in times})
+            overtaken = [row["points"] for row in rows if row.get("cuml", math.inf) < row["ours"]]
+            stage.note(sizes=rows, cuml_overtakes_at=overtaken[:1])
+            print(" ", rows[-1], flush=True)
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+def run(options: argparse.Namespace, stage: Stage) -> None:
     """Measure, on `options.device`, what the device has bars for."""
     device, quick = options.device, options.quick
     cuda = device.type == "cuda"
     few, large, many = (300, 1000, 1400) if quick else (1000, 10_000, 40_000)
     n_iter, repeats = (300, 1) if quick else (1000, 3)
-    others = peers(device)
-    methods = {"ours": ours, **others}
-    train, test = (load_images("fashion-mnist", split) for split in ("train", "test"))
+    train, test = (fashion(split) for split in ("train", "test"))
     X, labels = (part[:large] for part in components(test, device=device))
-    validate(X[:300])
-    for method in others.values():  # warm-up
-        method(X[:300], 300, 0)
+    stage.note(iterations=n_iter, repeats=repeats, perplexity=PERPLEXITY, points=test.name)
+    methods: dict[str, Method] = {"ours": ours}
+    with stage.part("correctness"):
+        validate(X[:300], stage)
+    for name, method in peers(device).items():
+        with stage.part(name):
+            method(X[:300], 300, 0)  # warm-up
+            methods[name] = method
+    source = "Fashion-MNIST" if test.name == "fashion-mnist" else test.name
 
-    result: dict[str, Any] = {"iterations": n_iter, "repeats": repeats, "perplexity": PERPLEXITY}
-    print("Fashion-MNIST")
-    quality = {"Fashion-MNIST": compare(X, labels, methods, n_iter, repeats)}
-    bars = []
-    own, *theirs = (row["seconds"] for row in quality["Fashion-MNIST"].values())
-    if theirs:
-        ratio, least = min(theirs) / own, 5 if cuda else 3
-        bars.append(bar(f"{len(X):,} points: ratio to the faster of {', '.join(others)}", ratio, ">=", least))
+    with stage.part(source):
+        what = f"{source}, {len(X):,} points"
+        spent, maps = race(stage, what, calls(methods, X, n_iter), repeats)
+        theirs = {name: value for name, value in spent.items() if name != "ours"}
+        if cuda:
+            stage.bar(bars.EMBEDDING, spent["ours"])
+            if "cuml" in spent:
+                stage.bar(bars.RATIO, spent["cuml"] / spent["ours"])
+        elif theirs:
+            ratio = min(theirs.values()) / spent["ours"]
+            stage.bar(f"{len(X):,} points: ratio to the faster of {', '.join(theirs)}", ratio, ">=", 3)
+        judge(stage, what, X, labels, maps)
     if cuda:
-        bars.append(bar(f"{len(X):,} points: seconds", own, "<=", 0.25))
-        sizes = [500, 1000] if quick else [10_000, 20_000, 50_000, 100_000, 200_000]
-        whole, _ = components(train, test, device=device)
-        result["cuda"] = on_cuda(X, whole, few=few, sizes=sizes, n_iter=n_iter, repeats=repeats)
-        bars.append(bar(f"100 embeddings of {few:,} points: seconds", result["cuda"]["hundred_seconds"], "<=", 1))
-        bars.append(bar("runs with the same bits, of 20", result["cuda"]["equal_runs"], ">=", 20))
+        with stage.part(bars.DESCENT):
+            P = joint_affinities(X, perplexity=PERPLEXITY)
+            times, _ = stage.interleaved({"ours": lambda seed: descent(P, n_iter, seed)}, repeats + 1)
+            times["ours"] = times["ours"][1:] or times["ours"]  # the first is a warm-up
+            stage.row(timing(f"t-SNE, {source}, {len(X):,} points, without affinities", times))
+            stage.bar(bars.DESCENT, median(times["ours"]))
+        with stage.part(bars.HUNDRED):
+            hundred(stage, X, few, n_iter, repeats)
     else:
-        chosen = {name: method for name, method in methods.items() if name != "openTSNE"}
-        result["few"] = compare(X[:few], labels[:few], chosen, n_iter, repeats)
-        if "sklearn" in others:
-            ratio = result["few"]["sklearn"]["seconds"] / result["few"]["ours"]["seconds"]
-            bars.append(bar(f"{few:,} points: ratio to sklearn", ratio, ">=", 8))
-        half, full = result["many"] = alone(components(train, device=device)[0][:many], n_iter)
-        growth = math.log2(full["seconds"] / half["seconds"])
-        bars.append(bar(f"{half['points']:,} to {full['points']:,} points: exponent of the time", growth, "<=", 2))
-        bars.append(bar(f"{full['points']:,} points: peak memory, GB", full["peak_bytes"] / 1e9, "<=", 1))
+        with stage.part(f"{few:,} points"):
+            chosen = {name: method for name, method in methods.items() if name != "openTSNE"}
+            what = f"{few:,} points of {source}"
+            spent, maps = race(stage, what, calls(chosen, X[:few], n_iter), repeats)
+            if "sklearn" in spent:
+                stage.bar(f"{few:,} points: ratio to sklearn", spent["sklearn"] / spent["ours"], ">=", 8)
+            judge(stage, what, X[:few], labels[:few], maps)
+        with stage.part(f"{many:,} points"):
+            alone(stage, components(train, device=device)[0][:many], n_iter)
 
-    sets = {"digits": components(*(load_images("digits", split) for split in ("train", "test")), device=device)}
-    if options.network and options.data:
-        name, points = last_layer(options)
-        sets[name] = points
-    counts = {"Fashion-MNIST": len(X)}
-    for name, (points, classes) in sets.items():
-        print(name)
-        counts[name] = min(len(points), large)
-        quality[name] = compare(points[:large], classes[:large], methods, n_iter, repeats)
-    for name, table in quality.items():
-        for other in others:
-            bars.append(bar(f"{name}: KL less that of {other}", table["ours"]["kl"] - table[other]["kl"], "<=", 0))
-    few_points = {f"{few:,} points of Fashion-MNIST": result["few"]} if "few" in result else {}
-    tables = {f"{name}, {counts[name]:,} points": table for name, table in quality.items()} | few_points
-    timings = [
-        timing(f"t-SNE, {what}", {method: row["all_seconds"] for method, row in table.items()})
-        for what, table in tables.items()
-    ]
-    return {**result, "quality": quality, "timings": timings, "bars": bars}
+    def digits() -> tuple[str, tuple[torch.Tensor, torch.Tensor]]:
+        return "digits", components(*(load_images("digits", split) for split in ("train", "test")), device=device)
+
+    for find in (digits, partial(last_layer, options)) if options.network and options.data else (digits,):
+        if stage.fits("another set of points"):
+            with stage.part("another set of points"):
+                name, (points, classes) = find()
+                points, classes = points[:large], classes[:large]
+                what = f"{name}, {len(points):,} points"
+                judge(stage, what, points, classes, race(stage, what, calls(methods, points, n_iter), repeats)[1])
+    if cuda:
+        with stage.part("sizes"):
+            whole, _ = components(train, test, device=device)
+            sizes = [500, 1000] if quick else [10_000, 20_000, 50_000, 100_000, 200_000]
+            overtaking(stage, whole, sizes, methods, n_iter)
 
 
 def main() -> None:
