@@ -20,11 +20,12 @@ def fashion(split: str = "test") -> Images:
 
 
 def made(N: int, seed: int = 0) -> Images:
-    """N images uint8 [N, 1, 28, 28] in ten classes of three smooth patterns each, under noise."""
-    patterns = torch.randn(30, 1, 5, 5, generator=torch.Generator().manual_seed(222))
+    """N images uint8 [N, 1, 28, 28] in ten classes of three smooth patterns each, under patterns of none and noise."""
+    patterns = torch.randn(50, 1, 5, 5, generator=torch.Generator().manual_seed(222))
     patterns = functional.interpolate(patterns, size=28, mode="bicubic", align_corners=False)
     own = torch.Generator().manual_seed(seed)
     kinds = torch.arange(N) % 30
-    strength = torch.rand(N, 1, 1, 1, generator=own) + 0.5
-    values = patterns[kinds] * strength + 0.7 * torch.randn(N, 1, 28, 28, generator=own)
+    values = patterns[kinds] * (torch.rand(N, 1, 1, 1, generator=own) + 0.5)
+    values += (0.15 * torch.randn(N, 20, generator=own) @ patterns[30:].flatten(1)).view_as(values)
+    values += 0.2 * torch.randn(values.shape, generator=own)
     return Images.from_arrays((values * 40 + 128).clamp(0, 255).to(torch.uint8), labels=kinds % 10, name=MADE)

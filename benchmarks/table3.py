@@ -51,7 +51,7 @@ def validate(out: Path, stage: Stage) -> None:
 def run(options: argparse.Namespace, stage: Stage) -> None:
     """Time the whole; a small run before it is the validation and the warm-up."""
     networks, images, side = inputs(options)
-    few = Settings(samples=min(500, len(images)), image_size=side, seeds=1, iterations=250, perplexity=20)
+    few = Settings(samples=min(500, len(images)), image_size=side, seeds=1, iterations=400, perplexity=20)
     seeds, iterations = (1, 250) if options.quick else (5, 1000)
     settings = Settings(samples=len(images), image_size=side, seeds=seeds, iterations=iterations)
     data = source(options, images)

@@ -128,13 +128,13 @@ def test_bars_have_their_limits_in_one_table_and_nan_meets_none():
 
 
 def test_made_images_have_classes_that_a_map_can_show():
-    images = made(300)
-    assert images.pixels.shape == (300, 1, 28, 28)
-    assert images.labels.bincount().tolist() == [30] * 10
+    images = made(600)
+    assert images.pixels.shape == (600, 1, 28, 28)
+    assert images.labels.bincount().tolist() == [60] * 10
     X = images.pixels.flatten(1).float()
     nearest = (X[:, None] - X).square().sum(dim=2).fill_diagonal_(float("inf")).argmin(dim=1)
-    assert 0.9 < (images.labels[nearest] == images.labels).float().mean()
-    assert not (made(300, seed=1).pixels == images.pixels).all()
+    assert 0.7 < (images.labels[nearest] == images.labels).float().mean() < 0.99
+    assert not (made(600, seed=1).pixels == images.pixels).all()
 
 
 STAND_IN = f"""#!{sys.executable}
