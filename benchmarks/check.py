@@ -29,7 +29,7 @@ from typing import Any
 from benchmarks import bars
 
 LIMIT = 480  # seconds of a stage at most
-SHORTER = {"install": 60, "doctor": 60, "tests": 180, "memcheck": 150, "racecheck": 150}  # so that others have time
+SHORTER = {"install": 60, "doctor": 90, "tests": 240, "memcheck": 150, "racecheck": 150}  # so that others have time
 MARGIN = 20  # seconds that a stage does not plan with: its start, and the last row
 GRACE = 1  # seconds that are too few to start a stage
 SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
