@@ -9,11 +9,12 @@ from pathlib import Path
 from statistics import median
 
 import pytest
+import torch
 
 sys.path.append(str(Path(__file__).parents[1]))  # behind the installed package
 
 from benchmarks import __main__ as command
-from benchmarks import bars, check, readme
+from benchmarks import bars, check, readme, tsne
 from benchmarks.__main__ import STAGES, kept
 from benchmarks.common import Stage, timing
 from benchmarks.data import made
@@ -135,6 +136,12 @@ def test_made_images_have_classes_that_a_map_can_show():
     nearest = (X[:, None] - X).square().sum(dim=2).fill_diagonal_(float("inf")).argmin(dim=1)
     assert 0.7 < (images.labels[nearest] == images.labels).float().mean() < 0.99
     assert not (made(600, seed=1).pixels == images.pixels).all()
+
+
+def test_what_is_timed_without_affinities_is_the_same_embedding():
+    X = torch.randn(150, 5, generator=torch.Generator().manual_seed(0))
+    P = tsne.joint_affinities(X, perplexity=tsne.PERPLEXITY)
+    assert torch.equal(tsne.descent(P, 260, 3), tsne.ours(X, 260, 3))
 
 
 STAND_IN = f"""#!{sys.executable}
