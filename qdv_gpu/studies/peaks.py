@@ -42,32 +42,36 @@ def copy_bandwidth(device: torch.device) -> float:
     return 2 * source.nbytes / timed(lambda: target.copy_(source), device, of=min)
 
 
-def timed(
-    work: Callable[[], Any], device: torch.device, of: Callable[[list[float]], float] = median, repeats: int = 0
-) -> float:
-    """Median (or least) seconds of some or `repeats` calls, after a first one that does not count."""
-    if not repeats:
-        work()
+def timed(work: Callable[[], Any], device: torch.device, of: Callable[[list[float]], float] = median) -> float:
+    """Median (or least) seconds of some calls, at least three, after a first one that does not count."""
+    work()
     busy = ahead(work, device)
     spent: list[float] = []
-    while len(spent) < (repeats or 3) or (not repeats and sum(spent) < SECONDS and len(spent) < 100):
-        if device.type == "cuda":
-            busy()
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
-            work()
-            end.record()
-            torch.cuda.synchronize(device)
-            spent.append(begin.elapsed_time(end) / 1e3)
-        else:
-            started = time.perf_counter()
-            work()
-            spent.append(time.perf_counter() - started)
+    while len(spent) < 3 or (sum(spent) < SECONDS and len(spent) < 100):
+        spent.append(once(work, device, busy))
     return of(spent)
 
 
+def once(work: Callable[[], Any], device: torch.device, busy: Callable[[], None]) -> float:
+    """Seconds of one call; `busy` is what `ahead` gave for it."""
+    if device.type == "cpu":
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
+    busy()
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    work()
+    end.record()
+    torch.cuda.synchronize(device)
+    return begin.elapsed_time(end) / 1e3
+
+
 def ahead(work: Callable[[], Any], device: torch.device) -> Callable[[], None]:
-    """What gives a GPU enough to do while `work` is launched that events time the work and not the launches."""
+    """What gives a GPU enough to do while `work` is launched that events time the work and not the launches.
+
+    It runs the work twice, to learn how long its launches take.
+    """
     if device.type == "cpu":
         return lambda: None
     work()

@@ -28,7 +28,7 @@ from qdv_gpu.networks.variant import home
 from qdv_gpu.progress import advance
 from qdv_gpu.report.curves import plot_profile
 from qdv_gpu.report.folder import save_figure
-from qdv_gpu.studies.peaks import SECONDS, ahead, measured_peaks, timed
+from qdv_gpu.studies.peaks import SECONDS, ahead, measured_peaks, once
 
 logger = logging.getLogger(__name__)
 ELSEWHERE = "(between layers)"
@@ -236,13 +236,13 @@ def _profile(network: Network, images: Tensor, precision: str, operations: float
         paths = dict.fromkeys(call.path for call in calls)
         flops = _operations(module, images, paths)
         module(images)
-        whole = timed(lambda: module(images), device, repeats=1)
         busy = ahead(lambda: module(images), device)
+        whole = once(lambda: module(images), device, busy)
         passes: list[list[float]] = []
         bare = []
         repeats = max(3, min(100, int(SECONDS / whole)))
         for _ in range(repeats):  # in turns, so that what else the machine does meets both
-            bare.append(timed(lambda: module(images), device, repeats=1))
+            bare.append(once(lambda: module(images), device, busy))
             busy()
             with _watching(module, paths, _event if device.type == "cuda" else time.perf_counter) as watch:
                 module(images)

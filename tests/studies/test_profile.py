@@ -104,6 +104,17 @@ def test_mixed_precision_and_settings_are_restored():
     assert all(value > 0 for value in measured_peaks(torch.device("cpu"), "bf16"))
 
 
+def test_a_repeat_is_a_bare_and_a_watched_pass(monkeypatch):
+    passes, prepared = [], []
+    net = load_network("tiny_networks:cnn", weights="none", device="cpu")
+    net.module.register_forward_hook(lambda *_: passes.append(len(prepared)))
+    monkeypatch.setattr(throughput, "ahead", lambda work, device: prepared.append(work) or (lambda: None))
+    monkeypatch.setattr(throughput, "measured_peaks", lambda *_: (1e9, 1e9))
+    (found,) = profile(net, batch_sizes=[2])
+    assert len(prepared) == 1  # it runs the network on a GPU
+    assert passes.count(1) == 1 + 2 * len(found.all_seconds)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 def test_layers_sum_to_the_whole_on_a_gpu(monkeypatch, precision):
