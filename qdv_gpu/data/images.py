@@ -206,6 +206,11 @@ class Images:
         InputError
             For a file that cannot be read.
         """
+        self.hashed()
+        return sha256(b"".join(self.hashes[i] for i in self.indices.tolist())).hexdigest()
+
+    def hashed(self) -> "Images":
+        """The same images, once what `digest` needs is known: from a GPU they would come back for it."""
         missing = [i for i, index in enumerate(self.indices.tolist()) if index not in self.hashes]
         if missing and self.pixels is not None:
             blocks = [block for _, block in _blocks(torch.tensor(missing), BLOCK // max(1, self.pixels[0].nbytes))]
@@ -220,7 +225,7 @@ class Images:
             assert self.reader is not None
             for _ in read(self.reader, [self.indices[missing].tolist()], self.hashes):
                 pass
-        return sha256(b"".join(self.hashes[i] for i in self.indices.tolist())).hexdigest()
+        return self
 
     @property
     def labels_digest(self) -> str:

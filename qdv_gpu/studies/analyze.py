@@ -179,7 +179,7 @@ def find_jobs(
         return_freed_memory()
     limit = settings.memory and settings.memory // 2
     views = {network.name: shown(images, network, settings.image_size, crop=settings.crop) for network in loaded}
-    views = {one: view.to(device, limit=limit) for one, view in views.items()}
+    views = {one: view.hashed().to(device, limit=limit) for one, view in views.items()}
     jobs = [
         Job.find(network, views[network.name], layers, asked=asked, settings=settings, store=store)
         for network, layers in zip(loaded, selected, strict=True)

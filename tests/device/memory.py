@@ -13,9 +13,13 @@ class Fault(RuntimeError):
 
 
 class Memory:
-    """The live allocations of a device, by address; the bytes are those of this process."""
+    """The live allocations of a device, by address; the bytes are those of this process.
 
-    def __init__(self):
+    Without `races` a launch is not searched for races nor for reads of what was not written, which is faster.
+    """
+
+    def __init__(self, *, races=True):
+        self.races = races
         self.clear()
 
     def add(self, base, size, written=None):
@@ -95,6 +99,20 @@ class Record:
         self.writer[places] = self.reader[places] = 0
 
 
+class Plain:
+    """As `Record`, without a record."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def load(self, at, dtype, who, *, constant=False):
+        return self.data[: len(self.data) // dtype.itemsize * dtype.itemsize].view(dtype)[at // dtype.itemsize]
+
+    def store(self, at, values, who):
+        size = values.itemsize
+        self.data[: len(self.data) // size * size].view(values.dtype)[at // size] = values
+
+
 class Global:
     """Global memory during one launch."""
 
@@ -108,7 +126,8 @@ class Global:
             base, data, written = self._memory.span(int(address[left[0]]), size)
             record = self._records.get(base)
             if record is None:
-                record = self._records[base] = Record(data, written, agreeing=True)
+                made = Record(data, written, agreeing=True) if self._memory.races else Plain(data)
+                record = self._records[base] = made
             here = (address[left] >= base) & (address[left] <= base + len(data) - size)
             yield record, base, left[here]
             left = left[~here]

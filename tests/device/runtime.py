@@ -78,6 +78,7 @@ class Runtime:
         self._threads = threading.local()
         self.host: dict[int, int] = {}  # how far the host has seen each stream
         self.capturing: Graph | None = None
+        self.searched: set[str] = set()  # for races: the first launch of each kernel
         self.users: dict[int, _Users] = {}  # of storages, by address
         self.storages: dict[int, tuple[weakref.ref, int, int]] = {}  # by address: with device and bytes
 
