@@ -9,9 +9,11 @@
 //           unpool    THREADS threads, one per pixel:   grid (ceil(out_h * out_w / THREADS), B, ceil(C / CHANNELS))
 //           Both walk on in steps of gridDim.y where that is smaller than what it stands for.
 // Order     unpool gathers: a pixel adds, row by row, the windows that chose it. No atomics, so the same bits each time.
-// Cost      Both are bound by memory: unpool reads the signal and the switches and writes the output once. The windows
-//           that reach a pixel are the same in every channel; a thread finds them once for CHANNELS of them, after
-//           which a pixel takes a compare, a load where it won, and a store.
+// Cost      Both are bound by memory: unpool reads the signal and the switches and writes the output once. It finds
+//           the windows that reach its pixel without a list of them, so that large ones need no local memory, and asks
+//           for switches and signal of TOGETHER channels before it looks at the first; what another pixel won is read
+//           for nothing, but comes from the cache. In the sm_90 code a window takes 10 instructions a channel and a
+//           pixel 12 more: 22 for 2 x 2, stride 2, and 43 for 3 x 3, stride 2, where a warp goes through 3 windows.
 // Defines   KH KW SH SW PH PW DH DW: kernel, stride, padding, dilation. TYPE: 0 float, 1 half, 2 bfloat16, 3 double; sums
 //           of half precision are float. RECTIFY=1: negative outputs are 0. Without them: 3 x 3, stride 2, float.
 
@@ -35,14 +37,8 @@
 #define DW 1
 #endif
 #define THREADS 256
-#define CHANNELS 16
-#define ROWS (DH * (KH - 1) / SH + 1)  // windows that can reach a pixel
-#define COLUMNS (DW * (KW - 1) / SW + 1)
-#if ROWS * COLUMNS <= 64
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL
-#endif
+#define CHANNELS 16  // of one thread
+#define TOGETHER 8   // of them at once
 
 #if CODE_BYTES == 1
 typedef unsigned char code_t;
@@ -53,12 +49,12 @@ typedef int code_t;
 #if TYPE == 3
 typedef double element;
 typedef double real;
-__device__ __forceinline__ real load(const element* at) { return *at; }
+__device__ __forceinline__ real widen(element value) { return value; }
 __device__ __forceinline__ void store(element* at, real value) { *at = value; }
 #elif TYPE == 0
 typedef float element;
 typedef float real;
-__device__ __forceinline__ real load(const element* at) { return *at; }
+__device__ __forceinline__ real widen(element value) { return value; }
 __device__ __forceinline__ void store(element* at, real value) { *at = value; }
 #else
 typedef unsigned short element;
@@ -68,12 +64,12 @@ union Bits {
     unsigned bits;
 };
 
-__device__ __forceinline__ real load(const element* at) {
+__device__ __forceinline__ real widen(element value) {
     Bits result;
 #if TYPE == 2
-    result.bits = (unsigned)*at << 16;
+    result.bits = (unsigned)value << 16;
 #else
-    const unsigned half = *at, magnitude = half & 0x7fffu;
+    const unsigned half = value, magnitude = half & 0x7fffu;
     result.bits = magnitude << 13;
     result.value *= 5.192296858534828e33f;  // 2^112, from a bias of 15 to one of 127; subnormal numbers as well
     if (magnitude >= 0x7c00u) result.bits = 0x7f800000u | magnitude << 13;  // infinity, NaN
@@ -119,7 +115,7 @@ max_pool(const element* __restrict__ maps, element* __restrict__ pooled, code_t*
             for (int kx = 0; kx < KW; kx++) {
                 const int row = y + ky * DH, column = x + kx * DW;
                 if (row < 0 || row >= map_h || column < 0 || column >= map_w) continue;
-                const real value = load(from + row * map_w + column);
+                const real value = widen(from[row * map_w + column]);
                 if (winner < 0 || value > best || value != value) {  // the first of equal pixels; NaN stays
                     best = value;
                     winner = ky * KW + kx;
@@ -134,41 +130,79 @@ max_pool(const element* __restrict__ maps, element* __restrict__ pooled, code_t*
     }
 }
 
+// The windows that reach the pixel (y, x) of a map, and where the signal's rectangle of them begins.
+struct Reach {
+    int y, x, top, left, first_row, last_row, first_column, last_column;
+};
+
+// Unpool one pixel in TOGETHER channels, which are `*_step` elements apart; if not FULL in the `count` that there are:
+// a channel beyond the last is worked on as the last one and not stored.
+template <bool FULL>
+__device__ __forceinline__ void unpool_pixel(const Reach& reach, const element* signal, const code_t* switches,
+                                             element* out, int count, int w, int pooled_w, long long signal_step,
+                                             long long switch_step, long long out_step) {
+    real sums[TOGETHER];
+#pragma unroll
+    for (int c = 0; c < TOGETHER; c++) sums[c] = 0;
+#pragma unroll 1
+    for (int row = reach.first_row; row <= reach.last_row; row++)
+#pragma unroll 1
+        for (int column = reach.first_column; column <= reach.last_column; column++) {
+            const int down = reach.y + PH - row * SH, across = reach.x + PW - column * SW;  // of the window's corner
+            if (down % DH != 0 || across % DW != 0) continue;
+            const int code = down / DH * KW + across / DW;
+            const element* from = signal + ((row - reach.top) * w + column - reach.left);
+            const code_t* winner = switches + (row * pooled_w + column);
+            element values[TOGETHER];
+            code_t codes[TOGETHER];
+#pragma unroll
+            for (int c = 0; c < TOGETHER; c++) {
+                values[c] = *from, codes[c] = *winner;
+                if (FULL || c + 1 < count) from += signal_step, winner += switch_step;
+            }
+#pragma unroll
+            for (int c = 0; c < TOGETHER; c++)
+                if (codes[c] == code) sums[c] += widen(values[c]);
+        }
+#pragma unroll
+    for (int c = 0; c < TOGETHER; c++) {
+        if (!FULL && c >= count) break;
+#if RECTIFY
+        if (sums[c] < 0) sums[c] = 0;
+#endif
+        store(out, sums[c]);
+        out += out_step;
+    }
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS)
 unpool(const element* __restrict__ signal, const code_t* __restrict__ switches, const int* __restrict__ origin,
        element* __restrict__ out, int signals, int channels, int h, int w, int pooled_h, int pooled_w, int map_h,
        int map_w, int out_h, int out_w) {
     const int pixel = blockIdx.x * THREADS + threadIdx.x;
     if (pixel >= out_h * out_w) return;
-    const int begin = blockIdx.z * CHANNELS, end = min(begin + CHANNELS, channels);
+    const int begin = blockIdx.z * CHANNELS, count = min(CHANNELS, channels - begin);
+    const long long signal_step = (long long)h * w, switch_step = (long long)pooled_h * pooled_w;
+    const long long out_step = (long long)out_h * out_w;
     for (int b = blockIdx.y; b < signals; b += gridDim.y) {
         const int* at = origin + 5 * b;
-        const int y = at[3] + pixel / out_w, x = at[4] + pixel % out_w;
-        const bool inside = y >= 0 && y < map_h && x >= 0 && x < map_w;
-        int wanted[ROWS * COLUMNS], in_signal[ROWS * COLUMNS], in_pooled[ROWS * COLUMNS];
-        UNROLL
-        for (int n = 0; n < ROWS * COLUMNS; n++) {
-            const int row = (y + PH) / SH - (ROWS - 1) + n / COLUMNS;
-            const int column = (x + PW) / SW - (COLUMNS - 1) + n % COLUMNS;
-            const int ky = y + PH - row * SH, kx = x + PW - column * SW;  // times the dilation
-            const bool reaches = inside && row >= max(at[1], 0) && row < min(at[1] + h, pooled_h) &&
-                                 column >= max(at[2], 0) && column < min(at[2] + w, pooled_w) && ky % DH == 0 &&
-                                 kx % DW == 0 && ky <= DH * (KH - 1) && kx <= DW * (KW - 1);
-            wanted[n] = reaches ? ky / DH * KW + kx / DW : -1;
-            in_signal[n] = reaches ? (row - at[1]) * w + column - at[2] : 0;
-            in_pooled[n] = reaches ? row * pooled_w + column : 0;
-        }
-        for (int c = begin; c < end; c++) {
-            const element* values = signal + ((long long)b * channels + c) * h * w;
-            const code_t* codes = switches + ((long long)at[0] * channels + c) * pooled_h * pooled_w;
-            real sum = 0;
-            UNROLL
-            for (int n = 0; n < ROWS * COLUMNS; n++)
-                if (wanted[n] >= 0 && codes[in_pooled[n]] == wanted[n]) sum += load(values + in_signal[n]);
-#if RECTIFY
-            if (sum < 0) sum = 0;
-#endif
-            store(out + ((long long)b * channels + c) * out_h * out_w + pixel, sum);
+        const int y = at[3] + pixel / out_w, x = at[4] + pixel % out_w, top = at[1], left = at[2];
+        Reach reach = {y, x, top, left,
+                       max((y + PH - DH * (KH - 1) + SH - 1) / SH, max(top, 0)),
+                       min((y + PH) / SH, min(top + h, pooled_h) - 1),
+                       max((x + PW - DW * (KW - 1) + SW - 1) / SW, max(left, 0)),
+                       min((x + PW) / SW, min(left + w, pooled_w) - 1)};
+        if (y < 0 || y >= map_h || x < 0 || x >= map_w) reach.last_row = reach.first_row - 1;  // outside of the map
+        const element* from = signal + ((long long)b * channels + begin) * signal_step;
+        const code_t* winners = switches + ((long long)at[0] * channels + begin) * switch_step;
+        element* to = out + ((long long)b * channels + begin) * out_step + pixel;
+        for (int c = 0; c < count; c += TOGETHER) {
+            const int rest = count - c;
+            if (rest >= TOGETHER)
+                unpool_pixel<true>(reach, from, winners, to, rest, w, pooled_w, signal_step, switch_step, out_step);
+            else
+                unpool_pixel<false>(reach, from, winners, to, rest, w, pooled_w, signal_step, switch_step, out_step);
+            from += TOGETHER * signal_step, winners += TOGETHER * switch_step, to += TOGETHER * out_step;
         }
     }
 }

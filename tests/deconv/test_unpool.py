@@ -224,7 +224,8 @@ def test_every_architecture_computes_the_same(architecture):
 def test_kernels_give_the_bits_of_the_cpu(geometry, dtype, device):
     *pairs, ceil_mode = geometry
     pool = Pool.of(*pairs)
-    x = normal(2, 18, 13, 17, dtype=dtype)
+    channels = 18 if max(pool.kernel) < 17 else 2  # a pixel has 221 windows to go through
+    x = normal(2, channels, 13, 17, dtype=dtype)
     pooled, switches = max_pool(x, *pairs, ceil_mode=ceil_mode)
     found = kernel_pool(x, pool, pooled.shape[2:], device)
     assert torch.equal(found[0], pooled)

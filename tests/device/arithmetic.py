@@ -136,6 +136,15 @@ def shift_right(value, by):
     return shifted if value.dtype.kind == "i" else np.where(by < bits, shifted, value.dtype.type(0))
 
 
+def extreme(choose):
+    """min or max of integers; with relu at least 0."""
+
+    def make(dtype, modifiers):
+        return (lambda a, b: np.maximum(choose(a, b), dtype.type(0))) if "relu" in modifiers else choose
+
+    return make
+
+
 def insert_bits(dtype, modifiers):
     one = dtype.type(1)
 
@@ -155,8 +164,8 @@ INTEGER = {
     "rem": (set(), exact(remainder)),
     "neg": (set(), exact(np.negative)),
     "abs": (set(), exact(np.abs)),
-    "min": (set(), exact(np.minimum)),
-    "max": (set(), exact(np.maximum)),
+    "min": ({"relu"}, extreme(np.minimum)),
+    "max": ({"relu"}, extreme(np.maximum)),
     "and": (set(), exact(np.bitwise_and)),
     "or": (set(), exact(np.bitwise_or)),
     "xor": (set(), exact(np.bitwise_xor)),

@@ -87,6 +87,11 @@ def test_shifts_clamp_and_fields_are_inserted():
     assert (out[0].view(np.uint32)).tolist() == [(p << 5 & mask) | (s & ~mask) for p, s in given]
 
 
+def test_rectified_extremes():
+    out = run_written("sub.s32 %r3, %r1, 9;\nmax.relu.s32 %r2, %r3, -4;")
+    assert np.array_equal(out, np.maximum(np.arange(32) - 9, 0))
+
+
 def test_predicates_select_and_compare_nan():
     x = np.array([0.0, -0.0, 1.0, -1.0, np.nan, np.inf, -np.inf, 1e-40], np.float32).repeat(8)
     y, out = np.tile(x[::8], 8), np.empty((6, 64), np.int32)
