@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from qdv_gpu.errors import InputError
+from qdv_gpu.machine import product_precision
 from qdv_gpu.networks.hooks import hooked
 from qdv_gpu.networks.network import Network
 
@@ -129,7 +130,7 @@ def check_size(network: Network, shape: Sequence[int]) -> None:
     image = torch.zeros(1, *shape, dtype=network.dtype, device=network.device)
     try:
         lazy = any(is_lazy(one) for one in network.module.parameters())  # it gets its weights here, for good
-        with torch.no_grad() if lazy else torch.inference_mode():
+        with torch.no_grad() if lazy else torch.inference_mode(), product_precision("ieee"):
             network.module(image)
     except (RuntimeError, ValueError, AssertionError) as error:
         if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError):

@@ -10,7 +10,7 @@ import torch
 
 from qdv_gpu.arrays import to_tensor
 from qdv_gpu.errors import InputError
-from qdv_gpu.neighbors import BLOCK, Neighbors, distances_to_all, knn, listed_distances
+from qdv_gpu.neighbors import BLOCK, distances_to_all, knn, listed_distances
 from qdv_gpu.scores.statistics import (
     classes_of,
     error_neighbors,
@@ -248,16 +248,16 @@ def score_maps(
     wide = error_neighbors(most, len(X))
     near_X, near_Z = knn(X, wide), [knn(z, wide) for z in Z]
     # One pass over the distances in X ranks the neighbours of all maps: [N, S * most]
-    ranks_X = neighbor_ranks(X, torch.cat([near.indices[:, :most] for near in near_Z], dim=1)).cpu().split(most, dim=1)
-    ranks_Z = [neighbor_ranks(z, near_X.indices[:, :most]).cpu() for z in Z]
-    near_X, *near_Z = (Neighbors(*(part.cpu() for part in near)) for near in (near_X, *near_Z))
+    ranks_X = neighbor_ranks(X, torch.cat([near.indices[:, :most] for near in near_Z], dim=1)).int().split(most, dim=1)
+    ranks_Z = [neighbor_ranks(z, near_X.indices[:, :most]).int().cpu() for z in Z]
+    ranks_X = [ranks.cpu() for ranks in ranks_X]
+    tied = {n: [near.first(n).tied.cpu() for near in (near_X, *near_Z)] for n in k}
+    own, *in_map = (near.indices.int().cpu().long() for near in (near_X, *near_Z))  # half of the bytes
     expected = chance(classes)
     result = []
     for n in k:
-        near = [one.first(n) for one in near_Z]
-        own = near_X.first(n)
-        in_maps = hit_values([one.indices for one in near_Z], classes, k=n)
-        in_layer = hit_values([near_X.indices], classes, k=n)
+        in_maps, in_layer = hit_values(in_map, classes, k=n), hit_values([own], classes, k=n)
+        tied_own, *tied_maps = tied[n]
         maps = tuple(
             MapScore(
                 seed=number if seeds is None else seeds[number],
@@ -265,11 +265,11 @@ def score_maps(
                 nh=float(in_maps.hits[number].mean()),
                 nh_feature_space=float(in_layer.hits.mean()),
                 chance=expected,
-                tied=float((one.tied | own.tied).double().mean()),
+                tied=float((tied_map | tied_own).double().mean()),
                 trustworthiness=rank_score(ranks_X[number][:, :n]),
                 continuity=rank_score(ranks_Z[number][:, :n]),
             )
-            for number, one in enumerate(near)
+            for number, tied_map in enumerate(tied_maps)
         )
         mean = Score(
             k=n,
@@ -285,11 +285,11 @@ def score_maps(
                 influence=in_maps.influence,
                 hits=in_maps.hits,
                 spread=in_maps.spread,
-                neighbors=torch.stack([one.indices for one in near]).int(),
+                neighbors=torch.stack([indices[:, :n] for indices in in_map]).int(),
                 influence_feature_space=in_layer.influence[0],
                 hits_feature_space=in_layer.hits[0],
                 spread_feature_space=in_layer.spread[0],
-                neighbors_feature_space=own.indices.int(),
+                neighbors_feature_space=own[:, :n].int(),
             )
         )
     return result

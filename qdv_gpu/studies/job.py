@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qdv_gpu.data.images import Images
 from qdv_gpu.errors import unknown
-from qdv_gpu.features.forward import ForwardPass, network_input
+from qdv_gpu.features.forward import ForwardPass, computing, network_input
 from qdv_gpu.networks.layers import LayerName, numbered
 from qdv_gpu.networks.network import Network
 from qdv_gpu.results.records import AnalysedLayer, Predictions
@@ -195,7 +195,11 @@ def _tried(network: Network, images: Images, layers: Mapping[str, str], settings
     pass_.run()
     predicts, pixels = 0, torch.stack([two[0], two[1]]).to(network.device)
     started = time.perf_counter()
-    with torch.inference_mode(), suppress(RuntimeError, ValueError, AssertionError):  # it may not run to its end
+    with (
+        torch.inference_mode(),
+        computing(settings.precision, network.device),
+        suppress(RuntimeError, ValueError, AssertionError),  # it may not run to its end
+    ):
         output = network.module(network_input(network, pixels, settings.image_size))
         if isinstance(output, Tensor) and output.shape == (2, len(images.classes)):
             predicts = len(images.classes)
