@@ -47,6 +47,7 @@ class Task:
         Images that go through the network together at least.
     batch : int
         And at most.
+    device : {"cpu", "cuda"}
     """
 
     network: str
@@ -57,10 +58,11 @@ class Task:
     embedding: int
     tile: int
     batch: int
+    device: str = "cpu"
 
     def work(self, layer: Layer, memory: float = 0) -> Workspace:
         """The PCA's workspace of at most `memory` bytes, or the smallest."""
-        return workspace(self.images, max(layer.widths), self.pca, memory=memory)
+        return workspace(self.images, max(layer.widths), self.pca, memory=memory, device=self.device)
 
     def held(self, layers: Sequence[Layer]) -> int:
         """Least bytes with which these are computed in one pass, and then reduced and embedded one by one."""

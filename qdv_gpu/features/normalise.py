@@ -13,10 +13,12 @@ T = TypeVar("T")
 
 NORMALISATIONS = ("minmax", "l2", "standard", "none")
 TINY = torch.finfo(torch.float32).tiny  # norms, deviations and extents up to here count as 0
-TILE = 1 << 22  # elements of a tile
+TILE = 1 << 22  # elements of a tile on a CPU
+CUDA_TILE = 1 << 24  # and on a GPU
 LEAST_ROWS = 32  # of a tile, however wide the layer is
 BLOCKS = 16  # that a product is cut into on a CPU, or more where one would exceed BLOCK
 BLOCK = 1 << 19  # elements
+CUDA_BLOCK = 1 << 24  # elements of a block on a GPU, where only memory asks for more than one
 
 
 class Statistics(NamedTuple):
@@ -26,14 +28,14 @@ class Statistics(NamedTuple):
     ----------
     rows : int
         N.
-    lowest, highest : float
+    extremes : torch.Tensor
+        float64 [2]: the smallest and the largest number; NaN if one is.
     mean, squares : torch.Tensor
         float64 [D]: mean of the rows (over their norms for l2), and sum of squared deviations from it.
     """
 
     rows: int
-    lowest: float
-    highest: float
+    extremes: torch.Tensor
     mean: torch.Tensor
     squares: torch.Tensor
 
@@ -41,18 +43,24 @@ class Statistics(NamedTuple):
     def none(cls, D: int, device: torch.device) -> "Statistics":
         """Of no rows yet."""
         zeros = torch.zeros(D, dtype=torch.float64, device=device)
-        return cls(0, torch.inf, -torch.inf, zeros, zeros.clone())
+        return cls(0, zeros.new_tensor([torch.inf, -torch.inf]), zeros, zeros.clone())
+
+    @property
+    def lowest(self) -> float:
+        return float(self.extremes[0])
+
+    @property
+    def highest(self) -> float:
+        return float(self.extremes[1])
 
     def merged(self, tile: torch.Tensor, normalise: str) -> tuple["Statistics", torch.Tensor]:
         """With the rows of another tile, which l2 divides by their norms; also returns the tile's own mean.
 
-        By Chan, Golub & LeVeque 1983.
+        By Chan, Golub & LeVeque 1983. Nothing is read from a GPU.
         """
         n = len(tile)
-        least, most = map(float, torch.aminmax(tile))
-        if not (least > -torch.inf and most < torch.inf):  # False for NaN as well
-            row = self.rows + int((~tile.isfinite().all(dim=1)).nonzero()[0])
-            raise InputError(f"activations must be finite, row {row} holds NaN or infinity")
+        least, most = torch.aminmax(tile)
+        extremes = torch.stack([torch.minimum(self.extremes[0], least), torch.maximum(self.extremes[1], most)])
         scale_rows_(tile, normalise)
 
         def moments(columns: slice) -> torch.Tensor:
@@ -64,8 +72,7 @@ class Statistics(NamedTuple):
         shift, total = mean - self.mean, self.rows + n
         merged = Statistics(
             total,
-            min(self.lowest, least),
-            max(self.highest, most),
+            extremes,
             self.mean + shift * (n / total),
             self.squares + squares + shift.square() * (self.rows * n / total),
         )
@@ -100,22 +107,23 @@ def scale_rows_(tile: torch.Tensor, normalise: str) -> None:
             tile /= torch.linalg.vector_norm(tile, order, dim=1, keepdim=True).clamp_(min=TINY)
 
 
-def tile_rows(features: int) -> int:
-    """Rows of the tiles that `retiled` gives."""
-    return max(LEAST_ROWS, TILE // max(1, features))
+def tile_rows(features: int, device: str) -> int:
+    """Rows of the tiles that `retiled` gives on a "cpu" or on "cuda"."""
+    return max(LEAST_ROWS, (TILE if device == "cpu" else CUDA_TILE) // max(1, features))
 
 
 def retiled(tiles: Iterable[torch.Tensor], name: str) -> Iterator[tuple[slice, torch.Tensor]]:
-    """The rows of tiles of any size, float32, in tiles of a size that depends on their width alone, and their places.
+    """The rows of tiles of any size, float32, in tiles of a size of their own, and their places.
 
-    The reader may overwrite a tile; the next one does. None of the tiles given is kept while the next is computed.
+    It depends on their width and on the kind of device alone. The reader may overwrite a tile; the next one does. None
+    of the tiles given is kept while the next is computed.
     """
     buffer = torch.empty(0)
     filled = first = 0
     for tile in tiles:
         D = tile.shape[1]
         if buffer.ndim == 1:
-            buffer = torch.empty(tile_rows(D), D, device=tile.device)
+            buffer = torch.empty(tile_rows(D, tile.device.type), D, device=tile.device)
         if buffer.shape[1] != D:
             raise InputError(f"{name or 'layer'}: features per row changed from {buffer.shape[1]} to {D}")
         start = 0
@@ -135,10 +143,11 @@ def over_blocks(function: Callable[[slice], T], length: int, width: int, device:
     """Results of a function for blocks of 0 .. `length` - 1, whose elements hold `width` numbers each.
 
     On a CPU the blocks depend on these two numbers alone and each is one thread's, so that sums of their results, added
-    in their order, do not depend on the number of threads. On a GPU all is one block.
+    in their order, do not depend on the number of threads. On a GPU they are large, and one after the other.
     """
     if device.type != "cpu":
-        return [function(slice(0, length))]
+        step = max(1, CUDA_BLOCK // max(1, width))
+        return [function(slice(start, min(start + step, length))) for start in range(0, length, step)]
     count = max(BLOCKS, -(-length * width // BLOCK))
     step = max(1, -(-length // count))
     return in_parallel(function, [slice(start, min(start + step, length)) for start in range(0, length, step)])

@@ -11,6 +11,7 @@ from qdv_gpu.errors import InputError
 from qdv_gpu.features.normalise import (
     BLOCK,
     BLOCKS,
+    CUDA_BLOCK,
     TINY,
     Statistics,
     check_normalisation,
@@ -205,7 +206,7 @@ def columns_for(pca: int) -> list[int]:
     return [3 * pca + 10, 2 * pca + 10, pca + pca // 2 + 10, pca + 10] if pca > 0 else [0]
 
 
-def workspace(rows: int, features: int, pca: int, *, memory: float = math.inf) -> Workspace:
+def workspace(rows: int, features: int, pca: int, *, memory: float = math.inf, device: str = "cpu") -> Workspace:
     """The workspace of fewest passes that holds at most `memory` bytes, or the smallest there is.
 
     Parameters
@@ -215,12 +216,14 @@ def workspace(rows: int, features: int, pca: int, *, memory: float = math.inf) -
     pca : int
     memory : float
         Bytes, beside a tile of the network.
+    device : {"cpu", "cuda"}
     """
-    own = min(rows, tile_rows(features)) * features
+    own = min(rows, tile_rows(features, device)) * features
     for columns in columns_for(pca):
         kept = rows * (min(columns, features) + pca) if pca > 0 else rows * features
-        block = min(BLOCK, -(-max(own, max(rows, features) * min(columns, features)) // BLOCKS))
-        doubles = 8 * (3 * threads() * block + 8 * features)  # copies of a block; means, squares and the like
+        most = max(own, max(rows, features) * min(columns, features))
+        blocks = threads() * min(BLOCK, -(-most // BLOCKS)) if device == "cpu" else min(CUDA_BLOCK, most)
+        doubles = 8 * (3 * blocks + 8 * features)  # copies of a block; means, squares and the like
         work = Workspace(columns, 4 * (2 * features * min(columns, features) + kept + own) + doubles)
         if work.bytes <= memory:
             break
@@ -242,31 +245,37 @@ def _first_pass(
     With weight N_1 N_2 / (N_1 + N_2), the scatter of two groups' means adds to the scatter within them. B is in units
     of the largest activation squared, to stay within float32.
     """
-    statistics, unit = None, 0.0
-    Q = B = ones = torch.empty(0)
+    statistics = None
+    Q = B = ones = unit = torch.empty(0)
     for _, tile in retiled(tiles, name):
         n, D = tile.shape
         if statistics is None:
             statistics = Statistics.none(D, tile.device)
             generator = torch.Generator(tile.device).manual_seed(SEED)
             Q = torch.randn((D, min(columns, D)), generator=generator, device=tile.device)
-            B, ones = torch.zeros_like(Q), torch.ones(D, device=tile.device)
+            B, ones, unit = torch.zeros_like(Q), torch.ones(D, device=tile.device), statistics.mean.new_zeros(())
         before = statistics
-        try:
-            statistics, mean = before.merged(tile, normalise)
-        except InputError as error:
-            raise InputError(f"{name or 'layer'}: {error}") from None
+        statistics, mean = before.merged(tile, normalise)
         if columns > 0:
-            size = 1.0 if normalise == "l2" else max(statistics.highest, -statistics.lowest, TINY)
-            if size > unit:
-                B *= (unit / size) ** 2
-                unit = size
+            least, most = statistics.extremes
+            size = torch.ones_like(unit) if normalise == "l2" else torch.maximum(most, -least).clamp(min=TINY)
+            if tile.is_cuda or size > unit:  # a GPU rather multiplies by 1 than waits
+                larger = torch.maximum(size, unit)
+                B *= (unit / larger) ** 2
+                unit = larger
             _multiply(tile, Q, B, mean.to(torch.float32), ones / unit)
             shift = ((mean - before.mean) / unit).to(torch.float32)
             weight = before.rows * n / statistics.rows
             _multiply(shift[None] * weight**0.5, Q, B, torch.zeros_like(shift), ones)
     if statistics is None:
         raise InputError(f"{name or 'layer'}: there are no rows")
+    if not statistics.extremes.isfinite().all():
+        bad = next(
+            rows.start + int(wrong.int().argmax())
+            for rows, tile in retiled(tiles, name)
+            if (wrong := ~tile.isfinite().all(dim=1)).any()
+        )
+        raise InputError(f"{name or 'layer'}: activations must be finite, row {bad} holds NaN or infinity")
     return statistics, B
 
 
@@ -287,7 +296,7 @@ def _multiply(
     def add(columns: slice) -> None:
         B[columns].addmm_(tile[:, columns].T, Y)
 
-    if tile_rows(D) >= MANY_ROWS:
+    if tile_rows(D, tile.device.type) >= MANY_ROWS:
         over_blocks(project, n, D, tile.device)
     else:
         first, *others = over_blocks(project_part, D, n, tile.device)
@@ -335,6 +344,6 @@ def _orthonormal_(B: torch.Tensor) -> torch.Tensor:
     """
     for _ in range(2):
         squares, vectors = _eigen(_gram(B))
-        floor = float(squares[0]) * 1e-14 + TINY
+        floor = squares[0] * 1e-14 + TINY
         _product(B, vectors / squares.clamp(min=floor).sqrt(), out=B)
     return B

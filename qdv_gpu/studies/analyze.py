@@ -254,6 +254,7 @@ def _task(job: Job, settings: Settings) -> Task:
         embedding=int(row * N) + BLOCKS[kind],
         tile=tile_images(network.device, size),
         batch=default_batch(network.device, size),
+        device=kind,
     )
 
 

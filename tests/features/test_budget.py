@@ -12,6 +12,7 @@ import torch
 from qdv_gpu import Settings, analyze
 from qdv_gpu.errors import InputError
 from qdv_gpu.features.budget import Layer, Task, plan
+from qdv_gpu.features.normalise import tile_rows
 from qdv_gpu.features.pca import principal_components, workspace
 from qdv_gpu.files import parse_bytes, readable
 from qdv_gpu.machine import _free_in_groups
@@ -183,3 +184,12 @@ def test_sizes_are_written():
         "5 B", "1.5 kB", "2.45 MB", "1.28 GB", "32 TB",
     ]  # fmt: skip
     assert np.isfinite(workspace(10, 10, 5).bytes)
+
+
+def test_a_gpus_workspace_holds_its_larger_tile():
+    task = Task("a", [Layer("x", (4096,))], 100_000, 10**6, pca=50, embedding=0, tile=1, batch=64, device="cuda")
+    tile = 4 * 4096 * tile_rows(4096, "cuda")
+    assert tile == 4 << 24
+    assert task.work(task.layers[0]).bytes > tile + 8 * 3 * (1 << 24)  # and its copies in float64
+    few = workspace(100, 4096, 50, device="cuda")
+    assert few.bytes < tile  # of fewer rows than a tile has
