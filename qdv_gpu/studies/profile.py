@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median, quantiles
@@ -163,42 +163,10 @@ def profile(
     size = loaded.image_size if image_size is None else image_size
     if size < 1:
         raise InputError(f"image size must be at least 1 pixel, got {size}")
-    if loaded.device.type == "cuda":
-        torch.cuda.set_device(loaded.device)  # whose events and streams these are
     trace_calls(loaded, size)  # or it cannot take images of that size
-    load = os.getloadavg()[0]
-    operations, bandwidth = measured_peaks(loaded.device, precision, loaded.dtype)
-    numbers = str(loaded.dtype).removeprefix("torch.") if precision == "fp32" else precision
-    logger.info(
-        "measured peaks: %s GFLOP/s (%s product), %s GB/s (copy)",
-        f"{operations / 1e9:,.0f}",
-        numbers,
-        f"{bandwidth / 1e9:,.1f}",
-    )
-    profiles = []
-    for batch in batch_sizes:
-        images = torch.randn(batch, loaded.channels, size, size, device=loaded.device).to(loaded.dtype)
-        if images.is_cuda:  # as the forward passes of an analysis
-            images = images.contiguous(memory_format=torch.channels_last)
-        try:
-            found = _profile(loaded, images, precision, operations, bandwidth)
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            logger.warning("batch size %d does not fit the device's memory: left out", batch)
-            continue
-        advance("batch sizes", batch_sizes.index(batch) + 1, len(batch_sizes))
-        if found.spread > SPREAD:
-            low, high = min(found.all_seconds) * 1e3, max(found.all_seconds) * 1e3
-            found.notes.append(f"repeats took {low:.2f} to {high:.2f} ms: the machine was busy, or its clock changed")
-        if target.type == "cpu" and load > threads() / 2:
-            found.notes.append(f"the machine was busy before it began (load {load:.1f} on {threads()} threads)")
-        profiles.append(found)
-    if not profiles:
-        raise InputError("no batch size fits the device's memory: choose smaller --batch-sizes")
-    again = measured_peaks(loaded.device, precision, loaded.dtype)[0] / operations
-    if abs(again - 1) > SPREAD:
-        for found in profiles:
-            found.notes.append(f"the device's peak was {again:.0%} of what it was at first: its clock changed")
+    # whose events and streams are used, for so long
+    with torch.cuda.device(target) if target.type == "cuda" else nullcontext():
+        profiles = _profiles(loaded, batch_sizes, size, precision)
     if out is not None:
         name = torch.cuda.get_device_name(loaded.device) if loaded.device.type == "cuda" else "cpu"
         write_json(
@@ -226,6 +194,45 @@ def profile(
         )
         with replacing(Path(out) / "profile.png") as temporary:
             save_figure(figure, temporary)
+    return profiles
+
+
+def _profiles(loaded: Network, batch_sizes: Sequence[int], size: int, precision: str) -> list[Profile]:
+    """One for each batch size that fits the device's memory."""
+    target = loaded.device
+    load = os.getloadavg()[0]
+    operations, bandwidth = measured_peaks(target, precision, loaded.dtype)
+    numbers = str(loaded.dtype).removeprefix("torch.") if precision == "fp32" else precision
+    logger.info(
+        "measured peaks: %s GFLOP/s (%s product), %s GB/s (copy)",
+        f"{operations / 1e9:,.0f}",
+        numbers,
+        f"{bandwidth / 1e9:,.1f}",
+    )
+    profiles = []
+    for batch in batch_sizes:
+        images = torch.randn(batch, loaded.channels, size, size, device=target).to(loaded.dtype)
+        if images.is_cuda:  # as the forward passes of an analysis
+            images = images.contiguous(memory_format=torch.channels_last)
+        try:
+            found = _profile(loaded, images, precision, operations, bandwidth)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            logger.warning("batch size %d does not fit the device's memory: left out", batch)
+            continue
+        advance("batch sizes", batch_sizes.index(batch) + 1, len(batch_sizes))
+        if found.spread > SPREAD:
+            low, high = min(found.all_seconds) * 1e3, max(found.all_seconds) * 1e3
+            found.notes.append(f"repeats took {low:.2f} to {high:.2f} ms: the machine was busy, or its clock changed")
+        if target.type == "cpu" and load > threads() / 2:
+            found.notes.append(f"the machine was busy before it began (load {load:.1f} on {threads()} threads)")
+        profiles.append(found)
+    if not profiles:
+        raise InputError("no batch size fits the device's memory: choose smaller --batch-sizes")
+    again = measured_peaks(target, precision, loaded.dtype)[0] / operations
+    if abs(again - 1) > SPREAD:
+        for found in profiles:
+            found.notes.append(f"the device's peak was {again:.0%} of what it was at first: its clock changed")
     return profiles
 
 
