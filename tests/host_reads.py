@@ -6,9 +6,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
-WAITING = {  # to read a number, or to learn how large a result is
+WAITING = {  # to read a number, to learn how large a result is, or to send numbers
     aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten._unique2, aten.unique_dim, aten.unique_consecutive,
-    aten.is_nonzero, aten.equal, aten.bincount,
+    aten.is_nonzero, aten.equal, aten.bincount, aten.lift_fresh,
 }  # fmt: skip
 
 

@@ -193,12 +193,12 @@ class Deconvnet:
         chosen = self._maps(maps, shape[0])
         values, best, places = self._rank(images, layer, k, image_size, shape)
 
-        owner, unit = best[chosen].flatten(), chosen.repeat_interleave(k)
+        owner, unit = best[chosen].flatten().cpu(), chosen.repeat_interleave(k)
         spots = places[chosen].flatten(0, 1)  # [pictured * k, 2]
         fields: Tensor | None = None
         for group in owner.unique().split(IMAGES if first.batched else 1):
-            rows = torch.isin(owner, group).nonzero()[:, 0]
-            which = torch.searchsorted(group, owner[rows])
+            own = torch.isin(owner, group).nonzero()[:, 0]
+            rows, which = (t.to(chosen.device) for t in (own, torch.searchsorted(group, owner[own])))
             record = record_forward(self.network, self._load(images, group, image_size), layer, "deconvnet")
             size, pixels = record.images.shape[2:], self._pixels(record.images)
             seeds = record.activations[which, unit[rows], spots[rows, 0], spots[rows, 1]][:, None, None]
@@ -210,9 +210,8 @@ class Deconvnet:
                     fields = torch.empty(len(owner), 4, dtype=torch.int64)
                     patches = torch.empty(len(owner), pixels.shape[1], *shown.size, dtype=torch.uint8)
                     reconstructions = torch.empty(patches.shape)
-                at = rows[block].cpu()
-                extent, whole = (constants(one, field.start.device) for one in (field.size, size))
-                ends = torch.minimum(field.start + extent, whole)
+                at = own[block]
+                ends = torch.minimum(field.end, constants(size, field.start.device))
                 fields[at] = torch.cat((field.start.clamp(min=0), ends), dim=1).cpu()
                 patches[at] = shown.crop(pixels, which[block]).cpu()
                 reconstructions[at] = signal.within(shown).float().cpu()
@@ -249,7 +248,7 @@ class Deconvnet:
         chosen = self._maps(maps, record.activations.shape[1])
         w = record.activations.shape[3]
         places = record.activations[0, chosen].flatten(1).argmax(dim=1)
-        start, seeds = torch.stack((places // w, places % w), dim=1), torch.ones(len(chosen), 1, 1).to(pixels)
+        start, seeds = torch.stack((places // w, places % w), dim=1), pixels.new_ones(len(chosen), 1, 1)
 
         def sizes(record: Record) -> Tensor:
             """Of the pixels, centred and of norm 1: [maps, pixels]."""
@@ -315,7 +314,7 @@ class Deconvnet:
 
     def _load(self, images: Images, positions: Tensor, image_size: int | None) -> Tensor:
         """Images of a data set as the network's input."""
-        (pixels,) = images.batches([positions.cpu()], self.network.device)
+        (pixels,) = images.batches([positions], self.network.device)
         return network_input(self.network, pixels, image_size)
 
     def _pixels(self, inputs: Tensor) -> Tensor:

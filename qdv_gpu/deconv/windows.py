@@ -27,14 +27,17 @@ class Window:
         stride, padding = (constants(pair, self.start.device) for pair in (pool.stride, pool.padding))
         return Window(self.start * stride - padding, pool.span(self.size))
 
+    @property
+    def end(self) -> Tensor:
+        """Row and column behind the last ones, int64 [M, 2]."""
+        return self.start + constants(self.size, self.start.device)
+
     def union(self, other: "Window") -> "Window":
         """The smallest rectangle that holds both."""
         if self is other:
             return self
         start = torch.minimum(self.start, other.start)
-        sizes = (constants(one.size, one.start.device) for one in (self, other))
-        ends = torch.maximum(*(one.start + size for one, size in zip((self, other), sizes, strict=True)))
-        rows, columns = (ends - start).amax(dim=0).tolist()
+        rows, columns = (torch.maximum(self.end, other.end) - start).amax(dim=0).tolist()
         return Window(start, (rows, columns))
 
     def smaller(self, size: Sequence[int]) -> bool:
