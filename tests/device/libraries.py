@@ -188,6 +188,7 @@ def installed() -> Iterator[None]:
     global cupy
     import faiss
 
+    Resources.made = 0
     compile.ptx("", ())  # loads NVRTC, while the real CuPy can be imported
     before, cupy = cupy, _cupy()
     cuml: Any = types.ModuleType("cuml")

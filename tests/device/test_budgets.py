@@ -10,7 +10,8 @@ from functools import partial
 import pytest
 import torch
 
-from qdv_gpu import Deconvnet, activations, load_images, load_network
+from device import libraries
+from qdv_gpu import Deconvnet, Settings, activations, analyze, finetune, load_images, load_network
 from qdv_gpu.features.pca import principal_components
 from qdv_gpu.neighbors import knn
 from qdv_gpu.scores.quality import score_maps
@@ -64,19 +65,19 @@ def best():
 
 
 STAGES = {
-    "neighbours": (lambda: partial(knn, points(), 5), Budget()),
-    "affinities, knn": (lambda: partial(joint_affinities, points(), perplexity=8, kind="knn"), Budget()),
-    "affinities, full": (lambda: partial(joint_affinities, points(), perplexity=8, kind="full"), Budget()),
-    "descent, knn": (partial(descent, "knn"), Budget()),
-    "descent, full": (partial(descent, "full"), Budget()),
-    "divergence, knn": (partial(divergence, "knn"), Budget()),
-    "divergence, full": (partial(divergence, "full"), Budget()),
-    "components": (lambda: partial(principal_components, points(30).split(20), 5), Budget()),
-    "scores": (scores, Budget()),
-    "activations": (forward, Budget()),
-    "deconvnet": (partial(pictures, "deconvnet"), Budget()),
-    "guided": (partial(pictures, "guided"), Budget()),
-    "top activations": (best, Budget()),
+    "neighbours": (lambda: partial(knn, points(), 5), Budget(102, 0, 7, 0)),
+    "affinities, knn": (lambda: partial(joint_affinities, points(), perplexity=8, kind="knn"), Budget(550, 0, 17, 0)),
+    "affinities, full": (lambda: partial(joint_affinities, points(), perplexity=8, kind="full"), Budget(515, 0, 12, 0)),
+    "descent, knn": (partial(descent, "knn"), Budget(8, 168, 2, 0)),
+    "descent, full": (partial(descent, "full"), Budget(8, 168, 2, 0)),
+    "divergence, knn": (partial(divergence, "knn"), Budget(43, 0, 2, 8)),
+    "divergence, full": (partial(divergence, "full"), Budget(39, 0, 1, 0)),
+    "components": (lambda: partial(principal_components, points(30).split(20), 5), Budget(269, 0, 21, 0)),
+    "scores": (scores, Budget(843, 0, 46, 37440)),
+    "activations": (forward, Budget(30, 0, 2, 0)),
+    "deconvnet": (partial(pictures, "deconvnet"), Budget(95, 4, 4, 0)),
+    "guided": (partial(pictures, "guided"), Budget(71, 4, 4, 0)),
+    "top activations": (best, Budget(527, 14, 34, 28000)),
 }
 
 
@@ -94,3 +95,29 @@ def test_stage(gpu, stage):
     assert not counts.tf32
     assert not counts.unordered
     assert not counts.pageable
+
+
+def test_a_step_of_training_waits_for_nothing(gpu, tmp_path):
+    """All that depends on the number of batches are their uploads, page-locked, and launches."""
+    found = []
+    for samples in (40, 80):
+        gpu.counts.clear()
+        options = {"epochs": 1, "batch_size": 10, "device": "cuda"}
+        finetune(SPEC, "digits", tmp_path / str(samples), samples=samples, **options)
+        found.append(sum(n for where, n in gpu.counts.syncs.items() if "finetune" in where or "images" in where))
+        assert not gpu.counts.pageable
+    assert found[0] == found[1], gpu.counts.syncs.most_common()
+
+
+def test_analysis(gpu, tmp_path):
+    """Between the images and the tables nothing larger than a layer's components or neighbours comes back."""
+    settings = Settings(layers=("pool",), samples=80, pca=10, perplexity=8, iterations=30, seeds=2, k=(3,))
+    analyze(SPEC, "digits", tmp_path / "run", settings=settings, device="cuda")
+    components, neighbours = 80 * 10 * 4, 80 * 64 * 4
+    assert gpu.counts.largest_copy <= max(components, neighbours)
+    assert not gpu.counts.tf32
+    assert not gpu.counts.unordered
+    assert not gpu.counts.pageable
+    assert gpu.counts.replays
+    assert libraries.Resources.made == 1
+    assert gpu.memory[0].allocated == 0, "something of the analysis stays on the device"
