@@ -252,7 +252,7 @@ class Images:
             self,
             labels=None if self.labels is None else self.labels[positions],
             indices=self.indices[positions],
-            pixels=None if self.pixels is None else self.pixels[positions.to(self.pixels.device)],
+            pixels=None if self.pixels is None else self.pixels[positions.to(self.pixels.device, non_blocking=True)],
         )
 
     def to(self, device: str | torch.device, *, limit: int | None = None) -> "Images":
@@ -282,7 +282,7 @@ class Images:
 
     def _read(self, positions: Tensor) -> Tensor:
         if self.pixels is not None:
-            return self.pixels[positions.to(self.pixels.device)]
+            return self.pixels[positions.to(self.pixels.device, non_blocking=True)]
         (items,) = self._items([positions])
         return torch.stack([item.pixels for item in items])
 
