@@ -3,8 +3,6 @@
 The same tests run the source on the CPU (cpu), what the compiler makes of it for a GPU (ptx), and a GPU (cuda).
 """
 
-from unittest.mock import MagicMock
-
 import cuda_shim
 import numpy as np
 import pytest
@@ -13,10 +11,6 @@ import tsne_reference as reference
 from device import compile, ptx
 
 from qdv_gpu import kernels
-from qdv_gpu.tsne.affinities import joint_affinities
-from qdv_gpu.tsne.engines import cpu as cpu_engine
-from qdv_gpu.tsne.engines import cuda as cuda_engine
-from qdv_gpu.tsne.problem import Phase, Problem, stacked
 
 SOURCES = sorted(kernels.FOLDER.glob("*.cu"))
 VARIANTS = [{"GAUSSIAN": gaussian, "DENSE": dense} for gaussian in (0, 1) for dense in (0, 1)]
@@ -221,54 +215,3 @@ def test_shim_shows_a_missing_barrier(tmp_path, monkeypatch):
         x = torch.full((65,), barrier, dtype=torch.int32)
         cuda_shim.load("race").launch("race", x, grid=(1,), block=64)
         assert torch.equal(x[:64], expected) == bool(barrier)
-
-
-class RecordedGraph:
-    """Stands in for torch.cuda.CUDAGraph: keeps the launches made while capturing, and repeats them."""
-
-    capturing = None
-
-    def __init__(self):
-        self.launches = []
-
-    def capture_begin(self, **options):
-        RecordedGraph.capturing = self
-
-    def capture_end(self):
-        RecordedGraph.capturing = None
-
-    def replay(self):
-        for launch in self.launches:
-            launch()
-
-
-@needs_compiler
-@variants
-def test_host_code_of_the_cuda_descent(variant, monkeypatch):
-    """With kernels on the CPU and a recorded graph, the CUDA engine does what the CPU engine does."""
-
-    def launch(module, kernel, *args, **sizes):
-        graph = RecordedGraph.capturing
-        if graph is None:
-            module.launch(kernel, *args, **sizes)
-        else:
-            graph.launches.append(lambda: module.launch(kernel, *args, **sizes))
-
-    monkeypatch.setattr(kernels, "load", lambda name, fast_math, **defines: cuda_shim.load(name, **defines))
-    monkeypatch.setattr(kernels, "launch", launch)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", RecordedGraph)
-    monkeypatch.setattr(cuda_engine, "GRAPH_ITERATIONS", 3)
-    for name in ("Stream", "current_stream", "stream", "device"):
-        monkeypatch.setattr(torch.cuda, name, MagicMock())
-
-    X = [torch.randn(40, 5, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
-    P = [joint_affinities(x, perplexity=5, kind="full" if variant["DENSE"] else "knn") for x in X]
-    rows, start = stacked(P, copies=2), torch.stack([reference.cloud(40, seed=seed) for seed in range(4)])
-    done = []
-    for phase in (Phase(8, 4.0, 0.5), Phase(1, 4.0, 0.5), Phase(0, 4.0, 0.5)):
-        problem = Problem(rows, phase, learning_rate=1.0, gaussian=bool(variant["GAUSSIAN"]))
-        found = cuda_engine.descend_cuda(problem, start, done.append)
-        expected = cpu_engine.descend_cpu(problem, start, lambda count: None)
-        assert (found - expected).norm() <= 1e-4 * expected.norm()
-        assert (found - start).norm() > 0.01 * start.norm() or phase.iterations == 0
-    assert sum(done) == 9

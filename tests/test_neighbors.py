@@ -1,8 +1,6 @@
 """Neighbours are exact, ordered by (distance, index), and the same from every engine."""
 
 import importlib.util
-import sys
-import types
 
 import pytest
 import torch
@@ -198,36 +196,7 @@ def test_cuda_equals_cpu(name, cuda):
         assert torch.equal(got.cpu(), expected)
 
 
-def test_faiss_resources_are_made_once_a_device(monkeypatch):
-    class Resources:
-        made = 0
-
-        def __init__(self):
-            type(self).made += 1
-            self.pinned, self.temporary = None, 0
-
-        def setPinnedMemory(self, size):
-            self.pinned = size
-
-        def setTempMemory(self, size):
-            self.temporary = size
-
-    class OnDevice(torch.Tensor):
-        is_cuda = True
-        index = 0
-        device = property(lambda self: types.SimpleNamespace(index=self.index))
-
-    fake = types.SimpleNamespace(StandardGpuResources=Resources)
-    for name in ("faiss", "faiss.contrib", "faiss.contrib.torch_utils"):
-        monkeypatch.setitem(sys.modules, name, fake)
-    neighbors._faiss_resources.cache_clear()
-    points = torch.rand(30, 4).as_subclass(OnDevice)
-    for _ in range(3):
-        neighbors._faiss_proposer(points, 10)
-    assert Resources.made == 1
-    points.index = 1
-    neighbors._faiss_proposer(points, 10)
-    assert Resources.made == 2
-    kept = neighbors._faiss_resources(0)
-    assert kept.pinned == 0 < kept.temporary <= 2**30  # faiss would take 256 MiB and up to 1.5 GB
-    neighbors._faiss_resources.cache_clear()
+def test_faiss_resources_are_made_once_a_device(gpu):
+    for device in ("cuda:0", "cuda:1", "cuda:0"):
+        knn(INPUTS["random"].to(device), 5)
+    assert [made.pinned for made in gpu.faiss_resources] == [0, 0]  # faiss would page-lock 256 MiB

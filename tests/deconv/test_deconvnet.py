@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from deconv_reference import NETWORKS, Rectify, by_autograd, close, network, normal
-from host_reads import host_reads
 from torch import nn
 from torch.nn import functional
 
@@ -184,18 +183,6 @@ def test_convolutions_are_float32_in_a_fixed_order(monkeypatch):
             call()
             assert seen == {(name, "ieee", "ieee", True) for name in ("record_forward", "back_to_image")}
             assert settings() == before
-
-
-def test_the_way_back_waits_for_nothing():
-    net = Deconvnet(network("tiny_networks:cnn"))
-    record = deconvnet.record_forward(net.network, net._input(normal(1, 8, 8)), "conv2", "deconvnet")
-    maps, start = torch.arange(8), torch.tensor([[1, 2]]).expand(8, 2)
-    with host_reads() as reads:
-        blocks = net._blocks(record, torch.zeros_like(maps), maps, start, torch.ones(8, 1, 1), mode="deconvnet")
-        ((_, signal),) = blocks
-    assert signal.field is not None
-    assert reads.operators > 20
-    assert reads.seen == []
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -132,16 +132,15 @@ def _cupy() -> Any:
 class Resources:
     """Stands in for faiss.StandardGpuResources."""
 
-    made = 0
-
     def __init__(self) -> None:
-        Resources.made += 1
+        self.pinned, self.temporary = 256 << 20, 1536 << 20
+        rt.runtime.faiss_resources.append(self)
 
     def setTempMemory(self, size: int) -> None:
-        pass
+        self.temporary = size
 
     def setPinnedMemory(self, size: int) -> None:
-        pass
+        self.pinned = size
 
 
 def knn_gpu(
@@ -176,7 +175,8 @@ class CumlTSNE:
             distances.square_()  # in place, as cuML does
         generator = torch.Generator().manual_seed(self.settings["random_state"])
         made = torch.randn(2, len(X.tensor), generator=generator)
-        return Array(made.to(X.tensor.device).T)
+        with rt.on_stream(rt.Stream(X.tensor.device)):
+            return Array(made.to(X.tensor.device, non_blocking=True).T)
 
 
 cupy: Any = None
@@ -188,7 +188,6 @@ def installed() -> Iterator[None]:
     global cupy
     import faiss
 
-    Resources.made = 0
     compile.ptx("", ())  # loads NVRTC, while the real CuPy can be imported
     before, cupy = cupy, _cupy()
     cuml: Any = types.ModuleType("cuml")

@@ -74,9 +74,11 @@ class Runtime:
     def __init__(self, devices: int, memory: int) -> None:
         self.counts = Counts()
         self.memory = [Memory(memory) for _ in range(devices)]
+        self.every: list[Stream] = []
         self.defaults = [Stream(torch.device("cuda", index), pointer=0, runtime=self) for index in range(devices)]
         self._threads = threading.local()
         self.host: dict[int, int] = {}  # how far the host has seen each stream
+        self.faiss_resources: list[object] = []
         self.capturing: Graph | None = None
         self.searched: set[str] = set()  # for races: the first launch of each kernel
         self.users: dict[int, _Users] = {}  # of storages, by address
@@ -198,6 +200,7 @@ class Stream:
         self.identity = number
         index = self._runtime.current if device is None else torch.device(device).index
         self.device = torch.device("cuda", index or 0)
+        self._runtime.every.append(self)
         self.clock: dict[int, int] = {}
         self.later: list[Callable[[], None]] = []  # copies to the host that nobody has waited for
 

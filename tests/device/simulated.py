@@ -460,8 +460,7 @@ def _patches(runtime: Runtime) -> dict[str, Any]:
         runtime.current = _index(device)
 
     def synchronize(device: Any = None) -> None:
-        index = _index(device)
-        runtime.sync([runtime.streams[index], runtime.defaults[index]], "synchronize")
+        runtime.sync([one for one in runtime.every if one.device.index == _index(device)], "synchronize")
 
     def empty_cache() -> None:
         for one in memory:

@@ -10,7 +10,6 @@ from functools import partial
 import pytest
 import torch
 
-from device import libraries
 from qdv_gpu import Deconvnet, Settings, activations, analyze, finetune, load_images, load_network
 from qdv_gpu.features.pca import principal_components
 from qdv_gpu.neighbors import knn
@@ -119,5 +118,5 @@ def test_analysis(gpu, tmp_path):
     assert not gpu.counts.unordered
     assert not gpu.counts.pageable
     assert gpu.counts.replays
-    assert libraries.Resources.made == 1
+    assert len(gpu.faiss_resources) == 1
     assert gpu.memory[0].allocated == 0, "something of the analysis stays on the device"

@@ -83,6 +83,22 @@ def test_streams_that_do_not_wait(gpu):
         assert (y + z).cpu().tolist() == [2, 2, 2]
 
 
+def test_cuml_runs_on_a_stream_of_its_own(gpu):
+    import cupy
+    from cuml.manifold import TSNE
+
+    X = torch.zeros(2, 9, device="cuda").T
+    model = TSNE(precomputed_knn=None, random_state=0)
+    with pytest.raises(Fault, match="cuML"):
+        model.fit_transform(cupy.from_dlpack(X))
+    torch.cuda.synchronize()
+    found = torch.from_dlpack(model.fit_transform(cupy.from_dlpack(X)))
+    with pytest.raises(Fault, match="may still be writing"):
+        found + 1
+    torch.cuda.synchronize()
+    assert (found + 1).shape == (9, 2)
+
+
 def test_copies_that_nobody_waited_for(gpu):
     x = torch.arange(3.0, device="cuda")
     there = x.to("cpu", non_blocking=True)

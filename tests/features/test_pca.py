@@ -4,12 +4,11 @@ import warnings
 
 import pytest
 import torch
-from host_reads import host_reads
 
 from qdv_gpu.errors import InputError
 from qdv_gpu.features import normalise as normalisation
 from qdv_gpu.features import pca
-from qdv_gpu.features.normalise import NORMALISATIONS, Statistics, over_blocks, tile_rows
+from qdv_gpu.features.normalise import NORMALISATIONS, over_blocks, tile_rows
 
 
 def _normal(*shape, seed=0):
@@ -178,17 +177,6 @@ def test_components_on_a_gpu(how, cuda):
     assert found.scores.is_cuda
     moved = [value.cpu() if isinstance(value, torch.Tensor) else value for value in found]
     _check(X, how, pca.Components(*moved), 20)
-
-
-@pytest.mark.parametrize("normalise", NORMALISATIONS)
-def test_statistics_wait_for_nothing(normalise):
-    tile = torch.rand(50, 40, generator=torch.Generator().manual_seed(0))
-    none = Statistics.none(40, tile.device)
-    with host_reads() as reads:
-        found = none.merged(tile[:20].clone(), normalise)[0].merged(tile[20:], normalise)[0]
-    assert reads.operators > 10
-    assert reads.seen == []
-    assert (found.rows, found.lowest < 0.01, found.highest > 0.99) == (50, True, True)
 
 
 def test_blocks_of_a_gpu_are_few_and_bounded(monkeypatch):

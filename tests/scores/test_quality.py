@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from host_reads import host_reads
 from sklearn import manifold
 
 from qdv_gpu.errors import InputError
@@ -142,11 +141,8 @@ def test_bad_input():
         statistics.standard_error(torch.zeros(5), [0, 0, 7, 1, 1])
 
 
-def test_classes_are_found_once():
-    X, maps, labels = _normal(120, 5), _normal(4, 120, 2), _integers(3, 120)
-    with host_reads() as reads:
-        quality.score_maps(X, maps, labels, k=[1, 5, 7])
-    assert [name for name in reads.seen if "unique" in name] == ["aten._unique2"]
+def test_classes_that_were_found():
+    X, labels = _normal(120, 5), _integers(3, 120)
     near, found = knn(X, 9).indices, statistics.classes_of(labels * 7 - 3, X)
     for count in (statistics.hits, statistics.influence_values):
         assert torch.equal(count(near, found), count(near, labels))
