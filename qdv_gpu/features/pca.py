@@ -296,7 +296,11 @@ def _multiply(
     def add(columns: slice) -> None:
         B[columns].addmm_(tile[:, columns].T, Y)
 
-    if tile_rows(D, tile.device.type) >= MANY_ROWS:
+    if tile.is_cuda:
+        torch.mm(tile.sub_(shift).mul_(scale), Q, out=Y)
+        B.addmm_(tile.T, Y)
+        return
+    if tile_rows(D, "cpu") >= MANY_ROWS:
         over_blocks(project, n, D, tile.device)
     else:
         first, *others = over_blocks(project_part, D, n, tile.device)
