@@ -81,6 +81,7 @@ class Runtime:
         self.faiss_resources: list[object] = []
         self.capturing: Graph | None = None
         self.searched: set[str] = set()  # for races: the first launch of each kernel
+        self.run: dict[str, int] = {}  # how many launches of a kernel are run and not only counted; by default all
         self.users: dict[int, _Users] = {}  # of storages, by address
         self.storages: dict[int, tuple[weakref.ref, int, int]] = {}  # by address: with device and bytes
 

@@ -1,10 +1,12 @@
 """Every stage on a device gives what it gives on the CPU, and stays on its device."""
 
+import numpy as np
 import pytest
 import torch
 
 from qdv_gpu import TSNE, Deconvnet, Settings, activations, analyze, finetune, load_images, load_network, profile
 from qdv_gpu.deconv.deconvnet import MODES
+from qdv_gpu.features.pca import reduce
 from qdv_gpu.networks.weights import read_weights
 from qdv_gpu.studies import peaks
 from qdv_gpu.studies import profile as throughput
@@ -91,6 +93,29 @@ def test_finetune_learns_as_on_the_cpu(cuda, tmp_path):
     finetune(SPEC, "digits", tmp_path / "c", device=cuda, **options)
     again, before = (read_weights(tmp_path / name / "weights.safetensors")[0] for name in "cb")
     assert all(torch.equal(again[key], before[key]) for key in before)
+
+
+@pytest.mark.parametrize("iterations", [3, pytest.param(400, marks=pytest.mark.slow)])
+def test_an_analysis_of_200_images(cuda, tmp_path, iterations):
+    """The same scores in the layer's own space, the same maps at first, and NH within the noise of seeds at the end."""
+    settings = Settings(
+        layers=("pool",), samples=200, pca=20, perplexity=20, iterations=iterations, seeds=3, k=(3, 5), learning_rate=50
+    )
+    runs = [analyze(SPEC, "digits", tmp_path / str(place), settings=settings, device=place) for place in ("cpu", cuda)]
+    for theirs, ours in zip(*(run.layers for run in runs), strict=True):
+        for k in (3, 5):
+            there, here = theirs.of(k), ours.of(k)
+            assert here.nh_feature_space == pytest.approx(there.nh_feature_space, abs=1e-12)
+            noise = np.hypot(there.standard_error, here.standard_error)
+            assert abs(here.nh - there.nh) <= (1e-12 if iterations == 3 else 2 * noise)
+
+
+def test_maps_of_200_images_after_three_iterations(cuda):
+    """Of the same components: those of two devices differ in their last digits, which early exaggeration enlarges."""
+    net = load_network(SPEC, weights="none", device="cpu")
+    X = reduce([activations(net, load_images("digits", samples=200), layers=["pool@1"])["pool@1"]], 20)
+    model = TSNE(perplexity=20, iterations=3)
+    assert relative(model.fit_transform(X.to(cuda), seeds=3), model.fit_transform(X, seeds=3)) < 1e-6
 
 
 def test_profile(cuda, monkeypatch):
