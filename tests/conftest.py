@@ -24,6 +24,8 @@ def lines(caplog):
 def _place(kind):
     """A block with a CUDA device, simulated or real."""
     if kind == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
         return nullcontext()
     pytest.importorskip("cupy")  # whose compiler makes the code that the simulated device runs
     from device import simulated
