@@ -88,7 +88,9 @@ def cuml(X: torch.Tensor, n_iter: int, seed: int) -> torch.Tensor:
     columns = X.T.contiguous().T  # column-major, which cuML reads without a copy
     torch.cuda.current_stream().synchronize()
     model = cuml_model(settings, seed, rate(len(X)), None)
-    return torch.from_dlpack(model.fit_transform(cupy.from_dlpack(columns))).contiguous()
+    found = torch.from_dlpack(model.fit_transform(cupy.from_dlpack(columns)))
+    torch.cuda.synchronize()
+    return found.contiguous()
 
 
 def peers(device: torch.device) -> dict[str, Method]:
