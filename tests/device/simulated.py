@@ -512,7 +512,7 @@ def _patches(runtime: Runtime) -> dict[str, Any]:
 @contextmanager
 def devices(count: int = 2, *, memory: int = 8 << 30) -> Iterator[Runtime]:
     """A block in which torch has so many CUDA devices, each with so many bytes."""
-    from qdv_gpu import kernels
+    from qdv_gpu import kernels, neighbors
 
     runtime = Runtime(count, memory)
     before, rt.runtime = rt.runtime, runtime
@@ -525,7 +525,7 @@ def devices(count: int = 2, *, memory: int = 8 << 30) -> Iterator[Runtime]:
             begin(thread)
 
     generator = torch.Generator
-    caches = [kernels.load, kernels._function]
+    caches = [kernels.load, kernels._function, neighbors._faiss_resources]
     try:
         for name, value in patches.items():
             setattr(torch.cuda, name, value)
