@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from qdv_gpu.machine import product_precision
+
 from . import compile, ptx
 from . import runtime as rt
 from .memory import Fault
@@ -153,7 +155,8 @@ def knn_gpu(
         raise Fault(f"faiss searches on cuda:{device} points that are on {queries.device}")
     if k > 2048:
         raise SystemExit("faiss aborts the process for more than 2048 neighbours")
-    D = (queries.square().sum(1)[:, None] + points.square().sum(1) - 2 * queries @ points.T).clamp_(min=0)
+    with product_precision("ieee"):  # whatever torch is told
+        D = (queries.square().sum(1)[:, None] + points.square().sum(1) - 2 * queries @ points.T).clamp_(min=0)
     found = D.topk(k, dim=1, largest=False)
     return found.values, found.indices
 
@@ -170,14 +173,14 @@ class CumlTSNE:
             rt.runtime.host_reads(tensor.untyped_storage(), "cuML, which runs on a stream of its own,")
         if X.tensor.T.is_contiguous() is False or X.tensor.dtype != torch.float32:
             raise Fault("cuML copies points that are not float32 by columns")
-        if self.settings["precomputed_knn"] is not None:
-            indices, distances = given[1:]
-            if not torch.equal(indices[:, 0].cpu(), torch.arange(len(indices))):
-                raise Fault("cuML requires each point as its own first neighbour")
-            distances.square_()  # in place, as cuML does
         generator = torch.Generator().manual_seed(self.settings["random_state"])
         made = torch.randn(2, len(X.tensor), generator=generator)
         with rt.on_stream(rt.Stream(X.tensor.device)):
+            if self.settings["precomputed_knn"] is not None:
+                indices, distances = given[1:]
+                if not torch.equal(indices[:, 0].cpu(), torch.arange(len(indices))):
+                    raise Fault("cuML requires each point as its own first neighbour")
+                distances.square_()  # in place, as cuML does
             return Array(made.to(X.tensor.device, non_blocking=True).T)
 
 

@@ -57,7 +57,7 @@ class Kernel:
         self.joins = set(targets.values())
         self.code = [decode(line, self.labels, targets) for line in lines]
 
-    def run(self, memory, arguments, grid, block):
+    def run(self, memory, arguments, grid, block, *, blocks=None):
         """Launch the kernel.
 
         Parameters
@@ -69,6 +69,8 @@ class Kernel:
             Blocks along x, y and z; those left out are 1.
         block : int
             Threads of a block.
+        blocks : sequence of int, optional
+            Numbers of the blocks that run, by default all: (z * grid y + y) * grid x + x.
 
         Raises
         ------
@@ -85,7 +87,7 @@ class Kernel:
             raise Fault(f"{self.name}: cannot be launched with grid {grid} and block {block}")
         values = {name: np.frombuffer(raw, dtype)[0] for (name, dtype), raw in zip(self.params, arguments, strict=True)}
         seen, step = Global(memory), max(1, TOGETHER // block)
-        blocks = np.arange(grid[0] * grid[1] * grid[2])
+        blocks = np.arange(grid[0] * grid[1] * grid[2]) if blocks is None else np.array(blocks)
         with np.errstate(all="ignore"):
             for first in range(0, len(blocks), step):
                 self._run(Threads(self, blocks[first : first + step], grid, block, values=values, seen=seen))

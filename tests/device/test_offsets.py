@@ -6,7 +6,7 @@ import torch
 import tsne_reference as reference
 
 from qdv_gpu import kernels
-from qdv_gpu.deconv.unpool import THREADS, Pool, max_pool, unpool, unpool_launch
+from qdv_gpu.deconv.unpool import MAX_GRID, THREADS, Pool, max_pool, max_pool_launch, unpool, unpool_launch
 
 pytest.importorskip("cupy")
 from device import compile, ptx
@@ -14,8 +14,11 @@ from device import compile, ptx
 FAR = 2**31 + 2**33  # elements
 
 
-def run(name, kernel, arguments, *, grid, block, fast_math=False, **defines):
-    """Run a kernel with tensors, (tensor, elements that its pointer is moved back by), or numpy scalars."""
+def run(name, kernel, arguments, *, grid, block, blocks=None, fast_math=False, **defines):
+    """Run a kernel with tensors, (tensor, elements that its pointer is moved back by), or numpy scalars.
+
+    With `blocks` only the blocks of these numbers run.
+    """
     memory, raw = ptx.Memory(), []
     for argument in arguments:
         tensor, moved = argument if isinstance(argument, tuple) else (argument, 0)
@@ -26,7 +29,7 @@ def run(name, kernel, arguments, *, grid, block, fast_math=False, **defines):
         raw.append(np.uint64((tensor.data_ptr() - moved * tensor.element_size()) % 2**64).tobytes())
     source = (kernels.FOLDER / f"{name}.cu").read_text()
     code = compile.ptx(source, kernels.options(fast_math=fast_math, **defines))
-    ptx.kernels_of(code)[kernel].run(memory, raw, grid, block)
+    ptx.kernels_of(code)[kernel].run(memory, raw, grid, block, blocks=blocks)
 
 
 @pytest.mark.parametrize("dense", [0, 1])
@@ -66,3 +69,31 @@ def test_unpool():
     moved = (signal, (codes, far * codes[0].numel()), origin, out, *numbers)
     run("unpool", "unpool", moved, grid=grid, block=THREADS, **pool.defines(x))
     assert torch.equal(result, unpool(pooled, switches, (13, 13), 3, 2))
+
+
+def test_the_last_of_many_maps():
+    """The block along y that has it, of 65,535: signals, outputs and pooled maps hold more than 2^31 elements."""
+    last, pool = MAX_GRID - 1, Pool.of(2, 1)
+    x = torch.randn(1, 1, 190, 190, generator=torch.Generator().manual_seed(0))
+    pooled, switches = max_pool(x, 2, 1)
+    assert last * pooled.numel() > 2**31
+    results = torch.full_like(pooled, torch.nan), torch.zeros_like(switches)
+    (maps, *outputs, planes, H, W, h, w), (across, _) = max_pool_launch(x, *results)
+    planes += last
+    moved = [(t, last * t.numel()) for t in (maps, *outputs)]
+    blocks = [last * across, last * across + across - 1]
+    sizes = {"grid": (across, MAX_GRID), "block": THREADS, "blocks": blocks}
+    run("unpool", "max_pool", (*moved, planes, H, W, h, w), **sizes, **pool.defines(x))
+    for found, truth in zip(results, (pooled, switches), strict=True):
+        for part in (slice(THREADS), slice((across - 1) * THREADS, None)):
+            assert torch.equal(found.flatten()[part], truth.flatten()[part])
+
+    result, origin = torch.full_like(x, torch.nan), torch.zeros(MAX_GRID, 5, dtype=torch.int32)
+    (signal, codes, origin, out, signals, *numbers), (across, *_) = unpool_launch(
+        pooled, switches, origin, result, (190, 190)
+    )
+    moved = ((signal, last * signal.numel()), codes, origin, (out, last * out.numel()), signals + np.int32(last))
+    sizes |= {"grid": (across, MAX_GRID, 1), "blocks": [last * across]}
+    run("unpool", "unpool", (*moved, *numbers), **sizes, **pool.defines(x))
+    truth = unpool(pooled, switches, (190, 190), 2, 1)
+    assert torch.equal(result.flatten()[:THREADS], truth.flatten()[:THREADS])

@@ -76,6 +76,11 @@ def test_streams_that_do_not_wait(gpu):
         x.zero_()
     torch.cuda.current_stream().wait_stream(side)
     x.zero_()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        x.add_(1)
+    torch.cuda.synchronize()
+    x.zero_()
     z, waited = torch.ones(3, device="cuda"), Event()
     waited.record()
     waited.wait(side)
@@ -136,6 +141,9 @@ def test_launches(gpu, scale):
     scale(x)
     assert x.tolist() == [2, 2, 2]
     assert gpu.counts.kernels["scale"] == 1
+    there = torch.ones(3, device="cuda:1")  # which is not the current device
+    scale(there)
+    assert there.tolist() == [2, 2, 2]
     module = kernels.load("scale")
     for arguments, sizes, error in (
         ((x, np.int32(200)), {"grid": (9,), "block": 32}, "outside"),

@@ -4,8 +4,20 @@ import numpy as np
 import pytest
 import torch
 
-from qdv_gpu import TSNE, Deconvnet, Settings, activations, analyze, finetune, load_images, load_network, profile
+from qdv_gpu import (
+    TSNE,
+    Deconvnet,
+    Settings,
+    activations,
+    analyze,
+    finetune,
+    kernels,
+    load_images,
+    load_network,
+    profile,
+)  # fmt: skip
 from qdv_gpu.deconv.deconvnet import MODES
+from qdv_gpu.errors import InputError
 from qdv_gpu.features.pca import reduce
 from qdv_gpu.networks.weights import read_weights
 from qdv_gpu.studies import peaks
@@ -28,7 +40,8 @@ def relative(found, truth):
 def test_tsne(cuda, similarity, affinities):
     """A start that is spread out: from one near 0 the rounding of early exaggeration grows without bound."""
     settings = {"similarity": similarity, "affinities": affinities, "perplexity": 8, "early_exaggeration": 2.0}
-    settings |= {"init": torch.randn(60, 2, generator=torch.Generator().manual_seed(1)).numpy(), "learning_rate": 0.5}
+    start = torch.randn(2, 60, generator=torch.Generator().manual_seed(1)).T.numpy()  # column by column
+    settings |= {"init": start, "learning_rate": 0.5}
     model = TSNE(iterations=56, exaggeration_iterations=27, **settings)  # graphs in both phases, and single steps
     truth, divergence = model.fit_transform(blobs()), model.fit(blobs()).kl_divergence_
     found = model.fit_transform(blobs().to(cuda))
@@ -143,6 +156,28 @@ def test_a_second_device(gpu, images, tmp_path):
         finetune(SPEC, "digits", tmp_path / "tuned", epochs=1, samples=40, batch_size=20, device="cuda:1")
     assert gpu.memory[0].peak == 0
     assert gpu.memory[1].peak > 0
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_device_that_is_too_small_is_refused_before_anything_is_written(gpu, tmp_path, index):
+    gpu.memory[index].size = 100 << 20
+    with pytest.raises(InputError, match="too small for layer"):
+        analyze(SPEC, "digits", tmp_path / "run", layers="pool", samples=80, perplexity=8, device=f"cuda:{index}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_capture_ends_where_a_launch_in_it_fails(gpu, monkeypatch):
+    launch = kernels.launch
+
+    def fails(*args, **sizes):
+        if gpu.capturing:
+            raise KeyboardInterrupt
+        launch(*args, **sizes)
+
+    monkeypatch.setattr(kernels, "launch", fails)
+    with pytest.raises(KeyboardInterrupt):
+        TSNE(perplexity=8, iterations=30).fit(blobs().cuda())
+    assert gpu.capturing is None
 
 
 def test_batches_are_halved_where_memory_is_short(gpu, images, lines):
