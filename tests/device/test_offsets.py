@@ -97,3 +97,9 @@ def test_the_last_of_many_maps():
     run("unpool", "unpool", (*moved, *numbers), **sizes, **pool.defines(x))
     truth = unpool(pooled, switches, (190, 190), 2, 1)
     assert torch.equal(result.flatten()[:THREADS], truth.flatten()[:THREADS])
+
+
+def test_no_grid_is_larger_than_cuda_allows():
+    maps = torch.empty(70_000, 1, 3, 3, device="meta")
+    for _, grid in (max_pool_launch(maps, maps, maps), unpool_launch(maps, maps, maps, maps, (3, 3))):
+        assert grid[1] == MAX_GRID

@@ -19,6 +19,8 @@ from qdv_gpu import (
 from qdv_gpu.deconv.deconvnet import MODES
 from qdv_gpu.errors import InputError
 from qdv_gpu.features.pca import reduce
+from qdv_gpu.machine import measured
+from qdv_gpu.neighbors import knn
 from qdv_gpu.networks.weights import read_weights
 from qdv_gpu.studies import peaks
 from qdv_gpu.studies import profile as throughput
@@ -192,12 +194,32 @@ def test_batches_are_halved_where_memory_is_short(gpu, images, lines):
     assert any("halved" in line for line in lines())
 
 
+def test_fewer_maps_go_back_at_once_where_memory_is_short(gpu, images):
+    net = Deconvnet(load_network(SPEC, weights="none", device="cuda"))
+    truth = net.reconstruct(images.pixels[3], "conv2", mode="deconvnet-map").cpu()
+    gpu.memory[0].size, gpu.memory[0].reserved = int(0.8 * gpu.memory[0].peak), 0
+    assert relative(net.reconstruct(images.pixels[3], "conv2", mode="deconvnet-map"), truth) < 1e-5
+
+
 def test_training_goes_on_in_tiles_where_memory_is_short(gpu, tmp_path, lines):
     options = {"epochs": 1, "batch_size": 100, "lr": 1e-2, "samples": 200, "device": "cuda"}
     finetune(SPEC, "digits", tmp_path / "whole", **options)
     gpu.memory[0].size, gpu.memory[0].reserved = int(0.75 * gpu.memory[0].peak), 0
     finetune(SPEC, "digits", tmp_path / "tiles", **options)
     assert any("tiles" in line for line in lines())
+
+
+def test_a_measured_block_has_ended(gpu):
+    with measured(torch.device("cuda", 0)):
+        torch.zeros(3, device="cuda")
+    assert gpu.host[gpu.stream.identity] == gpu.stream.clock[gpu.stream.identity]
+
+
+def test_faiss_is_asked_for_no_more_than_it_finds(gpu):
+    """It proposes 2,048 candidates of 1,700 neighbours, where a quarter more would be wanted."""
+    X = blobs(2200, 3).double()
+    found = knn(X.cuda(), 1700, engine="faiss").squared_distances[0].cpu()
+    torch.testing.assert_close(found, (X[0] - X).square().sum(1).sort().values[1:1701])
 
 
 def test_cuml_gets_what_it_requires(gpu):
