@@ -8,14 +8,28 @@ from typing import Any
 
 def _stop(number: int, _: Any) -> None:
     """End at once, with nothing begun."""
-    os.write(2, b"interrupted\n")
-    os._exit(128 + number)
+    try:
+        os.write(2, b"interrupted\n")
+    finally:
+        os._exit(128 + number)
+
+
+def _open_streams() -> None:
+    """Put something in the place of standard streams that are closed, or the next files would be opened there."""
+    for number, flags in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):  # to write to the second is an error
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, flags)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def run() -> None:
     """Run the command line and exit."""
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
+    _open_streams()
     from qdv_gpu.cli import main
 
     sys.exit(main())

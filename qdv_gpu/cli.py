@@ -1,6 +1,7 @@
 """The command `qdv-gpu`: each command parses its options and calls one function."""
 
 import logging
+import sys
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ import typer
 from qdv_gpu import cli_report as cli_report  # adds its commands
 from qdv_gpu import cli_sweep as cli_sweep
 from qdv_gpu.app import app, command
-from qdv_gpu.errors import InputError
+from qdv_gpu.errors import InputError, of_machine
 from qdv_gpu.options import (
     Crop,
     Data,
@@ -29,7 +30,7 @@ from qdv_gpu.options import (
     with_settings,
 )
 from qdv_gpu.studies.settings import Settings, Training, read_list, read_numbers
-from qdv_gpu.terminal import Said, StoppedError, console, say, show, show_table, working
+from qdv_gpu.terminal import Said, StoppedError, console, say, show, show_table, standard_streams, working
 
 
 @command
@@ -359,9 +360,21 @@ def main() -> int:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
-        return app(standalone_mode=False) or 0
+        with standard_streams():
+            return _run()
+    finally:
+        logger.removeHandler(handler)
+
+
+def _run() -> int:
+    """The exit code; what went wrong is said."""
+    try:
+        code = app(standalone_mode=False) or 0
+        sys.stdout.flush()
+        return code
     except StoppedError as stopped:
-        say(str(stopped))
+        if str(stopped):
+            say(str(stopped))
         return stopped.code
     except Exception as error:
         if isinstance(error, InputError):
@@ -370,13 +383,9 @@ def main() -> int:
             message = error.format_message()
             if not message:  # there were no arguments, and the help has been printed
                 return 2
-        elif type(error).__name__ == "OutOfMemoryError":
-            message = f"{error}: lower --image-size or --samples"
-        elif isinstance(error, OSError) and error.filename:
-            message = f"{error.filename}: {error.strerror}"
         else:
-            raise
+            message = of_machine(error)
+            if not message:
+                raise
         say("qdv-gpu: " + " ".join(message.split()))
         return 2
-    finally:
-        logger.removeHandler(handler)

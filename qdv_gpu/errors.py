@@ -19,6 +19,18 @@ class MissingPackageError(InputError, ImportError):
     """An optional package is needed and not installed. The message holds the pip command."""
 
 
+def of_machine(error: BaseException) -> str:
+    """What the machine did not give, in words: memory, threads, files; "" for any other error."""
+    text = str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in text:
+        return f"out of memory ({text or 'none is left'}): lower --image-size or --samples"
+    if "DataLoader worker" in text or "shared memory" in text or "start new thread" in text:
+        return text
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return ""
+
+
 def check_count(name: str, value: Any, *, least: int = 1, most: int = 2**63 - 1) -> int:
     """A whole number as Python's own; InputError unless it is one from `least` to `most`.
 

@@ -1,15 +1,19 @@
 """How a command talks to its user: what it says on stderr, tables, the progress bar, and how it is stopped."""
 
+import errno
 import logging
+import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qdv_gpu.results.records import Analysis
     from qdv_gpu.studies.sweep import Sweep
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def console(*, stderr: bool = False) -> Any:
@@ -119,30 +123,106 @@ def _shown() -> Iterator[None]:
 
 
 class StoppedError(Exception):
-    """Ctrl-C or SIGTERM stopped a command; `code` is what it exits with."""
+    """A command is stopped, by Ctrl-C, SIGTERM or a standard output that takes no more; `code` is what it exits with.
 
-    def __init__(self, code: int) -> None:
-        super().__init__("interrupted: the same command goes on from what is finished")
+    It is none of the exceptions that a parser of options swallows.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
         self.code = code
 
 
-class _TerminatedError(KeyboardInterrupt):
-    """SIGTERM came, which stops what Ctrl-C stops."""
+_signal = 0  # that came last
 
 
-def _terminate(*_: Any) -> None:
-    raise _TerminatedError
+def _interrupt(number: int, _: Any) -> None:
+    """Stop what is running in order; at a second signal at once."""
+    global _signal
+    if _signal:
+        with suppress(OSError):
+            os.write(2, b"interrupted\n")
+        os._exit(128 + number)
+    _signal = number
+    raise KeyboardInterrupt
+
+
+def _unraisable(found: Any) -> None:
+    """A signal that came where nothing can be raised, as in a destructor, comes once more."""
+    if issubclass(found.exc_type, KeyboardInterrupt) and _signal:
+        signal.raise_signal(_signal)
+    sys.__unraisablehook__(found)
 
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Have signals stop the block in order, and end it with a StoppedError, which no parser of options swallows."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, _terminate)
+    """Have signals stop the block in order, and end it with a StoppedError, whatever libraries make of them."""
+    global _signal
+    _signal, before, hook = 0, [signal.getsignal(one) for one in SIGNALS], sys.unraisablehook
+    sys.unraisablehook = _unraisable
+    for one in SIGNALS:
+        signal.signal(one, _interrupt)
     try:
         yield
-    except KeyboardInterrupt as stopped:
-        raise StoppedError(143 if isinstance(stopped, _TerminatedError) else 130) from None
+    except BaseException:
+        if not _signal:
+            raise
+    finally:
+        for one, handler in zip(SIGNALS, before, strict=True):
+            signal.signal(one, signal.SIG_IGN if _signal else handler)
+        sys.unraisablehook = hook
+    if _signal:
+        raise StoppedError("interrupted: the same command goes on from what is finished", 128 + _signal)
+
+
+class _Guarded:
+    """A stream whose errors are given to a function, and which writes what its encoding has not as escapes."""
+
+    def __init__(self, stream: Any, failed: Callable[[OSError], None]) -> None:
+        self._stream, self._failed = stream, failed
+        with suppress(AttributeError, OSError, ValueError):
+            stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return int(self._stream.write(text))
+        except OSError as error:
+            self._give_up(error)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        with suppress(OSError, ValueError):  # what waits to be written must go somewhere
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+        self._failed(error)
+
+
+def _refused(error: OSError) -> None:
+    """Standard output takes no more: a reader who has seen enough is told nothing."""
+    if error.errno == errno.EPIPE:
+        raise StoppedError("", 128 + signal.SIGPIPE)
+    raise StoppedError(f"qdv-gpu: cannot write to standard output: {error.strerror}", 2)
+
+
+@contextmanager
+def standard_streams() -> Iterator[None]:
+    """In the block an error of standard output is a StoppedError, and one of standard error is none."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _Guarded(sys.stdout, _refused), _Guarded(sys.stderr, lambda _: None)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
 
 
 class Said(logging.Handler):
