@@ -31,6 +31,31 @@ def of_machine(error: BaseException) -> str:
     return ""
 
 
+SIDE = 1 << 20  # pixels of an image's side at most
+LARGEST = 1e30  # number that is computed with in float32
+SEED = (1 << 32) - 1  # the largest seed of numpy's, and small enough to be counted on from
+
+
+def short(value: Any) -> str:
+    """The beginning of a value as Python writes it."""
+    try:
+        return f"{value!r:.60}"
+    except ValueError:  # Python writes no integer of so many digits
+        return "an integer of thousands of digits"
+
+
+def check_side(size: Any, name: str = "image size") -> int:
+    """A side of an image in pixels; InputError unless it is one."""
+    return check_most(name, check_count(name, size), SIDE)
+
+
+def check_most(name: str, value: Any, most: float) -> Any:
+    """A number; InputError if it is larger than `most`."""
+    if value > most:
+        raise InputError(f"{name} must be at most {most:,}, got {short(value)}")
+    return value
+
+
 def check_count(name: str, value: Any, *, least: int = 1, most: int = 2**63 - 1) -> int:
     """A whole number as Python's own; InputError unless it is one from `least` to `most`.
 
@@ -40,7 +65,7 @@ def check_count(name: str, value: Any, *, least: int = 1, most: int = 2**63 - 1)
     if isinstance(value, numbers.Integral) and not isinstance(value, bool) and least <= int(value) <= most:
         return int(value)
     allowed = f"at least {least}" if most == 2**63 - 1 else f"within {least} and {most}"
-    raise InputError(f"{name} must be an integer {'of ' * (most == 2**63 - 1)}{allowed}, got {value!r:.60}")
+    raise InputError(f"{name} must be an integer {'of ' * (most == 2**63 - 1)}{allowed}, got {short(value)}")
 
 
 def as_path(name: str, value: Any) -> Path:

@@ -23,7 +23,7 @@ from qdv_gpu.data.geometry import Geometry
 from qdv_gpu.data.images import Images
 from qdv_gpu.data.labels import check_labels
 from qdv_gpu.data.readers import BATCH, Item, ItemReader, read, read_again
-from qdv_gpu.errors import InputError, check_count
+from qdv_gpu.errors import InputError, check_side
 from qdv_gpu.machine import free_memory
 from qdv_gpu.progress import advance
 
@@ -79,7 +79,7 @@ def as_images(
     Images('arrays', 5 of uint8 [1, 8, 8], 2 classes)
     """
     if image_size is not None:
-        check_count("image size", image_size)
+        check_side(image_size)
     if isinstance(data, Images):
         return data
     if isinstance(data, tuple):

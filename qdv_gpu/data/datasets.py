@@ -19,7 +19,7 @@ from qdv_gpu.data.geometry import Geometry
 from qdv_gpu.data.images import Images
 from qdv_gpu.data.readers import FileReader, hold, refusal, workers
 from qdv_gpu.data.tables import TABLE_SUFFIXES, list_table
-from qdv_gpu.errors import InputError, as_path, check_count, unknown
+from qdv_gpu.errors import SEED, InputError, as_path, check_count, check_side, unknown
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,8 @@ def load_images(
     Images('digits', 20 of uint8 [1, 8, 8], 10 classes)
     """
     check_data(data)
-    geometry = None if image_size is None else Geometry(check_count("image size", image_size))
+    geometry = None if image_size is None else Geometry(check_side(image_size))
+    check_count("seed", seed, least=0, most=SEED)
     if data not in DATASETS:
         listing = _listing(Path(data), split)
         return _of_files(listing, samples, geometry, skip_bad=skip_bad, seed=seed)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from qdv_gpu.errors import InputError, unknown
+from qdv_gpu.errors import InputError, check_side, unknown
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -52,8 +52,7 @@ class Geometry:
     squash: bool = False
 
     def __post_init__(self) -> None:
-        if self.side < 1:
-            raise InputError(f"image size must be at least 1 pixel, got {self.side}")
+        check_side(self.side)
         if self.resize is not None and self.resize < 1:
             raise InputError(f"the shorter edge must be resized to at least 1 pixel, got {self.resize}")
         if self.interpolation not in INTERPOLATIONS:

@@ -18,7 +18,7 @@ from qdv_gpu.errors import InputError, check_count, unknown
 from qdv_gpu.machine import Halving, in_parallel, product_precision, threads
 from qdv_gpu.networks.copies import shared_copy
 from qdv_gpu.networks.hooks import hooked
-from qdv_gpu.networks.layers import LayerName, numbered, read_layers, trace_calls
+from qdv_gpu.networks.layers import LayerName, check_memory, numbered, read_layers, trace_calls
 from qdv_gpu.networks.load import Source, load_network
 from qdv_gpu.networks.network import Network
 from qdv_gpu.networks.tokens import check_tokens, reduced, reduction
@@ -112,6 +112,7 @@ def activations(
     check_tokens(tokens)
     asked = read_layers(layers)
     selected = loaded.select(None if asked is None else [layer.path for layer in asked])
+    check_memory(loaded, loaded.image_size if image_size is None else image_size)
     seen = shown(as_images(images), loaded, image_size, crop=crop)
     held = hold(ForwardPass(loaded, seen, selected, image_size, batch_size, precision, tokens))
     if asked is not None:

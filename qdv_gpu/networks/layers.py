@@ -1,6 +1,7 @@
 """Names of layers, and what one image shows of them."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,10 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from qdv_gpu.errors import InputError
-from qdv_gpu.machine import product_precision
+from qdv_gpu.errors import InputError, check_side
+from qdv_gpu.files import readable
+from qdv_gpu.machine import free_memory, product_precision
+from qdv_gpu.networks.blank import on_meta, run_blank
 from qdv_gpu.networks.hooks import hooked
 from qdv_gpu.networks.network import Network
+
+SMALL = 1 << 26  # bytes of images that are not asked after
 
 
 @dataclass(frozen=True)
@@ -97,8 +102,7 @@ def trace_calls(network: Network, image_size: int | None = None) -> list[Call]:
         If the network cannot take images of that size.
     """
     size = network.image_size if image_size is None else image_size
-    if size < 1:
-        raise InputError(f"image size must be at least 1 pixel, got {size}")
+    check_side(size)
     calls: list[Call] = []
 
     def shape(value: Any) -> tuple[int, ...] | None:
@@ -122,11 +126,34 @@ def _is_view(module: nn.Module, given: Any, output: Any) -> bool:
     return shared and (given.shape != output.shape or isinstance(module, nn.Identity | nn.modules.dropout._DropoutNd))
 
 
+def check_memory(network: Network, size: int, images: int = 1) -> None:
+    """Raise InputError if images of `size` x `size` pixels, together in one forward pass, need more than is free."""
+    most = 0
+
+    def enter(_path: str, _module: nn.Module, given: Any) -> None:
+        nonlocal most
+        most = max(most, given.numel() if isinstance(given, Tensor) else 0)
+
+    pixels = network.channels * check_side(size) ** 2
+    if images * pixels * network.dtype.itemsize < SMALL:
+        return
+    with suppress(InputError, RuntimeError, ValueError, NotImplementedError):  # not every network runs without numbers
+        run_blank(network.at_size(size), on_meta(network.module), enter)
+    needed = 2 * images * max(most, pixels) * network.dtype.itemsize  # what goes into a module, and comes out
+    if needed > (free := free_memory(network.device)):
+        raise InputError(
+            f"{images} image{'s' * (images > 1)} of {size} x {size} pixels need {readable(needed)} of memory in "
+            f"{network.name}, {readable(free)} are free: "
+            f"a smaller image size{' or batch size' * (images > 1)} is required"
+        )
+
+
 def check_size(network: Network, shape: Sequence[int]) -> None:
     """Run a blank image [C, H, W] through the network; InputError if it cannot take images of that shape.
 
     What fails with other images only is a mistake of the network's or of ours, and not the images' size.
     """
+    check_memory(network, max(shape[1:]))
     image = torch.zeros(1, *shape, dtype=network.dtype, device=network.device)
     try:
         lazy = any(is_lazy(one) for one in network.module.parameters())  # it gets its weights here, for good

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from qdv_gpu.errors import InputError, check_count
+from qdv_gpu.errors import LARGEST, SIDE, InputError, check_count, check_side, short
 from qdv_gpu.machine import resolve_device
 from qdv_gpu.networks.build import build
 from qdv_gpu.networks.copies import shared_copy
 from qdv_gpu.networks.fit import head_classes, load_state
-from qdv_gpu.networks.layers import check_size
+from qdv_gpu.networks.layers import check_memory, check_size
 from qdv_gpu.networks.network import Network
 from qdv_gpu.networks.spec import Spec, flat_edits
 from qdv_gpu.networks.stages import default_layers
@@ -30,6 +30,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SIZES = (224, 32, 64, 28, 96, 128, 16, 8, 256, 299)  # that a network is tried at which does not say its own
 CROP = 0.875  # of the shorter side, where nothing is said: 224 of 256 pixels
+CLASSES = 1 << 20  # of a head at most
 CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
 Source = Network | nn.Module | Variant | str  # what a network is taken from, everywhere
 Sources = Source | Sequence[Source] | Mapping[str, Source]  # one or several, or several by their labels
@@ -91,9 +92,9 @@ def load_network(
     'small'
     """
     if num_classes is not None:
-        check_count("num_classes", num_classes)
+        check_count("num_classes", num_classes, most=CLASSES)
     if image_size is not None:
-        check_count("image_size", image_size)
+        check_side(image_size, "image_size")
     check_count("seed", seed, least=0)
     if isinstance(spec, Network):
         return _normalising(_with_classes(_ready(spec, device), num_classes, seed), mean, std)
@@ -138,6 +139,8 @@ def load_network(
         network = replace(network, spec=asked.built, name=asked.label or asked.short)
         if num_classes is not None and head_classes(network.module) != num_classes:
             network = with_head(network, asked.name, num_classes)
+    if image_size is not None:
+        check_memory(network, image_size)
     moved = network.module.eval() if device is None else network.module.eval().to(resolve_device(device))
     network = replace(network, module=moved)
     network = _normalising(replace(network, layers=default_layers(network)), mean, std)
@@ -282,7 +285,7 @@ def _side(size: Any, asked: Spec) -> int | None:
     """An image size, of a number or of height and width, which must be the same."""
     sides = set(size) if isinstance(size, Sequence) and not isinstance(size, str) else {size}
     side: Any = sides.pop() if len(sides) == 1 else ""
-    if side is None or (isinstance(side, numbers.Integral) and not isinstance(side, bool) and int(side) > 0):
+    if side is None or (isinstance(side, numbers.Integral) and not isinstance(side, bool) and 0 < int(side) <= SIDE):
         return None if side is None else int(side)
     raise InputError(f"the image size of {asked.built} must be a positive number of pixels, of a square, got {size!r}")
 
@@ -298,15 +301,20 @@ def _normalising(network: Network, mean: Any, std: Any) -> Network:
 
 def _of_channels(name: str, values: Any, network: Network) -> tuple[float, ...]:
     """A number for each channel, of as many or of one."""
-    given = [values] if isinstance(values, numbers.Real) else list(values) if isinstance(values, Iterable) else []
+    given: list[Any] = (
+        [values] if isinstance(values, numbers.Real) else list(values) if isinstance(values, Iterable) else []
+    )
     given = given * network.channels if len(given) == 1 else given
-    least = 0.0 if name == "std" else -math.inf
-    if len(given) == network.channels and all(
-        isinstance(v, numbers.Real) and least < float(v) < math.inf for v in given
-    ):
+    least = 1 / LARGEST if name == "std" else -LARGEST
+    if len(given) == network.channels and all(_is_within(v, least) for v in given):
         return tuple(map(float, given))
     kind = "positive numbers" if name == "std" else "numbers"
-    raise InputError(f"{name} of {network.name} must be 1 or {network.channels} {kind}, got {values!r}")
+    raise InputError(f"{name} of {network.name} must be 1 or {network.channels} {kind}, got {short(values)}")
+
+
+def _is_within(value: Any, least: float) -> bool:
+    real: bool = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return real and least <= value <= LARGEST
 
 
 def _takes(network: Network, channels: int) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qdv_gpu.errors import InputError, unknown
+from qdv_gpu.errors import InputError, check_side, unknown
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,7 @@ class Network:
             return self
         if image_size < 1:
             raise InputError(f"image size must be at least 1 pixel, got {image_size}")
+        check_side(image_size)
         return replace(self, image_size=image_size, resize=round(self.resize * image_size / self.image_size))
 
     def has(self, layer: str) -> bool:

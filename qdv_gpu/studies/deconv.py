@@ -18,7 +18,7 @@ from qdv_gpu.data.datasets import check_data, load_images
 from qdv_gpu.data.decode import load_image
 from qdv_gpu.data.images import Images
 from qdv_gpu.deconv.deconvnet import MODES, Deconvnet, TopActivations
-from qdv_gpu.errors import InputError, as_path, check_count, unknown
+from qdv_gpu.errors import InputError, as_path, check_count, check_side, unknown
 from qdv_gpu.features.forward import shown
 from qdv_gpu.files import replacing, safe_name
 from qdv_gpu.machine import resolve_device
@@ -121,7 +121,7 @@ def picture(
     check_count("top", top, least=0)
     out = as_path("out", out)
     if image_size is not None:
-        check_count("image size", image_size)
+        check_side(image_size)
     if image is not None and index is not None:
         raise InputError("an image file and an index were given: one of them is required")
     if data is None and (image is None or top):
@@ -135,6 +135,8 @@ def picture(
     asked = read_layers(layers) or []
     selected = select_layers(loaded, [layer.path for layer in asked] or None)
     source = _source(data, split, index, image, skip_bad=skip_bad)
+    if source.images is not None and top > len(source.images):
+        raise InputError(f"top must be at most {len(source.images)}, the images of {source.images.name}, got {top}")
     folder = out / "deconv"
     written: list[Path] = []
     rows: list[list[Any]] = []  # of a network: reconstructions, input and title of each layer

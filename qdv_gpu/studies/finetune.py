@@ -23,6 +23,7 @@ from qdv_gpu.features.forward import network_input, shown
 from qdv_gpu.files import TEMPORARY, locked, remove_leftovers, replacing, write_json
 from qdv_gpu.machine import Halving, on_threads
 from qdv_gpu.networks.account import describe_variant
+from qdv_gpu.networks.layers import check_memory
 from qdv_gpu.networks.load import Source, load_network
 from qdv_gpu.networks.network import Network
 from qdv_gpu.networks.variant import home
@@ -167,6 +168,9 @@ class Task:
         if home(network) is None:  # its weights are somebody else's
             loaded = replace(loaded, module=copy.deepcopy(loaded.module))
         loaded = loaded.at_size(settings.image_size)
+        check_memory(
+            loaded, loaded.image_size, 1 if loaded.device.type == "cuda" else min(settings.batch_size, len(train))
+        )
         train, test = (shown(images, loaded, crop=settings.crop) for images in (train, test))
         about = {
             "network": loaded.spec,
@@ -314,6 +318,8 @@ class _Run:
                 advance(stage, done, len(images))
         finally:
             module.eval()
+        if not done:
+            raise InputError(f"batch norm needs two images, {images.name} has one: more samples are required")
         mean_loss = loss_sum.item() / done
         if mean_loss != mean_loss:
             raise InputError(f"the loss is not a number after epoch {self.epoch + 1}: lower --lr")

@@ -16,12 +16,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import qdv_gpu
-from qdv_gpu.errors import InputError
+from qdv_gpu.errors import InputError, check_count
 from qdv_gpu.features.forward import check_precision, computing
 from qdv_gpu.files import replacing, write_json
 from qdv_gpu.machine import threads
 from qdv_gpu.networks.hooks import hooked
-from qdv_gpu.networks.layers import LayerName, trace_calls
+from qdv_gpu.networks.layers import LayerName, check_memory, trace_calls
 from qdv_gpu.networks.load import Source, load_network
 from qdv_gpu.networks.network import Network
 from qdv_gpu.networks.variant import home
@@ -157,12 +157,16 @@ def profile(
     if isinstance(batch_sizes, str) or not isinstance(batch_sizes, Iterable | None):
         raise InputError(f"batch sizes must be integers, got {batch_sizes!r}")
     batch_sizes = BATCH_SIZES[target.type] if batch_sizes is None else list(dict.fromkeys(batch_sizes))
-    if not batch_sizes or min(batch_sizes) < 1:
-        raise InputError(f"batch sizes must be at least 1, got {', '.join(map(str, batch_sizes)) or 'none'}")
+    if not batch_sizes:
+        raise InputError("batch sizes must be one or more integers, got none")
+    for batch in batch_sizes:
+        check_count("batch sizes", batch, least=-(2**63))
+    if min(batch_sizes) < 1:
+        raise InputError(f"batch sizes must be at least 1, got {', '.join(map(str, batch_sizes))}")
     check_precision(precision, target)
     size = loaded.image_size if image_size is None else image_size
-    if size < 1:
-        raise InputError(f"image size must be at least 1 pixel, got {size}")
+    if target.type == "cpu":  # on a GPU a batch that does not fit is left out
+        check_memory(loaded, size, max(batch_sizes))
     trace_calls(loaded, size)  # or it cannot take images of that size
     # whose events and streams are used, for so long
     with torch.cuda.device(target) if target.type == "cuda" else nullcontext():

@@ -7,12 +7,11 @@ import dataclasses
 import math
 import numbers
 import operator
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from qdv_gpu.errors import InputError, check_count, unknown
+from qdv_gpu.errors import LARGEST, SEED, SIDE, InputError, check_count, check_most, short, unknown
 from qdv_gpu.files import parse_bytes
 
 if TYPE_CHECKING:
@@ -28,6 +27,7 @@ def setting(
     *,
     stage: Stage,
     least: float | None = None,
+    most: float | None = None,
     among: Sequence[str] | None = None,
     read: Callable[[str], Any] | None = None,
 ) -> Any:
@@ -41,14 +41,14 @@ def setting(
     stage : str
         The stage whose key holds the value: "machine" for what changes no result, "images" and "layers" for what only
         chooses.
-    least : float, optional
-        The smallest number allowed.
+    least, most : float, optional
+        The smallest and the largest number allowed.
     among : sequence of str, optional
         The texts allowed.
     read : callable, optional
         The value of a text from the command line, where the annotation does not say.
     """
-    about = {"help": help, "stage": stage, "least": least, "among": among, "read": read}
+    about = {"help": help, "stage": stage, "least": least, "most": most, "among": among, "read": read}
     return dataclasses.field(default=default, metadata=about)
 
 
@@ -92,11 +92,16 @@ def _numbers(name: str, values: Any) -> tuple[float, ...] | None:
         return None
     if isinstance(given, str) or not isinstance(given, Iterable) or not all(isinstance(v, numbers.Real) for v in given):
         raise InputError(f"{name} must be numbers, got {values!r}")
+    if not all(abs(value) <= LARGEST for value in given):
+        raise InputError(f"{name} must be finite numbers of at most {LARGEST:g}, got {short(values)}")
     return tuple(map(float, given))
 
 
 def _checked(field: Any, value: Any) -> Any:
-    name, least, among = field.name.replace("_", " "), field.metadata["least"], field.metadata["among"]
+    name, least, most, among = (
+        field.name.replace("_", " "),
+        *(field.metadata[one] for one in ("least", "most", "among")),
+    )
     if field.type is bool and not isinstance(value, bool):
         raise InputError(f"{name} must be true or false, got {value!r}")
     if among is not None and value not in among:
@@ -104,9 +109,10 @@ def _checked(field: Any, value: Any) -> Any:
     if least is None or (value is None and field.default is None):
         return value
     if field.type in (int, int | None):
-        return check_count(name, value, least=least)
-    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not least <= value <= sys.float_info.max:
-        raise InputError(f"{name} must be a number of at least {least:g}, got {value!r:.40}")
+        return check_most(name, check_count(name, value, least=least), most or math.inf)
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not least <= value < math.inf:
+        raise InputError(f"{name} must be a number of at least {least:g}, got {short(value)}")
+    check_most(name, value, most or LARGEST)
     return operator.index(value) if isinstance(value, numbers.Integral) else float(value)
 
 
@@ -204,8 +210,9 @@ class Settings:
     split: str | None = setting(None, "Which images, e.g. val; by default test.", stage="images")
     samples: int | str = setting("all", "Images, as many of each class, or all.", stage="images", read=read_samples)
     image_size: int | None = setting(
-        None, "Side in pixels that images are resized to; by default each network's own.", stage="components", least=1
-    )
+        None, "Side in pixels that images are resized to; by default each network's own.", stage="components", least=1,
+        most=SIDE,
+    )  # fmt: skip
     crop: bool = setting(
         default=False, help="Resize the shorter side and cut out the centre, as each network was tested.",
         stage="images",
@@ -232,7 +239,7 @@ class Settings:
     perplexity: float = setting(40.0, "Of t-SNE.", stage="map", least=1)
     iterations: int = setting(1000, "Of t-SNE.", stage="map", least=1)
     learning_rate: float | str = setting("auto", "Of t-SNE: a number or auto.", stage="map", read=read_rate)
-    seeds: int = setting(5, "t-SNE maps of each layer.", stage="layers", least=1)
+    seeds: int = setting(5, "t-SNE maps of each layer.", stage="layers", least=1, most=10_000)
     k: int | Sequence[int] = setting(
         (5,), "Neighbours of the neighborhood hit, e.g. 1,5,10.", stage="scores", read=read_integers
     )
@@ -256,13 +263,16 @@ class Settings:
             object.__setattr__(self, "layers", tuple(layers))
         listed = isinstance(k, Iterable) and not isinstance(k, str)
         if not listed or not all(isinstance(n, numbers.Integral) and not isinstance(n, bool) for n in k):
-            raise InputError(f"k must be integers, got {self.k!r}")
+            raise InputError(f"k must be integers, got {short(self.k)}")
         object.__setattr__(self, "k", tuple(int(n) for n in k))
         if not self.neighbors or min(self.neighbors) < 1 or len(set(self.neighbors)) < len(self.neighbors):
             raise InputError(f"k must be one or more different positive numbers, got {list(self.neighbors)}")
-        rate = self.learning_rate
-        if rate != "auto" and not (isinstance(rate, numbers.Real) and 0 < float(rate) < math.inf):
-            raise InputError(f"learning rate must be auto or a positive number, got {rate!r}")
+        rate: Any = self.learning_rate
+        number = isinstance(rate, numbers.Real) and not isinstance(rate, bool)
+        if rate != "auto" and not (number and 1 / LARGEST <= rate <= LARGEST):
+            raise InputError(
+                f"learning rate must be auto or a number within {1 / LARGEST:g} and {LARGEST:g}, got {short(rate)}"
+            )
 
     @property
     def neighbors(self) -> tuple[int, ...]:
@@ -334,8 +344,9 @@ class Training:
         "all", "Training images, as many of each class, or all.", stage="weights", read=read_samples
     )
     image_size: int | None = setting(
-        None, "Side in pixels that images are resized to; by default the network's own.", stage="weights", least=1
-    )
+        None, "Side in pixels that images are resized to; by default the network's own.", stage="weights", least=1,
+        most=SIDE,
+    )  # fmt: skip
     crop: bool = setting(
         default=False, help="Resize the shorter side and cut out the centre, as the network was tested.",
         stage="images",
@@ -348,10 +359,10 @@ class Training:
     )
     epochs: int = setting(10, "Passes over the training images.", stage="weights", least=1)
     batch_size: int = setting(16, "Images in a step.", stage="weights", least=1)
-    lr: float = setting(1e-5, "Learning rate of Adam.", stage="weights", least=0)
-    seed: int = setting(0, "Of the head's weights, the order and dropout.", stage="weights", least=0)
+    lr: float = setting(1e-5, "Learning rate of Adam.", stage="weights", least=0, most=1e6)
+    seed: int = setting(0, "Of the head's weights, the order and dropout.", stage="weights", least=0, most=SEED)
     threads: int | None = setting(
-        None, "Of a CPU that trains, on which the weights depend; by default all.", stage="weights", least=1
+        None, "Of a CPU that trains, on which the weights depend; by default all.", stage="weights", least=1, most=1024
     )
 
     def __post_init__(self) -> None:

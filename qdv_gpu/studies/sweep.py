@@ -256,7 +256,7 @@ def place(*, workers: int | None, gpus: Sequence[str] | None, slurm: Any, dask: 
     if len(given := [name for name, value in named.items() if value is not None]) > 1:
         raise InputError(f"one place to compute at is required, got {' and '.join(given)}")
     if workers is not None:
-        check_count("workers", workers)
+        check_count("workers", workers, most=1024)
     if workers or gpus:
         slots = slots_of(workers, gpus)
         return lambda out, tasks, progress: in_processes(out, tasks, progress, slots)

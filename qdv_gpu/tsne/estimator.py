@@ -1,9 +1,7 @@
 """Exact, reproducible, batched t-SNE, with cuML behind it for sizes where every pair is too many."""
 
 import importlib.util
-import math
 import numbers
-import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +11,7 @@ import torch
 from sklearn.base import BaseEstimator
 
 from qdv_gpu.arrays import like, to_tensor
-from qdv_gpu.errors import InputError, MissingPackageError, check_count, unknown
+from qdv_gpu.errors import LARGEST, InputError, MissingPackageError, check_count, short, unknown
 from qdv_gpu.machine import resolve_device
 from qdv_gpu.tsne.affinities import KINDS, check_perplexity, joint_affinities
 from qdv_gpu.tsne.engines.cuml import MAX_NEIGHBORS, cuml_embeddings
@@ -190,7 +188,7 @@ class TSNE(BaseEstimator):
         check_count("seed", self.seed, least=0)
         _check_number("early_exaggeration", self.early_exaggeration, 1)
         if not (isinstance(self.learning_rate, str) and self.learning_rate == "auto"):
-            _check_number("learning_rate", self.learning_rate, sys.float_info.min, "auto or a positive number")
+            _check_number("learning_rate", self.learning_rate, 1 / LARGEST, "auto or a number within 1e-30 and 1e+30")
         for name, allowed in (("similarity", SIMILARITIES), ("affinities", KINDS), ("engine", ENGINES)):
             if getattr(self, name) not in allowed:
                 raise unknown(name, str(getattr(self, name)), allowed)
@@ -300,8 +298,9 @@ def _validated(X: Any, device: str | torch.device) -> torch.Tensor:
 
 
 def _check_number(name: str, value: Any, least: float, rule: str | None = None) -> None:
-    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not least <= float(value) < math.inf:
-        raise InputError(f"{name} must be {rule or f'a finite number of at least {least:g}'}, got {value!r}")
+    real: bool = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not real or not least <= value <= LARGEST:
+        raise InputError(f"{name} must be {rule or f'a finite number of at least {least:g}'}, got {short(value)}")
 
 
 def _normal(seed: int, N: int) -> torch.Tensor:
