@@ -5,6 +5,7 @@ import logging
 import os
 import resource
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -29,6 +30,18 @@ def command_line() -> str | None:
     if own.name == "qdv-gpu" or (own.name == "__main__.py" and own.parent.name == "qdv_gpu"):
         return shlex.join(["qdv-gpu", *sys.argv[1:]])
     return None
+
+
+def end_with(parent: int) -> None:
+    """Have Linux kill this process as soon as the process `parent`, which started it, is gone; Ctrl-C is the parent's.
+
+    It is gone too when the thread that started this process has ended.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # it was too late
+        os._exit(1)
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:

@@ -1,9 +1,11 @@
 """Readers of images one at a time: files, and the items of data sets; what they read must stay the same."""
 
 import logging
-from collections.abc import Iterator, MutableMapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from qdv_gpu.data.decode import complaint, decode, from_pil, image_tensor
 from qdv_gpu.data.geometry import Geometry
 from qdv_gpu.errors import InputError
-from qdv_gpu.machine import free_memory, threads
+from qdv_gpu.machine import end_with, free_memory, threads
 from qdv_gpu.progress import advance
 
 logger = logging.getLogger(__name__)
@@ -208,7 +210,7 @@ def read(reader: Reader, batches: Sequence[Sequence[int]], digests: MutableMappi
         batch_sampler=[list(batch) for batch in batches],
         collate_fn=list,
         generator=generator,
-        **(reader.options if len(batches) > 1 else {}),
+        **(_ending(reader.options) if len(batches) > 1 else {}),
     )
     for batch, items in zip(batches, loader, strict=True):
         for index, item in zip(batch, items, strict=True):
@@ -220,6 +222,19 @@ def read(reader: Reader, batches: Sequence[Sequence[int]], digests: MutableMappi
                     "images must stay the same, without random augmentation"
                 )
         yield items
+
+
+def _ending(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a DataLoader, whose processes end with this one."""
+    if not options.get("num_workers"):
+        return dict(options)
+    return {**options, "worker_init_fn": partial(_begin, os.getpid(), options.get("worker_init_fn"))}
+
+
+def _begin(parent: int, begin: Callable[[int], None] | None, number: int) -> None:
+    end_with(parent)
+    if begin is not None:
+        begin(number)
 
 
 def hold(
