@@ -90,7 +90,7 @@ def safe_name(text: str) -> str:
     ('layer4.1', '_._up-8c722b8a')
     """
     safe = re.sub(r"^\.|[^A-Za-z0-9@+_.-]", "_", text)[:100]
-    return safe if safe == text else f"{safe}-{sha256(text.encode(errors='surrogateescape')).hexdigest()[:8]}"
+    return safe if safe == text != "" else f"{safe}-{sha256(text.encode(errors='surrogateescape')).hexdigest()[:8]}"
 
 
 def text_of(name: str) -> str:

@@ -122,6 +122,8 @@ def picture(
     out = as_path("out", out)
     if image_size is not None:
         check_side(image_size)
+    if index is not None:
+        check_count("index", index, least=-(2**63))
     if image is not None and index is not None:
         raise InputError("an image file and an index were given: one of them is required")
     if data is None and (image is None or top):

@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qdv_gpu.errors import InputError, unknown
+from qdv_gpu.errors import InputError, check_count, unknown
 from qdv_gpu.networks.spec import Spec
 from qdv_gpu.networks.variant import Variant
 from qdv_gpu.studies.point import Point
@@ -132,6 +132,7 @@ def read_sweep(source: str | Path | Mapping[str, Any], *, max_points: int = MAX_
         With file, line and key: for an unknown key, with the nearest that there are; a value of the wrong type; no
         point, too many, or one twice.
     """
+    check_count("max points", max_points)
     sheet = Sheet.read(source)
     shared = {key: (value, "run", 0) for key, value in _flat(sheet.table.get("run", {})).items()}
     axes = {key: _axis(sheet, key, values) for key, values in _flat(sheet.table.get("grid", {})).items()}

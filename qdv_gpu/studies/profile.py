@@ -156,11 +156,12 @@ def profile(
     target = loaded.device
     if isinstance(batch_sizes, str) or not isinstance(batch_sizes, Iterable | None):
         raise InputError(f"batch sizes must be integers, got {batch_sizes!r}")
-    batch_sizes = BATCH_SIZES[target.type] if batch_sizes is None else list(dict.fromkeys(batch_sizes))
+    batch_sizes = BATCH_SIZES[target.type] if batch_sizes is None else list(batch_sizes)
     if not batch_sizes:
         raise InputError("batch sizes must be one or more integers, got none")
     for batch in batch_sizes:
         check_count("batch sizes", batch, least=-(2**63))
+    batch_sizes = list(dict.fromkeys(batch_sizes))
     if min(batch_sizes) < 1:
         raise InputError(f"batch sizes must be at least 1, got {', '.join(map(str, batch_sizes))}")
     check_precision(precision, target)

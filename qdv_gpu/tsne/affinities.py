@@ -7,7 +7,7 @@ import numpy as np
 import scipy.sparse
 import torch
 
-from qdv_gpu.errors import InputError, unknown
+from qdv_gpu.errors import InputError, short, unknown
 from qdv_gpu.kernels import bandwidths
 from qdv_gpu.neighbors import distances_to_all, neighbor_blocks
 
@@ -41,8 +41,8 @@ def check_perplexity(perplexity: Any, N: int) -> float:
     """Return the perplexity as a float, or raise InputError unless 1 <= perplexity <= (N - 1) / 3."""
     try:
         value = float(perplexity)
-    except (TypeError, ValueError):
-        raise InputError(f"perplexity must be a number, got {perplexity!r}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"perplexity must be a number, got {short(perplexity)}") from None
     if not 1 <= value <= (N - 1) / 3:
         raise InputError(
             f"perplexity must be at least 1 and 3 * perplexity at most N - 1, got perplexity {perplexity} and N = {N}"
