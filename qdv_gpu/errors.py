@@ -44,6 +44,13 @@ def short(value: Any) -> str:
         return "an integer of thousands of digits"
 
 
+def check_whole(name: str, value: Any) -> int:
+    """A whole number as Python's own, of any sign; InputError for anything else."""
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    raise InputError(f"{name} must be an integer, got {short(value)}")
+
+
 def check_side(size: Any, name: str = "image size") -> int:
     """A side of an image in pixels; InputError unless it is one."""
     return check_most(name, check_count(name, size), SIDE)

@@ -121,7 +121,7 @@ def umask() -> int:
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` to `path` atomically."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | Path, value: Any) -> None:

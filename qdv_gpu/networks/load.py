@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from qdv_gpu.errors import LARGEST, SIDE, InputError, check_count, check_side, short
+from qdv_gpu.files import text_of
 from qdv_gpu.machine import resolve_device
 from qdv_gpu.networks.build import build
 from qdv_gpu.networks.copies import shared_copy
@@ -185,7 +186,7 @@ def load_networks(
         load_network(network, weights=weights, image_size=image_size, mean=mean, std=std, device=device)
         for network in chosen
     ]
-    names = [label or network.name for label, network in zip(labels, loaded, strict=True)]
+    names = [text_of(label or network.name) for label, network in zip(labels, loaded, strict=True)]
     long = list(names)
     for position, network in enumerate(loaded):
         path = Path(network.source)

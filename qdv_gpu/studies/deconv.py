@@ -18,7 +18,7 @@ from qdv_gpu.data.datasets import check_data, load_images
 from qdv_gpu.data.decode import load_image
 from qdv_gpu.data.images import Images
 from qdv_gpu.deconv.deconvnet import MODES, Deconvnet, TopActivations
-from qdv_gpu.errors import InputError, as_path, check_count, check_side, unknown
+from qdv_gpu.errors import InputError, as_path, check_count, check_side, check_whole, unknown
 from qdv_gpu.features.forward import shown
 from qdv_gpu.files import replacing, safe_name
 from qdv_gpu.machine import resolve_device
@@ -123,7 +123,7 @@ def picture(
     if image_size is not None:
         check_side(image_size)
     if index is not None:
-        check_count("index", index, least=-(2**63))
+        check_whole("index", index)
     if image is not None and index is not None:
         raise InputError("an image file and an index were given: one of them is required")
     if data is None and (image is None or top):

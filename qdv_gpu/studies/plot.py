@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from qdv_gpu.errors import InputError, unknown
+from qdv_gpu.errors import InputError, as_path, check_whole, unknown
 from qdv_gpu.files import read_json
 from qdv_gpu.neighbors import knn
 from qdv_gpu.report import figures
@@ -69,7 +69,10 @@ def plot(
     ['maps.pdf', 'nh.pdf']
     """
     formats = read_formats(formats)
-    folder = RunFolder(run)
+    check_whole("seed", seed)
+    if k is not None:
+        check_whole("k", k)
+    folder = RunFolder(as_path("run", run))
     about = _about(folder.out)
     found = list(_layers(folder, about, k, seed))
     found = _chosen(found, "network", networks)
@@ -79,7 +82,7 @@ def plot(
     drawn = {"maps": figures.maps_figure(records, labels, classes)}
     if labels is not None:
         drawn["nh"] = figures.nh_figure(records, labels, records[0].scores[0].k)
-    target = folder.out / "figures" if out is None else Path(out)
+    target = folder.out / "figures" if out is None else as_path("out", out)
     return [path for name, figure in drawn.items() for path in write_figure(target / name, figure, formats)]
 
 

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import qdv_gpu
-from qdv_gpu.errors import InputError, check_count
+from qdv_gpu.errors import InputError, check_whole
 from qdv_gpu.features.forward import check_precision, computing
 from qdv_gpu.files import replacing, write_json
 from qdv_gpu.machine import threads
@@ -160,7 +160,7 @@ def profile(
     if not batch_sizes:
         raise InputError("batch sizes must be one or more integers, got none")
     for batch in batch_sizes:
-        check_count("batch sizes", batch, least=-(2**63))
+        check_whole("batch sizes", batch)
     batch_sizes = list(dict.fromkeys(batch_sizes))
     if min(batch_sizes) < 1:
         raise InputError(f"batch sizes must be at least 1, got {', '.join(map(str, batch_sizes))}")

@@ -119,7 +119,7 @@ def _checked(field: Any, value: Any) -> Any:
 def read_samples(text: str | int) -> int | str:
     """A number of images, or "all"."""
     if isinstance(text, numbers.Integral) and not isinstance(text, bool):
-        return int(text)
+        return check_count("samples", int(text))
     if isinstance(text, str) and text == "all":
         return text
     if isinstance(text, str) and text.isascii() and text.isdigit():
