@@ -26,8 +26,13 @@ Cost
 from typing import Any
 
 import numpy as np
-from numba import njit, prange, types
+from numba import config, njit, prange, types
 from numba.extending import intrinsic
+
+from qdv_gpu.errors import InputError
+
+if config.DISABLE_JIT:  # type: ignore[attr-defined]  # set at run time
+    raise InputError("NUMBA_DISABLE_JIT is set: the loops on the CPU run compiled alone, so it must be unset")
 
 # Sums may be reordered into SIMD lanes and products fused; NaN and infinity keep their meaning.
 # Without numpy's error model the test for a zero divisor would keep the loops from becoming SIMD.

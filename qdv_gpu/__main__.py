@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import warnings
 from typing import Any
 
 
@@ -25,11 +26,19 @@ def _open_streams() -> None:
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
+def _settle() -> None:
+    """Leave out of the environment what is for other programs: no command shows a window, or fails of a warning."""
+    os.environ["MPLBACKEND"] = "agg"
+    os.environ.pop("PYTHONWARNINGS", None)
+    warnings.filters[:] = [one for one in warnings.filters if one[0] != "error"]  # type: ignore[index]  # it is a list
+
+
 def run() -> None:
     """Run the command line and exit."""
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
     _open_streams()
+    _settle()
     from qdv_gpu.cli import main
 
     sys.exit(main())

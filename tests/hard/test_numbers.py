@@ -57,7 +57,7 @@ OPTIONS = [
         for value in values
     ],
 )
-def test_an_option_is_refused(warm, runs, tmp_path, command, option, value):
+def test_an_option_is_refused(warm, runs, tmp_path, *, command, option, value):
     command = [part.replace("{runs}", str(runs)) for part in command]
     done = warm.run(*command, f"--{option}={value}", cwd=tmp_path)
     assert done.refused, (done.code, done.err)

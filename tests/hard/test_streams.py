@@ -4,9 +4,10 @@ import pytest
 from hard.cases import SMALL
 
 ANALYZE = ("analyze", "tiny_networks:cnn", *SMALL, "--out", "out")
+FEW = ("--samples", "20", "--epochs", "1", "--device", "cpu")
 COMMANDS = {
     "analyze": ANALYZE,
-    "finetune": ("finetune", "tiny_networks:cnn", "--data", "digits", "--samples", "20", "--epochs", "1", "--out", "out"),
+    "finetune": ("finetune", "tiny_networks:cnn", "--data", "digits", *FEW, "--out", "out"),
     "compare": ("compare", "{runs}/cnn", "{runs}/other", "--out", "out"),
     "deconv": ("deconv", "tiny_networks:cnn", "--data", "digits", "--layers", "pool@1", "--out", "out"),
     "plot": ("plot", "{runs}/cnn", "--out", "out"),
