@@ -24,13 +24,15 @@ def of_machine(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in text:
         return f"out of memory ({text or 'none is left'}): lower --image-size or --samples"
-    if "DataLoader worker" in text or "shared memory" in text or "start new thread" in text:
+    if any(part in text for part in LIMITS):
         return text
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return ""
 
 
+# In what libraries say of what the machine did not give.
+LIMITS = ("DataLoader worker", "shared memory", "start new thread", "failed to map segment", "static TLS block")
 SIDE = 1 << 20  # pixels of an image's side at most
 LARGEST = 1e30  # number that is computed with in float32
 SEED = (1 << 32) - 1  # the largest seed of numpy's, and small enough to be counted on from

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from qdv_gpu.data.datasets import load_images
 from qdv_gpu.data.images import Images
+from qdv_gpu.errors import as_path
 from qdv_gpu.results.records import Analysis
 from qdv_gpu.studies.analyze import analyze
 from qdv_gpu.studies.finetune import finetune
@@ -74,7 +75,7 @@ def scattered_digits(split: str, copies: int = 1) -> Images:
 
 def demo(out: str | Path = "qdv-demo", *, device: str = "auto") -> Analysis:
     """Train a shallow and a deeper small network on `scattered_digits`, and analyse both; see `analyze`."""
-    out, networks = Path(out), {}
+    out, networks = as_path("out", out), {}
     images = {"train": scattered_digits("train", copies=3), "test": scattered_digits("test")}
     for name in ("shallow", "deeper"):
         spec = f"qdv_gpu.studies.demo:{name}"

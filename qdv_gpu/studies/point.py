@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import platform
+import signal
 import sys
 import threading
 import time
@@ -374,6 +375,7 @@ def main() -> int:
     """Compute the points that the command line names: 0 if all are done, 1 if one failed."""
     out, *names = sys.argv[1:]
     faulthandler.enable()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one, which ends it
     _end_with_parent()
     return int(bool(compute(out, names)))
 

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import qdv_gpu
-from qdv_gpu.errors import InputError, check_whole
+from qdv_gpu.errors import InputError, as_path, check_whole
 from qdv_gpu.features.forward import check_precision, computing
 from qdv_gpu.files import replacing, write_json
 from qdv_gpu.machine import threads
@@ -152,6 +152,7 @@ def profile(
         For a batch size below 1, a precision that the device does not have, or an image size that the network cannot
         take.
     """
+    out = None if out is None else as_path("out", out)
     loaded = load_network(network, weights=weights, device=device if home(network) else None)
     target = loaded.device
     if isinstance(batch_sizes, str) or not isinstance(batch_sizes, Iterable | None):
@@ -175,7 +176,7 @@ def profile(
     if out is not None:
         name = torch.cuda.get_device_name(loaded.device) if loaded.device.type == "cuda" else "cpu"
         write_json(
-            Path(out) / "profile.json",
+            out / "profile.json",
             {
                 "network": loaded.name,
                 "image_size": size,
@@ -197,7 +198,7 @@ def profile(
             {found.batch_size: [(one.layer, one.share, one.bound) for one in found.layers] for found in profiles},
             f"{loaded.name}, {size} px, {precision}: share of the forward pass",
         )
-        with replacing(Path(out) / "profile.png") as temporary:
+        with replacing(out / "profile.png") as temporary:
             save_figure(figure, temporary)
     return profiles
 
