@@ -122,6 +122,7 @@ def load_network(
             module, about = shared_copy(given), dict[str, Any]()
         else:
             module, about = build(asked.name, asked.arguments, pretrained=str(source) == "imagenet")
+        _check_names(module, asked.built)
         as_made = state is None and (shared or (":" in asked.name and not _is_timm(module)))
         network = _described(module, asked, "given" if as_made else str(source), about, metadata, image_size)
         edit = partial(edited, edits=asked.edits, carry=asked.carry, name=asked.built, image_size=image_size, seed=seed)
@@ -259,6 +260,16 @@ def _described(  # noqa: PLR0917 - what is known of it
             known[name] = [sum(values) / 3] if channels == 1 else None
     resize = math.floor(network.image_size / known.get("crop", CROP) + 1e-6)
     return _normalising(replace(network, resize=resize), known.get("image_mean"), known.get("image_std"))
+
+
+def _check_names(module: nn.Module, network: str) -> None:
+    """Raise InputError for a submodule that no path leads to, or whose name no file can hold."""
+    for child in module.modules():
+        for name in child._modules:
+            if not name or "." in name or text_of(name) != name:
+                raise InputError(
+                    f"{network} has a submodule called {name!r}: a name without dots is required, in UTF-8"
+                )
 
 
 def _is_timm(module: nn.Module) -> bool:

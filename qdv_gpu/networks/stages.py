@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from qdv_gpu.errors import InputError
+from qdv_gpu.files import text_of
 from qdv_gpu.networks.fit import head_path
 from qdv_gpu.networks.layers import Call, trace_calls
 from qdv_gpu.networks.network import Network
@@ -47,7 +48,7 @@ def default_layers(network: Network) -> dict[str, str]:
         if not isinstance(own, dict) or not all(isinstance(t, str) and t for pair in own.items() for t in pair):
             raise InputError(f"named_layers of {network.name} must be a dict of names to module paths, got {own!r}")
         network.select(own.values())
-        return dict(own)
+        return {text_of(layer): path for layer, path in own.items()}
     if name in _NAMED_LAYERS:
         named = {layer: f"features.{position}" for layer, position in _NAMED_LAYERS[name].items()}
         return {_pooled(module, layer, path): path for layer, path in named.items() if network.has(path)}

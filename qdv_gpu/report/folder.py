@@ -148,8 +148,8 @@ class RunFolder:
         except ImportError:
             logger.warning("%s is not written: pip install pyarrow", name)
             return None
-        with replacing(self._path(name)) as temporary:
-            pyarrow.parquet.write_table(pyarrow.table(dict(columns)), temporary)
+        with replacing(self._path(name)) as temporary, temporary.open("wb") as file:  # pyarrow's paths are of UTF-8
+            pyarrow.parquet.write_table(pyarrow.table(dict(columns)), file)
         return self.out / name
 
     def figure(self, name: str, figure: Figure, formats: Sequence[str] = ("png",)) -> list[Path]:

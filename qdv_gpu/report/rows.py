@@ -60,7 +60,8 @@ def write_parquet(points: Sequence[tuple[Path, Points]], k: int, png_files: PngF
         for (path, one), schema in zip(points, schemas, strict=True):
             repeated = [name for name in ("label", "prediction") if name in one.columns]
             temporary = stack.enter_context(replacing(path))
-            writer = pyarrow.parquet.ParquetWriter(temporary, schema, use_dictionary=repeated)
+            file = stack.enter_context(temporary.open("wb"))  # pyarrow's paths are of UTF-8
+            writer = pyarrow.parquet.ParquetWriter(file, schema, use_dictionary=repeated)
             writers.append(stack.enter_context(writer))
         N = len(points[0][1].Z)
         for first in range(0, N, ROWS):

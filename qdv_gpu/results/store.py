@@ -247,7 +247,7 @@ class Store:
     def refer(self, run: Path) -> None:
         """Remember that the run folder `run` refers to stages here, which its run.json lists under "stages"."""
         path = str(run.absolute())
-        file = self.path / "runs" / sha256(path.encode()).hexdigest()[:16]
+        file = self.path / "runs" / sha256(os.fsencode(path)).hexdigest()[:16]
         if not file.is_file():
             write_json(file, path)
 

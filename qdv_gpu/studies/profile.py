@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import qdv_gpu
-from qdv_gpu.errors import InputError, as_path, check_whole
+from qdv_gpu.errors import InputError, as_path, check_count, check_whole
 from qdv_gpu.features.forward import check_precision, computing
 from qdv_gpu.files import replacing, write_json
 from qdv_gpu.machine import threads
@@ -165,6 +165,7 @@ def profile(
     batch_sizes = list(dict.fromkeys(batch_sizes))
     if min(batch_sizes) < 1:
         raise InputError(f"batch sizes must be at least 1, got {', '.join(map(str, batch_sizes))}")
+    check_count("batch sizes", max(batch_sizes))
     check_precision(precision, target)
     size = loaded.image_size if image_size is None else image_size
     if target.type == "cpu":  # on a GPU a batch that does not fit is left out

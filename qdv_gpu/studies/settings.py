@@ -264,7 +264,7 @@ class Settings:
         listed = isinstance(k, Iterable) and not isinstance(k, str)
         if not listed or not all(isinstance(n, numbers.Integral) and not isinstance(n, bool) for n in k):
             raise InputError(f"k must be integers, got {short(self.k)}")
-        object.__setattr__(self, "k", tuple(int(n) for n in k))
+        object.__setattr__(self, "k", tuple(check_most("k", int(n), 2**63 - 1) for n in k))
         if not self.neighbors or min(self.neighbors) < 1 or len(set(self.neighbors)) < len(self.neighbors):
             raise InputError(f"k must be one or more different positive numbers, got {list(self.neighbors)}")
         rate: Any = self.learning_rate
