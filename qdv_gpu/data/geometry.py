@@ -52,6 +52,8 @@ class Geometry:
     squash: bool = False
 
     def __post_init__(self) -> None:
+        if self.side < 1:
+            raise InputError(f"image size must be at least 1 pixel, got {self.side}")
         check_side(self.side)
         if self.resize is not None and self.resize < 1:
             raise InputError(f"the shorter edge must be resized to at least 1 pixel, got {self.resize}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from qdv_gpu.errors import InputError, check_side
+from qdv_gpu.errors import InputError, check_side, check_whole
 from qdv_gpu.files import readable
 from qdv_gpu.machine import free_memory, product_precision
 from qdv_gpu.networks.blank import on_meta, run_blank
@@ -102,6 +102,8 @@ def trace_calls(network: Network, image_size: int | None = None) -> list[Call]:
         If the network cannot take images of that size.
     """
     size = network.image_size if image_size is None else image_size
+    if check_whole("image size", size) < 1:
+        raise InputError(f"image size must be at least 1 pixel, got {size}")
     check_side(size)
     calls: list[Call] = []
 
