@@ -3,11 +3,15 @@
 import contextlib
 import errno
 import fcntl
+import functools
 import json
+import logging
 import math
 import os
 import re
+import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -17,6 +21,11 @@ from qdv_gpu.errors import InputError
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 TEMPORARY = ".qdv-gpu-tmp-"  # how the names of unfinished files begin
+LEFTOVER = re.compile(re.escape(TEMPORARY) + r"[a-z0-9_]{8}(\.\w+)?")  # and what they are, whole
+STALE = 24 * 3600  # seconds after which an unfinished file is nobody's, where there are no locks to tell
+UNLOCKABLE = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EINVAL}
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -48,20 +57,29 @@ def replacing(path: str | Path) -> Iterator[Path]:
         If the disk is full or the folder cannot be written; the temporary file is removed first.
     """
     path = Path(path)
-    temporary = None
+    temporary = handle = None
     with explained(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=path.suffix, dir=path.parent)
-            os.close(handle)
-            temporary = Path(name)
+            handle, temporary = _begun(path)
             yield temporary
             flush(temporary)
             temporary.chmod(0o666 & ~umask())
             temporary.replace(path)
         finally:
-            if temporary is not None:
+            if temporary is not None and handle is not None:
                 temporary.unlink(missing_ok=True)
+                os.close(handle)
+
+
+def _begun(path: Path) -> tuple[int, Path]:
+    """An unfinished file beside `path`, locked for as long as its handle is open: nobody takes it for a leftover."""
+    while True:
+        handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=path.suffix, dir=path.parent)
+        _flock(handle, fcntl.LOCK_EX)
+        if os.path.lexists(name):  # else it was taken for one before it was locked
+            return handle, Path(name)
+        os.close(handle)
 
 
 @contextlib.contextmanager
@@ -71,14 +89,48 @@ def locked(folder: Path, *, shared: bool = False, wait: bool = False) -> Iterato
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        free = _flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+        if free is None:
+            _say_unlockable()
+        yield free is not False
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def abandoned(path: Path) -> Iterator[bool]:
+    """Whether nobody who lives holds the lock of an unfinished file or folder; none can take it in the block.
+
+    Where the file system has no locks, what nobody has changed for a day is abandoned.
+    """
+    try:
+        handle = os.open(path, (os.O_RDONLY if path.is_dir() else os.O_RDWR) | os.O_NOFOLLOW)
+    except OSError:
+        yield False
+        return
+    try:
+        free = _flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield time.time() - os.fstat(handle).st_mtime > STALE if free is None else free
+    finally:
+        os.close(handle)
+
+
+def _flock(handle: int, operation: int) -> bool | None:
+    """Whether a lock was to be had; None where the file system has none."""
+    try:
+        fcntl.flock(handle, operation)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in UNLOCKABLE:
+            return None
+        raise
+    return True
+
+
+@functools.cache
+def _say_unlockable() -> None:
+    logger.warning("the file system here has no locks: see to it that no two runs write to one folder at a time")
 
 
 def safe_name(text: str) -> str:
@@ -139,15 +191,20 @@ def read_json(path: str | Path) -> Any:
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON ({error})") from None
 
 
-def remove_leftovers(folder: str | Path) -> None:
-    """Delete the temporary files that killed runs left below `folder`, which nothing else may be writing to."""
-    for path in Path(folder).rglob(f"{TEMPORARY}*"):
-        if path.is_file():
-            path.unlink(missing_ok=True)
+def remove_leftovers(folder: str | Path, *, below: bool = True) -> None:
+    """Delete the unfinished files that killed processes left in a folder, and unless told otherwise below it."""
+    for top, folders, names in os.walk(folder):
+        for name in filter(LEFTOVER.fullmatch, names):
+            path = Path(top, name)
+            with contextlib.suppress(OSError), abandoned(path) as free:
+                if free and stat.S_ISREG(path.lstat().st_mode):
+                    path.unlink()
+        if not below:
+            folders.clear()
 
 
 def parse_bytes(text: str) -> int:
