@@ -16,23 +16,27 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qdv_gpu.errors import InputError
-from qdv_gpu.files import explained, flush, locked, read_json, umask, write_json
+from qdv_gpu.files import abandoned, explained, flush, locked, read_json, remove_leftovers, umask
+from qdv_gpu.sealed import SEAL, hash_of, read_sealed, seal_of, write_sealed
 
 FORMAT = 1  # of a stage's folder
 MANIFEST, ARRAYS = "stage.json", "arrays.npz"
 VARIABLE = "QDV_GPU_STORE"  # names the store where no argument does
 _LABEL = 60  # characters of a folder's name that are for people
+
+# What reading a damaged file raises.
+DAMAGES = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile)
 
 logger = logging.getLogger(__name__)
 
@@ -126,29 +130,40 @@ class Store:
         """The store at `path`, or that of $QDV_GPU_STORE, or `.qdv-store` in the folder that holds `out`."""
         return cls(path or os.environ.get(VARIABLE) or out.absolute().parent / ".qdv-store")
 
-    def read(self, key: Key) -> Record | None:
-        """The stage of a key; None if it is absent, or was damaged and is hence removed, with a warning."""
+    def read(self, key: Key, check: Callable[[Record], object] | None = None) -> Record | None:
+        """The stage of a key; None if it is absent, or was damaged and is hence removed, with a warning.
+
+        `check` is to raise a ValueError, LookupError or TypeError for a stage that does not hold what it should.
+        """
         folder = self.path / key.folder
-        if not folder.is_dir():
+        if not os.path.lexists(folder):
             return None
         try:
             about = _verified(folder, key)
             with np.load(folder / ARRAYS, allow_pickle=False) as file:
-                return Record(about, dict(file.items()), folder)
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+                record = Record(about, dict(file.items()), folder)
+            if check is not None:
+                check(record)
+            return record
+        except DAMAGES as error:
             logger.warning("%s is damaged (%s) and will be computed again", folder, " ".join(str(error).split()))
             _remove(folder)
             return None
 
-    def find(self, stage: str, digest: str) -> tuple[Record | None, int | None]:
-        """The stage of a key's digest, and the version of the code that made it; None for what is not there."""
+    def find(
+        self, stage: str, digest: str, check: Callable[[Record], object] | None = None
+    ) -> tuple[Record | None, int | None]:
+        """The stage of a key's digest, and the version of the code that made it; None for what is not there.
+
+        `check` as for `read`.
+        """
         for manifest in self.path.glob(f"{stage}/*{digest[:16]}/{MANIFEST}"):
-            with suppress(InputError, KeyError, TypeError):
+            with suppress(*DAMAGES):
                 content = read_json(manifest)
                 label = manifest.parent.name[: -len(digest[:16])].rstrip("-")
                 key = Key(stage, content["version"], content["parameters"], tuple(content["parents"]), label)
                 if key.digest == digest:
-                    return self.read(key), key.version
+                    return self.read(key, check), key.version
         return None, None
 
     def holds(self, digests: Iterable[str]) -> bool:
@@ -163,7 +178,7 @@ class Store:
         """
         found: list[dict[str, tuple[Any, Any]]] = []
         for manifest in sorted(self.path.glob(f"{key.stage}/*/{MANIFEST}")):
-            with suppress(OSError, ValueError, KeyError, TypeError):
+            with suppress(*DAMAGES):
                 there, own = (
                     {**one["parameters"], "version": one["version"], "parents": one["parents"]}
                     for one in (read_json(manifest), key.content)
@@ -208,9 +223,9 @@ class Store:
             named = [ARRAYS, *(files or {})]
             for name in named:
                 flush(folder / name)
-            hashes = {name: _file_hash(folder / name) for name in named}
+            hashes = {name: hash_of(folder / name) for name in named}
             sealed = {"format": FORMAT, **key.content, "about": dict(about or {}), "files": hashes}
-            write_json(folder / MANIFEST, {**sealed, "seal": _seal(sealed)})
+            write_sealed(folder / MANIFEST, sealed)
             final.parent.mkdir(parents=True, exist_ok=True)
             try:
                 folder.rename(final)
@@ -248,8 +263,10 @@ class Store:
         """Remember that the run folder `run` refers to stages here, which its run.json lists under "stages"."""
         path = str(run.absolute())
         file = self.path / "runs" / sha256(os.fsencode(path)).hexdigest()[:16]
-        if not file.is_file():
-            write_json(file, path)
+        with suppress(*DAMAGES):
+            if read_sealed(file) == {"run": path}:
+                return
+        write_sealed(file, {"run": path})
 
     def entries(self) -> list[Entry]:
         """All stages, sorted by folder."""
@@ -262,22 +279,31 @@ class Store:
                 content = read_json(manifest)
                 digest: str | None = Key(**{name: content[name] for name in ("stage", "version", "parameters")},
                                          parents=tuple(content["parents"])).digest  # fmt: skip
-            except (InputError, KeyError, TypeError):
+            except DAMAGES:
                 digest = None
             size = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
             found.append(Entry(place.parent.name, digest, place, size))
         return found
 
     def unreferenced(self) -> list[Entry]:
-        """Stages that no run folder refers to; run folders that are gone refer to nothing."""
+        """Stages that no run folder refers to; run folders that are gone refer to nothing.
+
+        Raises
+        ------
+        InputError
+            If it cannot be told to which stages a run folder refers, as its run.json is damaged.
+        """
         kept: set[str] = set()
-        for file in (self.path / "runs").glob("*"):
-            with suppress(InputError, TypeError, AttributeError):
-                run = Path(read_json(file))
-                try:
-                    kept.update(read_json(run / "run.json").get("stages", ()))
-                except OSError:
-                    logger.warning("run folder %s is gone: if it was moved, run its command again first", run)
+        for file in (self.path / "runs").glob("[!.]*"):
+            run = _referring(file)
+            try:
+                kept.update(read_sealed(run / "run.json", stages=list)["stages"])
+            except FileNotFoundError:
+                logger.warning("run folder %s is gone: if it was moved, run its command again first", run)
+            except (OSError, InputError, TypeError) as error:
+                raise InputError(
+                    f"which stages {run} refers to cannot be told ({error}): run its command again, or delete it"
+                ) from None
         return [entry for entry in self.entries() if entry.digest not in kept]
 
     def remove(self, entries: Iterable[Entry]) -> None:
@@ -319,15 +345,25 @@ class Store:
         """Delete what killed processes left."""
         with locked(self._unfinished, wait=True):
             for folder in filter(Path.is_dir, self._unfinished.iterdir()):
-                with locked(folder) as free:
+                with abandoned(folder) as free:
                     if free:
                         shutil.rmtree(folder, ignore_errors=True)
+        remove_leftovers(self.path / "runs")
+
+
+def _referring(file: Path) -> Path:
+    """The run folder that a file of the store names."""
+    said = read_json(file)
+    if isinstance(said, str):  # as older versions wrote it
+        return Path(said)
+    path = read_sealed(file, run=str)["run"]
+    return Path(path)
 
 
 def _is_whole(folder: Path, digest: str) -> bool:
     """Whether a folder holds the stage of the key of that digest."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    with suppress(*DAMAGES):
+        content = read_json(folder / MANIFEST)
         key = Key(content["stage"], content["version"], content["parameters"], tuple(content["parents"]))
         _verified(folder, key)
         return key.digest == digest
@@ -336,30 +372,21 @@ def _is_whole(folder: Path, digest: str) -> bool:
 
 def _verified(folder: Path, key: Key) -> dict[str, Any]:
     """What is said about the stage in a folder; ValueError if it is not all there, or not of that key."""
-    sealed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    sealed = read_json(folder / MANIFEST)
     if not isinstance(sealed, dict):
         raise ValueError(f"{MANIFEST} holds no object")
-    seal = sealed.pop("seal")
+    seal = sealed.pop(SEAL)
     if sealed["format"] != FORMAT:
         raise ValueError(f"it has format {sealed['format']}, not {FORMAT}")
-    if seal != _seal(sealed):
+    if seal != seal_of(sealed):
         raise ValueError(f"the hash of {MANIFEST} is another")
     if {name: sealed[name] for name in key.content} != key.content:
         raise ValueError("it is of another key")
     for name, expected in sealed["files"].items():
-        if _file_hash(folder / name) != expected:
+        if hash_of(folder / name) != expected:
             raise ValueError(f"the hash of {name} is another")
     about: dict[str, Any] = sealed["about"]
     return about
-
-
-def _seal(sealed: Mapping[str, Any]) -> str:
-    return sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()
-
-
-def _file_hash(file: Path) -> str:
-    with file.open("rb") as stream:
-        return file_digest(stream, "sha256").hexdigest()
 
 
 def _remove(folder: Path) -> None:
@@ -368,4 +395,4 @@ def _remove(folder: Path) -> None:
         unfinished = folder.parents[1] / "tmp"
         unfinished.mkdir(exist_ok=True)
         gone = folder.rename(unfinished / f"{folder.name}-{os.getpid()}")
-        shutil.rmtree(gone, ignore_errors=True)
+        gone.unlink() if gone.is_file() else shutil.rmtree(gone, ignore_errors=True)
