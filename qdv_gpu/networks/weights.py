@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import pickle
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,15 @@ def read_weights(path: str | Path) -> tuple[Tensors, dict[str, Any]]:
         If the file is absent, truncated, of another format, or holds tensors that are not dense numbers (quantised,
         sparse, complex, without data) or names that are no text.
     """
+    tensors, metadata = read_tensors(path)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            logger.warning("%s holds NaN or infinity in %s", path, name)
+    return tensors, metadata
+
+
+def read_tensors(path: str | Path) -> tuple[Tensors, dict[str, Any]]:
+    """As `read_weights`, which warns of what is no number besides."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"weights file {path} does not exist")
@@ -66,8 +76,6 @@ def read_weights(path: str | Path) -> tuple[Tensors, dict[str, Any]]:
         kind = _unusable(tensor)
         if kind:
             raise InputError(f"{path} holds {kind} tensor {name}: dense tensors of real numbers are required")
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            logger.warning("%s holds NaN or infinity in %s", path, name)
     return tensors, metadata
 
 
@@ -88,9 +96,10 @@ def write_weights(path: str | Path, tensors: Tensors, metadata: dict[str, Any]) 
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    said = json.dumps(metadata)
     with replacing(path) as temporary:
         try:
-            save_file(tensors, temporary, metadata={"qdv_gpu": json.dumps(metadata)})
+            save_file(tensors, temporary, metadata={"qdv_gpu": said, "sha256": _digest(tensors, said)})
         except SafetensorError as error:
             raise OSError(str(error)) from error
 
@@ -100,10 +109,23 @@ def _read_safetensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
 
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = (file.metadata() or {}).get("qdv_gpu", "{}")
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata)  # noqa: SIM118 (no dict)
-    except (SafetensorError, ValueError, RuntimeError) as error:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+            said = file.metadata() or {}
+        metadata = json.loads(said.get("qdv_gpu", "{}"))
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise InputError(f"{path} is truncated or not a safetensors file ({_first_line(error)})") from None
+    if not isinstance(metadata, dict) or said.get("sha256") not in (None, _digest(tensors, said.get("qdv_gpu", ""))):
+        raise InputError(f"{path} is damaged (it is not what its hash says)")
+    return tensors, metadata
+
+
+def _digest(tensors: Tensors, said: str) -> str:
+    """Hash of tensors on the CPU and of what is said about them, hexadecimal SHA-256."""
+    digest = sha256(said.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _read_torch(path: Path) -> tuple[Tensors, dict[str, Any]]:
