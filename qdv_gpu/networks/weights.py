@@ -18,6 +18,7 @@ from qdv_gpu.files import replacing
 
 Tensors = dict[str, Tensor]
 logger = logging.getLogger(__name__)
+HASH = "sha256"  # the key of the hash among what is said
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")
 # Under which programs keep a state dict in a checkpoint; where there are several, the first of these is taken.
 WRAPPINGS = (
@@ -96,10 +97,10 @@ def write_weights(path: str | Path, tensors: Tensors, metadata: dict[str, Any]) 
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    said = json.dumps(metadata)
+    said = {**metadata, HASH: _digest(tensors, metadata)}  # in one text: safetensors writes several in any order
     with replacing(path) as temporary:
         try:
-            save_file(tensors, temporary, metadata={"qdv_gpu": said, "sha256": _digest(tensors, said)})
+            save_file(tensors, temporary, metadata={"qdv_gpu": json.dumps(said)})
         except SafetensorError as error:
             raise OSError(str(error)) from error
 
@@ -110,18 +111,19 @@ def _read_safetensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-            said = file.metadata() or {}
-        metadata = json.loads(said.get("qdv_gpu", "{}"))
+            metadata = json.loads((file.metadata() or {}).get("qdv_gpu", "{}"))
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise InputError(f"{path} is truncated or not a safetensors file ({_first_line(error)})") from None
-    if not isinstance(metadata, dict) or said.get("sha256") not in (None, _digest(tensors, said.get("qdv_gpu", ""))):
+    written = metadata.pop(HASH, None) if isinstance(metadata, dict) else ""
+    if written is not None and written != _digest(tensors, metadata):
         raise InputError(f"{path} is damaged (it is not what its hash says)")
     return tensors, metadata
 
 
-def _digest(tensors: Tensors, said: str) -> str:
+def _digest(tensors: Tensors, metadata: Any) -> str:
     """Hash of tensors on the CPU and of what is said about them, hexadecimal SHA-256."""
-    digest = sha256(said.encode())
+    kept = json.loads(json.dumps(metadata))
+    digest = sha256(json.dumps(kept, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
