@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from qdv_gpu.neighbors import Neighbors, knn
+from qdv_gpu.results.checks import check_components
 from qdv_gpu.results.store import Store
 from qdv_gpu.results.view import RunView, ViewedLayer
 from qdv_gpu.scores.statistics import hits
@@ -56,8 +58,9 @@ def components_of(run: RunView, layer: ViewedLayer) -> np.ndarray | None:
     """The components float32 [N, n] of a layer, if the run's store, or the one beside it, has them still."""
     outputs = {one["layer"]: one["components"] for one in run.about.get("outputs", {}).get(layer.network, ())}
     for store in (Store(run.about["store"]), Store.beside(run.folder)) if layer.layer in outputs else ():
-        record, _ = store.find("components", outputs[layer.layer])
-        if record is not None and len(record.arrays["X"]) == len(run.files):
+        check = partial(check_components, samples=len(run.files))
+        record, _ = store.find("components", outputs[layer.layer], check)
+        if record is not None:
             return record.arrays["X"]
     return None
 

@@ -10,12 +10,15 @@ A stage is written to a temporary folder, flushed, and renamed; it is never chan
 hashes and its key: a stage that is damaged, or not what its name says, is computed again.
 """
 
+import csv
 import json
 import logging
 import os
 import shutil
+import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -36,7 +39,10 @@ VARIABLE = "QDV_GPU_STORE"  # names the store where no argument does
 _LABEL = 60  # characters of a folder's name that are for people
 
 # What reading a damaged file raises.
-DAMAGES = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile)
+DAMAGES = (
+    OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, NotImplementedError,
+    RecursionError, csv.Error, struct.error, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 logger = logging.getLogger(__name__)
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from qdv_gpu.errors import unknown
 from qdv_gpu.features.forward import ForwardPass, computing, network_input
 from qdv_gpu.networks.layers import LayerName, numbered
 from qdv_gpu.networks.network import Network
+from qdv_gpu.results.checks import check_outputs, check_predictions
 from qdv_gpu.results.records import AnalysedLayer, Predictions
 from qdv_gpu.results.stages import Subject, outputs_key, predictions_key
 from qdv_gpu.results.store import Key, Record, Store
@@ -73,7 +75,7 @@ class Job:
         """
         subject = Subject.of(network, images, image_size=settings.image_size, precision=settings.precision)
         looked = outputs_key(subject, list(layers.values()), len(images.classes), tokens=settings.tokens)
-        record = store.read(looked)
+        record = store.read(looked, partial(check_outputs, paths=list(layers.values()), classes=len(images.classes)))
         found = _tried(network, images, layers, settings) if record is None else record.about
         engine = tsne_of(settings, network.device).engine_for(len(images), network.device.type)
         outputs = [
@@ -97,7 +99,8 @@ class Job:
         """Find what is in the store."""
         for output in self.outputs:
             output.look(store)
-        self.said = store.read(predictions_key(self.subject)) if self.found["predicts"] else None
+        check = partial(check_predictions, samples=len(self.images), classes=len(self.images.classes))
+        self.said = store.read(predictions_key(self.subject), check) if self.found["predicts"] else None
 
     def path(self, source: str) -> str:
         """Module path of a layer, or of the network itself."""
@@ -114,7 +117,7 @@ class Job:
 
     def missing(self) -> list[tuple[str, list[Output]]]:
         """Layers that a forward pass is needed for, in order, with their outputs."""
-        needed = [output for output in self.outputs if not output.complete and output.found is None]
+        needed = [output for output in self.outputs if output.found is None]
         sources = [source for source in self.layers if any(output.name.path == source for output in needed)]
         missing = [(source, [o for o in self.outputs if o.name.path == source]) for source in sources]
         if self.found["predicts"] and self.said is None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from qdv_gpu.features.pca import columns_for
 from qdv_gpu.networks.layers import LayerName
+from qdv_gpu.results.checks import ARRAYS, check_components, check_map, check_scores
 from qdv_gpu.results.records import AnalysedLayer
-from qdv_gpu.results.run import ARRAYS, scores_of
+from qdv_gpu.results.run import scores_of
 from qdv_gpu.results.stages import Subject, components_key, map_key, scores_key
 from qdv_gpu.results.store import Key, Record, Store
 from qdv_gpu.scores.quality import LayerScores
@@ -86,9 +88,13 @@ class Output:
 
     def _look(self, store: Store, columns: int) -> None:
         self.columns = columns
-        self.found = store.read(self.components_key)
-        self.maps = {seed: store.read(self.map_key(seed)) for seed in range(self.settings.seeds)}
-        self.scores = {k: store.read(self.scores_key(k)) for k in self.settings.neighbors}
+        samples, seeds = self.samples, self.settings.seeds
+        self.found = store.read(self.components_key, partial(check_components, samples=samples, features=self.features))
+        self.maps = {seed: store.read(self.map_key(seed), partial(check_map, samples=samples)) for seed in range(seeds)}
+        self.scores = {
+            k: store.read(self.scores_key(k), partial(check_scores, samples=samples, k=k, seeds=seeds))
+            for k in self.settings.neighbors
+        }
 
     @property
     def complete(self) -> bool:
@@ -124,7 +130,7 @@ class Output:
 
     def pca_cost(self) -> float:
         """How long the PCA may take, in units that compare the stages (about a second of two cores)."""
-        return 0.0 if self.complete or self.found is not None else 0.1 + 3e-8 * self.samples * self.features
+        return 0.0 if self.found is not None else 0.1 + 3e-8 * self.samples * self.features
 
     def maps_cost(self) -> float:
         """The same of the maps that are missing."""
