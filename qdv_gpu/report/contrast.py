@@ -23,7 +23,7 @@ COLUMNS += ["verdict_feature_space", "probe_first", "probe_second", "probe_error
 
 def write_comparison(folder: RunFolder, found: Comparison, formats: Sequence[str] = ("png",)) -> list[Path]:
     """Write comparison.json, .csv and .md, and the figure, whose paths are returned."""
-    folder.json("comparison.json", as_json(found))
+    folder.json("comparison.json", {**as_json(found), "summary": summary(found)})
     folder.text("comparison.csv", comparison_csv(found))
     folder.text("comparison.md", comparison_markdown(found))
     return folder.figure("figures/comparison", comparison_figure(found), formats)

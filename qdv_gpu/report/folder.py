@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,21 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from qdv_gpu.errors import InputError, unknown
-from qdv_gpu.files import TEMPORARY, locked, read_json, remove_leftovers, replacing, write_json, write_text
-from qdv_gpu.results.run import RUN, embedding_file
+from qdv_gpu.files import LEFTOVER, locked, remove_leftovers, replacing
+from qdv_gpu.results.run import RUN, embedding_file, is_finished
+from qdv_gpu.sealed import hash_of, read_sealed, write_sealed
 
 logger = logging.getLogger(__name__)
 FORMATS = ("png", "pdf", "svg")  # of figures
+# What a folder of a command holds, how an error names that, and what tells folders apart whose run.json does not.
+OWN = {
+    "analyze": {RUN},
+    "sweep": {RUN},
+    "finetune": {RUN, "checkpoint.safetensors", "weights.safetensors"},
+    "compare": {"comparison.json"},
+}
+NAMED = {"analyze": RUN, "sweep": RUN, "finetune": "checkpoint.safetensors", "compare": "comparison.json"}
+MARKS = {"sweep": {"sweep.json"}, "finetune": {"finetune.json", "checkpoint.safetensors", "weights.safetensors"}}
 DPI = 200  # of a figure in pixels, and of what a drawing holds as pixels
 
 
@@ -56,52 +66,91 @@ def write_figure(path: Path, figure: Figure, formats: Sequence[str]) -> list[Pat
     return written
 
 
+@contextmanager
+def only_writer(out: Path, check: Callable[[], object] = lambda: None, *, below: bool = True) -> Iterator[None]:
+    """Keep other processes out of a folder, which is made if need be, and remove what killed ones were writing there.
+
+    Also what they were writing `below` it, unless told otherwise.
+
+    Raises
+    ------
+    InputError
+        If a living process is writing to it; as `check`, which is called before anything is removed.
+    """
+    with locked(out) as free:
+        if not free:
+            raise InputError(f"another run is writing to {out}: choose another --out, or wait")
+        check()
+        remove_leftovers(out, below=below)
+        yield
+
+
 class RunFolder:
     """The files of one run below `out`, which one process at a time writes.
 
-    A folder may show one run after another: what an earlier one wrote and this one does not is removed at the end,
-    and nothing else is touched.
+    Its run.json lists them before they are written, and in the end with the hashes of those that are read again. A
+    folder may show one run after another of one command: what an earlier one wrote and this one does not is removed at
+    the end, and nothing else is touched.
 
     Parameters
     ----------
     out : str or Path
+    kind : {"analyze", "compare", "finetune", "sweep"}
+        The command. Folders of "compare" have no run.json: their files have always the same names.
+
+    Attributes
+    ----------
+    written : dict of str to str or None
+        Names of the files that are written, and hashes of those that are read again.
     """
 
-    def __init__(self, out: str | Path) -> None:
-        self.out = Path(out)
-        self.written: list[str] = []
+    def __init__(self, out: str | Path, kind: str = "analyze") -> None:
+        self.out, self.kind = Path(out), kind
+        self.written: dict[str, str | None] = {}
+        self._about: dict[str, Any] | None = None  # what run.json says, while the folder is locked
 
     def check(self) -> None:
-        """Raise InputError if `out` holds something that is no run, before anything is written."""
+        """Raise InputError if `out` holds something that is no run of the command, before anything is written."""
         if self.out.is_dir():
-            if not (self.out / RUN).is_file() and any(not f.name.startswith(TEMPORARY) for f in self.out.iterdir()):
-                raise InputError(f"{self.out} is not empty and holds no {RUN}: choose another --out")
+            names = {file.name for file in self.out.iterdir() if not LEFTOVER.fullmatch(file.name)}
+            if names and not names & OWN[self.kind]:
+                raise InputError(f"{self.out} is not empty and holds no {NAMED[self.kind]}: choose another --out")
+            if names and self.kind != "compare" and (other := self._kind(names)) != self.kind:
+                raise InputError(f"{self.out} is of qdv-gpu {other}: choose another --out")
         elif self.out.exists() or self.out.is_symlink():
             raise InputError(f"{self.out} is no folder: choose another --out")
 
+    def _kind(self, names: Set[str]) -> str:
+        """Of a run that is there, whose run.json may be damaged, or of a version that did not say so."""
+        with suppress(InputError, OSError):
+            return str(read_sealed(self.out / RUN, kind=str)["kind"])
+        return next((kind for kind in ("sweep", "finetune") if names & MARKS[kind]), "analyze")
+
     @contextmanager
-    def locked(self, about: dict[str, Any]) -> Iterator[None]:
+    def locked(self, about: dict[str, Any] | None) -> Iterator[None]:
         """Keep other processes out for as long as the block lasts; `about` says at once what the folder is for.
 
         Raises
         ------
         InputError
-            If a run is writing to it.
+            If a run is writing to it, or it holds something else.
         """
-        with locked(self.out) as free:
-            if not free:
-                raise InputError(f"another run is writing to {self.out}: choose another --out, or wait")
-            self.check()
-            remove_leftovers(self.out)
-            if not (self.out / RUN).is_file():
-                write_json(self.out / RUN, {**about, "files": []})
-            yield
+        with only_writer(self.out, self.check):
+            before = self._before()
+            if about is None or is_finished(before):
+                self._about = before
+            else:
+                self._write({**about, "finished": False, "files": before["files"]})
+            try:
+                yield
+            finally:
+                self._about = None
 
     def finish(self, about: dict[str, Any]) -> None:
         """Write run.json, with what else is to be said, and remove the files of an earlier run."""
-        before = self._files_before()
-        write_json(self.out / RUN, {**about, "files": sorted(self.written)})
-        for name in before - set(self.written):
+        before = {} if self._about is None else self._about["files"]
+        self._write({**about, "files": dict(sorted(self.written.items()))})
+        for name in before.keys() - self.written.keys():
             file = self.out / name
             with suppress(OSError):
                 file.unlink()
@@ -111,8 +160,32 @@ class RunFolder:
 
     def add(self) -> None:
         """Have the run.json of a finished run list what was written since too, so that a later run removes it."""
-        about = read_json(self.out / RUN)
-        write_json(self.out / RUN, {**about, "files": sorted({*about.get("files", ()), *self.written})})
+        assert self._about is not None
+        self._write({**self._about, "files": dict(sorted({**self._about["files"], **self.written}.items()))})
+
+    def claim(self, *names: str) -> None:
+        """Have run.json list files before they are written, so that they are known as ours whatever happens."""
+        self.written |= {name: None for name in names}
+        if self._about is not None and self.kind != "compare" and not self._about["files"].keys() >= set(names):
+            self._write({**self._about, "files": {**self._about["files"], **dict.fromkeys(names)}})
+
+    def _write(self, about: dict[str, Any]) -> None:
+        self._about = {"kind": self.kind, **about}
+        write_sealed(self.out / RUN, self._about)
+
+    def _before(self) -> dict[str, Any]:
+        """What run.json says, with files that are all below `out`; of an unfinished run if it says nothing."""
+        try:
+            about = read_sealed(self.out / RUN)
+            files = about.get("files", {})
+            files = files if isinstance(files, Mapping) else dict.fromkeys(files)
+            ours = {n: files[n] for n in files if not os.path.isabs(n) and ".." not in Path(n).parts}
+            return {**about, "finished": is_finished(about), "files": ours}
+        except FileNotFoundError:
+            pass
+        except (InputError, OSError, TypeError) as error:
+            logger.warning("%s; it is written again", error)
+        return {"finished": False, "files": {}}
 
     def embedding(self, network: str, layer: str) -> str:
         """Name of the file with a layer's maps."""
@@ -120,23 +193,26 @@ class RunFolder:
 
     def text(self, name: str, text: str) -> Path:
         """Write a text file."""
-        write_text(self._path(name), text)
+        with self._replacing(name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
         return self.out / name
 
-    def json(self, name: str, value: Any) -> Path:
-        """Write a JSON file."""
-        write_json(self._path(name), value)
+    def json(self, name: str, value: Mapping[str, Any]) -> Path:
+        """Write a record."""
+        self.claim(name)
+        write_sealed(self.out / name, value)
+        self.written[name] = hash_of(self.out / name)
         return self.out / name
 
     def bytes(self, name: str, contents: bytes) -> Path:
         """Write a file of bytes."""
-        with replacing(self._path(name)) as temporary:
+        with self._replacing(name) as temporary:
             temporary.write_bytes(contents)
         return self.out / name
 
     def arrays(self, name: str, **arrays: np.ndarray) -> Path:
         """Write an .npz file."""
-        with replacing(self._path(name)) as temporary:
+        with self._replacing(name) as temporary:
             np.savez(temporary, **arrays)  # type: ignore[arg-type]  # the stubs take its options for arrays
         return self.out / name
 
@@ -148,7 +224,7 @@ class RunFolder:
         except ImportError:
             logger.warning("%s is not written: pip install pyarrow", name)
             return None
-        with replacing(self._path(name)) as temporary, temporary.open("wb") as file:  # pyarrow's paths are of UTF-8
+        with self._replacing(name) as temporary, temporary.open("wb") as file:  # pyarrow's paths are of UTF-8
             pyarrow.parquet.write_table(pyarrow.table(dict(columns)), file)
         return self.out / name
 
@@ -173,16 +249,14 @@ class RunFolder:
         ['empty.pdf', 'empty.svg']
         """
         formats = read_formats(formats)
-        self.written += [f"{name}.{suffix}" for suffix in formats]
+        self.claim(*(f"{name}.{suffix}" for suffix in formats))
         return write_figure(self.out / name, figure, formats)
 
-    def _path(self, name: str) -> Path:
-        self.written.append(name)
-        return self.out / name
-
-    def _files_before(self) -> set[str]:
-        """Files that the last run wrote, all of them below `out`."""
-        with suppress(InputError, OSError, TypeError, AttributeError):
-            names = read_json(self.out / RUN).get("files", [])
-            return {name for name in names if not os.path.isabs(name) and ".." not in Path(name).parts}
-        return set()
+    @contextmanager
+    def _replacing(self, name: str) -> Iterator[Path]:
+        """As `replacing`, of a file that is claimed, and whose hash is kept."""
+        self.claim(name)
+        with replacing(self.out / name) as temporary:
+            yield temporary
+            digest = hash_of(temporary)
+        self.written[name] = digest

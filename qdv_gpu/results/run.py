@@ -1,7 +1,10 @@
 """A finished run, read back: its folder says what it is of, the store holds what it found."""
 
 import csv
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -10,16 +13,17 @@ import numpy as np
 import torch
 
 from qdv_gpu.errors import InputError
-from qdv_gpu.files import read_json, safe_name, text_of
+from qdv_gpu.files import safe_name, text_of
+from qdv_gpu.results.checks import ARRAYS, check_components, check_scores
 from qdv_gpu.results.records import AnalysedLayer
 from qdv_gpu.results.stages import VERSIONS
-from qdv_gpu.results.store import Record, Store
+from qdv_gpu.results.store import DAMAGES, Record, Store
 from qdv_gpu.scores.quality import LayerScores, MapScore, Score
+from qdv_gpu.sealed import hash_of, read_sealed
 
 RUN = "run.json"
 NEEDED = {"classes", "data", "images", "outputs", "settings", "store"}  # of what a finished run's run.json says
 SAME = ("perplexity", "iterations", "learning_rate", "normalise", "pca", "engine")  # settings that a comparison shares
-ARRAYS = tuple(name for name in LayerScores.__dataclass_fields__ if name not in ("k", "maps", "mean"))
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,75 @@ def is_run(path: Any) -> bool:
     return isinstance(path, str | Path) and (Path(path) / RUN).is_file() and (Path(path) / "layers.csv").is_file()
 
 
+def read_about(folder: Path) -> dict[str, Any]:
+    """What the run.json of a finished run says; nothing where there is none.
+
+    Raises
+    ------
+    InputError
+        If it is damaged, or of a run that did not come to its end.
+    """
+    if not (folder / RUN).is_file():
+        return {}
+    try:
+        about = read_sealed(folder / RUN)
+    except InputError as error:
+        raise InputError(f"{error}: run its command again") from None
+    if not is_finished(about):
+        raise InputError(f"{folder} is of a run that did not come to its end: run its command again")
+    return about
+
+
+@contextmanager
+def damage_said(*folders: Path) -> Iterator[None]:
+    """Say of whatever reading a damaged file raises, in one line, that the folders are damaged.
+
+    Raises
+    ------
+    InputError
+        In its place.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except DAMAGES as error:
+        named, said = " or ".join(map(str, folders)), " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"{named} is damaged ({said:.300}): run its command again") from None
+
+
+def rows_of(file: Path) -> list[dict[str, str]]:
+    """The rows of a table; ValueError unless each has a value for each column."""
+    with file.open(newline="", encoding="utf-8") as lines:
+        header, *rows = csv.reader(lines)
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def is_finished(about: Mapping[str, Any]) -> bool:
+    """Whether a run.json is of a run that came to its end; older versions listed no files before."""
+    return about.get("finished") is not False and about.get("files") != []
+
+
+def checked(folder: Path, about: Mapping[str, Any], name: str) -> Path:
+    """Path of a file of a run folder; ValueError if it is not what the run wrote, as far as its run.json says."""
+    files = about.get("files")
+    written = files.get(name) if isinstance(files, Mapping) else None
+    if written is not None and written != hash_of(folder / name):
+        raise ValueError(f"{name} is not what the run wrote")
+    return folder / name
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder holds a finished run, and all files are what it wrote, as far as its run.json says."""
+    try:
+        about = read_about(folder)
+        for name in about["files"]:
+            checked(folder, about, name)
+    except DAMAGES:
+        return False
+    return True
+
+
 def embedding_file(network: str, layer: str) -> str:
     """Name of the file with a layer's maps, in a run folder.
 
@@ -84,23 +157,18 @@ def read_run(folder: str | Path, *, k: int | None = None, store: str | Path | No
         what it found is not in the store any more.
     """
     folder = Path(folder)
-    about = read_json(folder / RUN) if (folder / RUN).is_file() else None
-    if not isinstance(about, dict) or not about.keys() >= NEEDED:
+    about = read_about(folder)
+    if not about.keys() >= NEEDED:
         raise InputError(f"{folder} holds no finished run of qdv-gpu analyze, or one of an older version: run it again")
-    try:
+    with damage_said(folder):
         return _read(folder, about, k, store)
-    except InputError:
-        raise
-    except (OSError, AttributeError, LookupError, TypeError, ValueError, csv.Error) as error:
-        raise InputError(f"{folder} is damaged ({type(error).__name__}: {error}): run its command again") from None
 
 
 def _read(folder: Path, about: dict[str, Any], k: int | None, store: str | Path | None) -> Run:
     kept = Store(store or about["store"])
-    with (folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(checked(folder, about, "predictions.csv"))
     samples = about["images"]["samples"]
-    if len(rows) != samples:
+    if not rows or len(rows) != samples:
         raise ValueError(f"predictions.csv has {len(rows)} of {samples} images")
     if "label" not in rows[0]:
         raise InputError(f"{folder} is of images without labels: a comparison needs them")
@@ -162,8 +230,9 @@ def _layer(  # noqa: PLR0917 - where it is found
         have = ", ".join(map(str, known))
         more = ",".join(map(str, [*known, wanted]))
         raise InputError(f"{folder} has scores for k = {have}, not {wanted}: run its command with --k {more}")
-    scores = _stage(folder, store, "scores", known[wanted])
-    components = _stage(folder, store, "components", one["components"])
+    scores = _stage(folder, store, "scores", known[wanted], partial(check_scores, samples=samples, k=wanted))
+    check = partial(check_components, samples=samples, features=one["features"])
+    components = _stage(folder, store, "components", one["components"], check)
     return AnalysedLayer(
         network=network, layer=one["layer"], position=position, features=one["features"], samples=samples,
         tokens=one["tokens"], perplexity=0.0, engine="", Z=np.empty((0, samples, 2), np.float32), kl=[],
@@ -181,8 +250,8 @@ def scores_of(record: Record, k: int) -> LayerScores:
     )
 
 
-def _stage(folder: Path, store: Store, stage: str, digest: str) -> Record:
-    record, version = store.find(stage, digest)
+def _stage(folder: Path, store: Store, stage: str, digest: str, check: Callable[[Record], None]) -> Record:
+    record, version = store.find(stage, digest, check)
     if version is not None and version != VERSIONS[stage]:
         raise InputError(f"{folder} was made by another version of qdv_gpu: run its command again")
     if record is None:

@@ -1,7 +1,6 @@
 """A run folder as people look at it: maps, tables and predictions, read without the store."""
 
 import csv
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,12 @@ import numpy as np
 import torch
 
 from qdv_gpu.errors import InputError
-from qdv_gpu.files import read_json, text_of
+from qdv_gpu.files import text_of
 from qdv_gpu.neighbors import knn
-from qdv_gpu.results.run import RUN, embedding_file, hits_column
+from qdv_gpu.results.checks import check_array, check_cost
+from qdv_gpu.results.run import RUN, checked, damage_said, embedding_file, hits_column, read_about, rows_of
 from qdv_gpu.scores.statistics import class_neighbors, hits
+from qdv_gpu.sealed import read_sealed
 
 SHEETS = "[0-9]*.webp"  # and not what a killed run was writing
 NEEDED = {"classes", "settings", "networks", "data"}  # of what run.json says
@@ -106,24 +107,22 @@ def view_run(folder: str | Path, *, k: int | None = None) -> RunView:
         other = next((command for name, command in OTHERS.items() if (folder / name).exists()), None)
         what = "is" if other is None else f"is of qdv-gpu {other},"
         raise InputError(f"{folder} {what} no finished run of qdv-gpu analyze: give the --out of one")
-    about = read_json(folder / RUN)
-    if not isinstance(about, dict) or not about.keys() >= NEEDED:
+    about = read_about(folder)
+    if not about.keys() >= NEEDED:
         raise InputError(f"{folder / RUN} is of no finished run, or damaged: run its command again")
-    try:
+    with damage_said(folder):
         return _view(folder, about, k)
-    except (OSError, EOFError, AttributeError, LookupError, TypeError, ValueError, csv.Error, zipfile.BadZipFile) as e:
-        if isinstance(e, InputError):
-            raise
-        raise InputError(f"{folder} is damaged ({type(e).__name__}: {e}): run its command again") from None
 
 
 def _view(folder: Path, about: Mapping[str, Any], k: int | None) -> RunView:
     classes = tuple(text_of(name) for name in about["classes"])
-    columns = _columns(folder / "predictions.csv")
+    columns = _columns(checked(folder, about, "predictions.csv"))
     files = tuple(columns["file"])
-    timings = read_json(folder / "timings.json") if (folder / "timings.json").is_file() else {}
-    with (folder / "table3.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    timings = read_sealed(checked(folder, about, "timings.json")) if (folder / "timings.json").is_file() else {}
+    for costs in timings.values():
+        for cost in costs.values():
+            check_cost(cost)
+    rows = rows_of(checked(folder, about, "table3.csv"))
     first = int(rows[0]["k"])
     k = first if k is None else k
     known = dict.fromkeys(int(row["k"]) for row in rows)
@@ -134,10 +133,8 @@ def _view(folder: Path, about: Mapping[str, Any], k: int | None) -> RunView:
     for row in rows:
         if int(row["k"]) != k:
             continue
-        own, arrays = f"{row['network']} {row['layer']}", _arrays(folder, row["network"], row["layer"])
+        arrays = maps_of(folder, about, row["network"], row["layer"], samples=len(files), classes=len(classes))
         labels, Z = arrays.get("labels"), arrays["Z"]
-        if Z.shape[1:] != (len(files), 2) or (labels is not None and len(labels) != len(files)):
-            raise ValueError(f"maps of {own} are {list(Z.shape)}, of {len(files)} images")
         column = hits_column(row["network"], row["layer"])
         hit = np.array(columns[column], np.float32) if column in columns else None
         title = row["layer"] + (f" [{row['tokens']}]" if row["tokens"] else "")
@@ -155,7 +152,7 @@ def _view(folder: Path, about: Mapping[str, Any], k: int | None) -> RunView:
         for network in dict.fromkeys(layer.network for layer in layers)
         if f"{network} prediction" in columns
     }
-    thumbnails = sorted((folder / "thumbnails").glob(SHEETS))
+    thumbnails = thumbnails_of(folder, about)
     return RunView(folder, about, classes, files, labels, k, layers, predictions, thumbnails)
 
 
@@ -174,9 +171,38 @@ def _columns(file: Path) -> dict[str, list[str]]:
     return dict(zip(header, map(list, zip(*rows, strict=True)), strict=True))
 
 
-def _arrays(folder: Path, network: str, layer: str) -> dict[str, np.ndarray]:
-    with np.load(folder / embedding_file(network, layer)) as arrays:
-        return dict(arrays)
+def maps_of(
+    folder: Path, about: Mapping[str, Any], network: str, layer: str, *, samples: int | None, classes: int
+) -> dict[str, np.ndarray]:
+    """What a run folder has of a layer: maps Z float32 [S, N, 2], and labels int64 [N] and class_neighbors if known.
+
+    Raises whatever reading a damaged file raises.
+    """
+    file = checked(folder, about, embedding_file(network, layer))
+    try:
+        with np.load(file, allow_pickle=False) as contents:
+            arrays = dict(contents)
+    except MemoryError:
+        raise ValueError(f"{file} says that it is larger than memory") from None
+    Z = check_array(arrays, "Z", np.float32, None, samples, 2)
+    if not len(Z):
+        raise ValueError(f"there are no maps of {network} {layer}")
+    if "labels" in arrays:
+        labels = check_array(arrays, "labels", np.int64, Z.shape[1])
+        if not ((labels >= 0) & (labels < classes)).all():
+            raise ValueError(f"labels of {network} {layer} are not below {classes}")
+    if "class_neighbors" in arrays:
+        check_array(arrays, "class_neighbors", np.float32, classes, classes, finite=False)
+    return arrays
+
+
+def thumbnails_of(folder: Path, about: Mapping[str, Any]) -> list[Path]:
+    """Sheets of small pictures that a run wrote and that are there; ValueError if one is not what it wrote."""
+    listed = about.get("files")
+    names = {f"thumbnails/{path.name}" for path in (folder / "thumbnails").glob(SHEETS)}
+    if isinstance(listed, Mapping):
+        names &= listed.keys()
+    return [checked(folder, about, name) for name in sorted(names)]
 
 
 def _numbers(row: Mapping[str, str]) -> dict[str, float]:

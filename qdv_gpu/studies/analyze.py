@@ -3,7 +3,8 @@
 import logging
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -108,16 +109,40 @@ def analyze(
     >>> result.layer("Sequential", "2").of(k=5).chance
     0.09090909090909091
     """
+    with analysing(
+        RunFolder(as_path("out", out)), networks, data, settings=settings, weights=weights, device=device,
+        formats=formats, store=store, skip_bad=skip_bad, also=also, report=report, **changes,
+    ) as result:  # fmt: skip
+        return result
+
+
+@contextmanager
+def analysing(
+    folder: RunFolder,
+    networks: Sources,
+    data: Any,
+    *,
+    settings: Settings | str,
+    weights: str | Path,
+    device: str | torch.device,
+    formats: Sequence[str],
+    store: str | Path | None,
+    skip_bad: bool,
+    also: Sequence[Settings] = (),
+    report: bool = True,
+    **changes: Any,
+) -> Iterator[Analysis]:
+    """As `analyze`; other processes are kept out of the folder for as long as the block lasts."""
     if not isinstance(settings, str | Settings):
         raise InputError(f"settings must be Settings or a preset's name, got {type(settings).__name__}")
-    chosen, out = changed(preset(settings) if isinstance(settings, str) else settings, changes), as_path("out", out)
+    chosen = changed(preset(settings) if isinstance(settings, str) else settings, changes)
     formats = read_formats(formats)
     if isinstance(data, str | Path):
         check_data(data)
     target = resolve_device(device)
     tsne_of(chosen, target).check_engine(target.type)
     check_precision(chosen.precision, target)
-    kept, folder = Store.beside(out, store), RunFolder(out)
+    kept = Store.beside(folder.out, store)
     jobs, images = find_jobs(
         networks, data, chosen, weights=weights, device=target, skip_bad=skip_bad, store=kept, run=folder
     )
@@ -146,12 +171,12 @@ def analyze(
         stages = {key.digest for job in jobs for key in job.stages()}
         if report:
             stages.add(keep_thumbnails(folder, images, kept))
-            folder.written.append(REPORT)
+            folder.claim(REPORT)
         folder.finish(about | {"outputs": found, "stages": sorted(stages), "store": str(kept.path.absolute())})
         kept.refer(folder.out)
         if report:
             write_report(folder.out)
-    return result
+        yield result
 
 
 def find_jobs(
@@ -344,6 +369,7 @@ def _view(
     layers = [layer for job in jobs for layer in job.records(len(images))]
     predictions = {job.network.name: said for job in jobs if (said := job.predictions()) is not None}
     labels = None if images.labels is None else images.labels.numpy()
+    folder.claim(*(folder.embedding(layer.network, layer.layer) for layer in layers))
     for layer in layers:
         own = {"Z": layer.Z, "indices": images.indices.numpy()}
         if labels is not None:

@@ -1,6 +1,5 @@
 """Two networks, or two runs, set against each other: which is ahead, at which layer, and is that more than noise?"""
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ from qdv_gpu.results.comparison import Comparison, Layers, check_pairing, compar
 from qdv_gpu.results.records import AnalysedLayer
 from qdv_gpu.results.run import Run, check_same, is_run, read_run
 from qdv_gpu.scores.comparison import check_margin
-from qdv_gpu.studies.analyze import analyze
+from qdv_gpu.studies.analyze import analysing
 from qdv_gpu.studies.report import REPORT, write_report
 from qdv_gpu.studies.settings import Settings, changed, preset
 
@@ -106,39 +105,54 @@ def compare(
         if data is not None or settings != "default" or changes.keys() - {"k"}:
             raise InputError("run folders have their images and settings: of data and settings only k can be given")
         k = changed(Settings(), changes).neighbors[0] if changes else None
-        found = _read_all(flat, k, store)
-        folder = RunFolder(out)
-        if not is_run(out):
-            _check_own(out)
-    else:
-        named = f"{others[0]!s:.80}" if isinstance(others[0], str | Path) else type(others[0]).__name__
-        if len(others) < len(flat):
-            raise InputError(f"run folders can be compared with run folders alone, and {named} is no finished run")
-        if data is None:
-            raise InputError(f"data is required to compare networks, and {named} is no finished run: pass --data")
-        networks = [str(side) if isinstance(side, Path) else side for side in flat]
-        chosen = changed(preset(settings) if isinstance(settings, str) else settings, changes)
-        _check_labels(data, chosen)
-        if isinstance(pair, Mapping):
-            _check_layers(networks, pair, chosen, weights)
-        analyze(
-            networks, data, out, settings=settings, weights=weights, device=device, formats=formats, store=store,
-            skip_bad=skip_bad, **changes,
-        )  # fmt: skip
-        found, folder = [read_run(out, store=store)], RunFolder(out)
+        found, folder = _read_all(flat, k, store), RunFolder(out, "analyze" if is_run(out) else "compare")
+        layers = _layers_of(found)
+        folder.check()
+        with folder.locked(None):
+            return _written(folder, found, layers, pair, margin, formats)
+    named = f"{others[0]!s:.80}" if isinstance(others[0], str | Path) else type(others[0]).__name__
+    if len(others) < len(flat):
+        raise InputError(f"run folders can be compared with run folders alone, and {named} is no finished run")
+    if data is None:
+        raise InputError(f"data is required to compare networks, and {named} is no finished run: pass --data")
+    networks = [str(side) if isinstance(side, Path) else side for side in flat]
+    chosen = changed(preset(settings) if isinstance(settings, str) else settings, changes)
+    _check_labels(data, chosen)
+    if isinstance(pair, Mapping):
+        _check_layers(networks, pair, chosen, weights)
+    folder = RunFolder(out)
+    with analysing(
+        folder, networks, data, settings=settings, weights=weights, device=device, formats=formats, store=store,
+        skip_bad=skip_bad, **changes,
+    ):  # fmt: skip
+        found = [read_run(out, store=store)]
+        return _written(folder, found, _layers_of(found), pair, margin, formats)
+
+
+def _layers_of(found: Sequence[Run]) -> tuple[list[Layers], list[Layers]]:
+    """The layers of A's runs, and of B's."""
     layers = _of_networks(found)
     a, b = layers[0::2], layers[1::2]
     _check_runs(a, b)
-    one = found[0]
+    return a, b
+
+
+def _written(  # noqa: PLR0917 - what there is to compare, and how
+    folder: RunFolder, found: Sequence[Run], layers: tuple[list[Layers], list[Layers]],
+    pair: str | Mapping[str, str], margin: float, formats: Sequence[str],
+) -> Comparison:  # fmt: skip
+    """Compare runs, and write what comes of it to a folder that is locked."""
+    one, (a, b) = found[0], layers
     comparison = compared(a, b, one.labels, one.classes, k=a[0][0].scores[0].k, pair=pair, margin=margin)
     for one_pair in comparison.pairs:
         logger.debug("%s with %s", one_pair.first.layer, one_pair.second.layer)
-    _remove_pictures(out)
+    _remove_pictures(folder.out)
     write_comparison(folder, comparison, formats)
     _draw_changed(folder, comparison, one, formats)
-    if is_run(out):
+    if folder.kind == "analyze":
         folder.add()
-    write_report([out, *(run.folder for run in found if run.folder != out)], out / REPORT)
+    others = [run.folder for run in found if run.folder != folder.out]
+    write_report([folder.out, *others], folder.out / REPORT)
     return comparison
 
 
@@ -261,14 +275,3 @@ def _check_runs(first: Sequence[Layers], second: Sequence[Layers]) -> None:
             for before in runs[:number]:
                 if all(_is_same(x, y) for x, y in zip(before, run, strict=True)):
                     raise InputError(f"two of the runs of {name} are the same: --runs is for other seeds of training")
-
-
-def _check_own(out: Path) -> None:
-    """Raise InputError if a folder holds something that is no comparison."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is no folder: choose another --out")
-    if out.is_dir() and any(out.iterdir()):
-        try:
-            json.loads((out / "comparison.json").read_text())
-        except (OSError, ValueError):
-            raise InputError(f"{out} is not empty and holds no comparison.json: choose another --out") from None

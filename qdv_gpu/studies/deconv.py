@@ -26,7 +26,7 @@ from qdv_gpu.networks.layers import numbered, read_layers, trace_calls
 from qdv_gpu.networks.load import Sources, load_networks, select_layers
 from qdv_gpu.networks.network import Network
 from qdv_gpu.report import pictures
-from qdv_gpu.report.folder import read_formats, write_figure
+from qdv_gpu.report.folder import only_writer, read_formats, write_figure
 
 logger = logging.getLogger(__name__)
 SHOWN = 24  # maps in a figure of strongest patches
@@ -141,30 +141,31 @@ def picture(
         raise InputError(f"top must be at most {len(source.images)}, the images of {source.images.name}, got {top}")
     folder = out / "deconv"
     written: list[Path] = []
-    rows: list[list[Any]] = []  # of a network: reconstructions, input and title of each layer
-    for network, names in zip(loaded, selected, strict=True):
-        rows.append([])
-        seen = shown(source.image, network, crop=crop)[0].cpu()
-        searched = shown(source.images, network, crop=crop) if top and source.images is not None else None
-        for layer in [str(one) for one in asked if one.path in names] or _each_call(network, names):
-            found = Deconvnet(network).reconstruct(seen, layer, mode=mode).cpu()
-            title = f"{network.name} {layer}: {len(found)} maps from {source.name}, {mode}, contrast per {contrast}"
-            about = {"network": network.name, "weights": network.source, "layer": layer, "mode": mode}
-            path = folder / safe_name(network.name) / safe_name(layer)
-            _save(path, about, reconstructions=found.numpy(), image=seen.numpy())
-            figure, _ = pictures.plot_reconstructions(
-                [_rgb(found, network)], [title], images=seen.numpy(), contrast=contrast
-            )
-            written += write_figure(path, figure, formats)
-            rows[-1].append((layer, _rgb(found, network), seen.numpy(), title) if len(loaded) > 1 else None)
-            logger.info("%s: %d maps", written[-1], len(found))
-            if searched is not None:
-                written += _top(path, network, layer, searched, len(found), top, formats)
-    if len(loaded) > 1:
-        for number, row in enumerate(zip(*rows, strict=False), start=1):
-            own, grids, inputs, titles = (list(column) for column in zip(*row, strict=True))
-            figure, _ = pictures.plot_reconstructions(grids, titles, images=inputs, contrast=contrast)
-            written += write_figure(folder / f"{number}-{safe_name('-'.join(dict.fromkeys(own)))}", figure, formats)
+    with only_writer(folder):
+        rows: list[list[Any]] = []  # of a network: reconstructions, input and title of each layer
+        for network, names in zip(loaded, selected, strict=True):
+            rows.append([])
+            seen = shown(source.image, network, crop=crop)[0].cpu()
+            searched = shown(source.images, network, crop=crop) if top and source.images is not None else None
+            for layer in [str(one) for one in asked if one.path in names] or _each_call(network, names):
+                found = Deconvnet(network).reconstruct(seen, layer, mode=mode).cpu()
+                title = f"{network.name} {layer}: {len(found)} maps from {source.name}, {mode}, contrast per {contrast}"
+                about = {"network": network.name, "weights": network.source, "layer": layer, "mode": mode}
+                path = folder / safe_name(network.name) / safe_name(layer)
+                _save(path, about, reconstructions=found.numpy(), image=seen.numpy())
+                figure, _ = pictures.plot_reconstructions(
+                    [_rgb(found, network)], [title], images=seen.numpy(), contrast=contrast
+                )
+                written += write_figure(path, figure, formats)
+                rows[-1].append((layer, _rgb(found, network), seen.numpy(), title) if len(loaded) > 1 else None)
+                logger.info("%s: %d maps", written[-1], len(found))
+                if searched is not None:
+                    written += _top(path, network, layer, searched, len(found), top, formats)
+        if len(loaded) > 1:
+            for number, row in enumerate(zip(*rows, strict=False), start=1):
+                own, grids, inputs, titles = (list(column) for column in zip(*row, strict=True))
+                figure, _ = pictures.plot_reconstructions(grids, titles, images=inputs, contrast=contrast)
+                written += write_figure(folder / f"{number}-{safe_name('-'.join(dict.fromkeys(own)))}", figure, formats)
     return written
 
 

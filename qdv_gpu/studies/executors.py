@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from qdv_gpu.errors import InputError, MissingPackageError, unknown
-from qdv_gpu.files import read_json, write_json
 from qdv_gpu.machine import threads
 from qdv_gpu.results.store import Store
+from qdv_gpu.sealed import read_sealed, write_sealed
 from qdv_gpu.studies.point import ERROR, LOG, Point, compute, keep_error, read_points, run_points, state_of
 
 logger = logging.getLogger(__name__)
@@ -208,7 +208,12 @@ def on_slurm(out: Path, tasks: Sequence[Task], progress: Progress, options: Mapp
     accounting may not be there. Interrupted, the jobs go on.
     """
     known = out / "slurm" / "jobs.json"
-    before: dict[str, str] = read_json(known) if known.is_file() else {}
+    before: dict[str, str] = {}
+    if known.is_file():
+        try:
+            before = read_sealed(known)
+        except InputError as error:
+            logger.warning("%s: no job of an earlier call is waited for", error)
     queue = queued() or set()
     jobs = {task: before[task[0].name] for task in tasks if before.get(task[0].name) in queue}
     fresh = [task for task in tasks if task not in jobs]
@@ -217,7 +222,7 @@ def on_slurm(out: Path, tasks: Sequence[Task], progress: Progress, options: Mapp
         names = [[point.name for point in task] for task in fresh]
         submitted = executor.map_array(Computing(), [str(out)] * len(fresh), names)
         jobs |= {task: job.job_id for task, job in zip(fresh, submitted, strict=True)}
-        write_json(known, before | {task[0].name: job for task, job in jobs.items()})
+        write_sealed(known, before | {task[0].name: job for task, job in jobs.items()})
         logger.info("%d tasks are in Slurm's queue as job %s", len(fresh), submitted[0].job_id.partition("_")[0])
     while jobs:
         time.sleep(SLURM_POLL)

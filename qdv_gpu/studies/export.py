@@ -10,12 +10,14 @@ from pathlib import Path
 from qdv_gpu.data.images import Images
 from qdv_gpu.data.thumbnails import find_again, pictures, png_files
 from qdv_gpu.errors import InputError, as_path
-from qdv_gpu.files import TEMPORARY, explained, locked, read_json, safe_name, text_of, write_json
+from qdv_gpu.files import explained, locked, remove_leftovers, safe_name, text_of
 from qdv_gpu.report import projector
 from qdv_gpu.report.rows import write_csv, write_parquet
 from qdv_gpu.report.thumbnails import decoded
 from qdv_gpu.results.points import components_of, points_of
+from qdv_gpu.results.run import damage_said
 from qdv_gpu.results.view import RunView, ViewedLayer, view_run
+from qdv_gpu.sealed import read_sealed, write_sealed
 
 logger = logging.getLogger(__name__)
 KINDS = ("parquet", "tensorboard", "csv")
@@ -74,7 +76,9 @@ def export(run: str | Path, out: str | Path | None = None, *, to: str) -> list[P
     write: dict[str, Callable[[RunView, Path], list[str]]] = {
         "parquet": _parquet, "tensorboard": _tensorboard, "csv": _csv
     }  # fmt: skip
-    with _owned(target, to, _names(view, to)) as written:
+    with damage_said(view.folder):
+        names = _names(view, to)
+    with _owned(target, to, names) as written, damage_said(view.folder):
         written += write[to](view, target)
     return [target / name for name in written]
 
@@ -163,9 +167,8 @@ def _owned(out: Path, to: str, names: Sequence[str]) -> Iterator[list[str]]:
     with locked(out) as free:
         if not free:
             raise InputError(f"another export is writing to {out}: choose another --out, or wait")
-        for folder in {(out / name).parent for name in names}:
-            for path in folder.glob(f"{TEMPORARY}*"):  # of an export that was killed
-                path.unlink(missing_ok=True)
+        for folder in {out, *((out / name).parent for name in names)}:
+            remove_leftovers(folder, below=False)
         before = _manifest(out)
         older = set(before.get(to, ()))
         _write_manifest(out, {**before, to: older | set(names)})  # so that they stay ours if this is killed
@@ -190,7 +193,7 @@ def _manifest(out: Path) -> dict[str, list[str]]:
     if not os.path.lexists(path):
         return {}
     try:
-        said = read_json(path)["files"]
+        said = read_sealed(path)["files"]
         found = {kind: [str(name) for name in said[kind]] for kind in KINDS if kind in said}
     except (InputError, OSError, LookupError, TypeError):
         raise InputError(f"{path} is there and not of an earlier export: choose another --out") from None
@@ -201,4 +204,4 @@ def _manifest(out: Path) -> dict[str, list[str]]:
 
 
 def _write_manifest(out: Path, files: dict[str, Iterable[str]]) -> None:
-    write_json(out / MANIFEST, {"files": {kind: sorted(own) for kind, own in files.items()}})
+    write_sealed(out / MANIFEST, {"files": {kind: sorted(own) for kind, own in files.items()}})

@@ -3,41 +3,43 @@
 import copy
 import json
 import logging
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qdv_gpu.data.convert import as_images
 from qdv_gpu.data.datasets import load_images, stratified
 from qdv_gpu.data.images import Images
-from qdv_gpu.errors import InputError, as_path
+from qdv_gpu.errors import InputError, as_path, check_count
 from qdv_gpu.features.forward import network_input, shown
-from qdv_gpu.files import TEMPORARY, locked, remove_leftovers, replacing, write_json
+from qdv_gpu.files import replacing
 from qdv_gpu.machine import Halving, on_threads
 from qdv_gpu.networks.account import describe_variant
 from qdv_gpu.networks.layers import check_memory
 from qdv_gpu.networks.load import Source, load_network
 from qdv_gpu.networks.network import Network
 from qdv_gpu.networks.variant import home
-from qdv_gpu.networks.weights import read_weights, write_weights
+from qdv_gpu.networks.weights import read_tensors, write_weights
 from qdv_gpu.progress import advance
 from qdv_gpu.report.curves import plot_training
-from qdv_gpu.report.folder import save_figure
-from qdv_gpu.results.run import RUN
+from qdv_gpu.report.folder import RunFolder, save_figure
 from qdv_gpu.results.stages import weights_key
-from qdv_gpu.results.store import Key, Store
+from qdv_gpu.results.store import Key, Record, Store
 from qdv_gpu.studies.settings import Training, changed, of_stage
 
 logger = logging.getLogger(__name__)
 CHECKPOINT, WEIGHTS = "checkpoint.safetensors", "weights.safetensors"
+RESULT, CURVE = "finetune.json", "training.png"
 
 
 def finetune(
@@ -92,8 +94,8 @@ def finetune(
     if settings is not None and not isinstance(settings, Training):
         raise InputError(f"settings must be Training, got {type(settings).__name__}")
     settings, out = changed(settings or Training(), changes), as_path("out", out)
-    if out.is_dir() and _holds_others(out):
-        raise InputError(f"{out} is not empty and holds no {CHECKPOINT}: choose another --out")
+    folder = RunFolder(out, "finetune")
+    folder.check()
     task = Task.of(network, data, settings, weights=weights, device=device, skip_bad=skip_bad)
     loaded, train, about, key = task.network, task.train, task.about, task.key
     if loaded.base is not None:
@@ -101,13 +103,11 @@ def finetune(
             logger.info("%s", line)
     kept = Store.beside(out, store)
     kept.check(out)
-    with locked(out) as free, kept.used(), kept.computing(key):
-        if not free:
-            raise InputError(f"another run is writing to {out}: choose another --out, or wait")
+    with kept.used(), kept.computing(key), folder.locked({"training": about}):
         run = _Run(loaded, about, out, settings)
         metadata = {name: about[name] for name in ("network", "image_size", "data")}
         metadata |= {"image_mean": loaded.mean, "image_std": loaded.std, "crop": settings.crop}
-        record = kept.read(key)
+        record = kept.read(key, partial(_check_result, module=loaded.module))
         if record is None:
             if run.epoch > settings.epochs:
                 raise InputError(
@@ -116,20 +116,53 @@ def finetune(
             result = _trained(run, train, task.test, settings)
             result["settings"] = {name: value for name, value in about.items() if name != "images"}
             result["settings"]["epochs"] = run.epoch
-            write_weights(out / WEIGHTS, loaded.module.state_dict(), metadata)
-            kept.write(key, about=result, files={WEIGHTS: out / WEIGHTS})
+            tensors = loaded.module.state_dict()
         else:
             logger.info("%s was trained before: its weights are in %s", loaded.name, record.folder)
             result = record.about
-            tensors, _ = read_weights(record.folder / WEIGHTS)
-            write_weights(out / WEIGHTS, tensors, metadata)  # it may have been called otherwise
-        write_json(out / "finetune.json", result)
-        write_json(out / RUN, {"stages": [key.digest]})
-        kept.refer(out)
-        with replacing(out / "training.png") as temporary:
+            tensors, _ = read_tensors(record.folder / WEIGHTS)
+        folder.claim(WEIGHTS, RESULT, CURVE)
+        (out / RESULT).unlink(missing_ok=True)  # it may be of other weights
+        write_weights(out / WEIGHTS, tensors, metadata)  # which may have been called otherwise
+        if record is None:
+            kept.write(key, about=result, files={WEIGHTS: out / WEIGHTS})
+        folder.json(RESULT, result)
+        with replacing(out / CURVE) as temporary:
             figure, _ = plot_training(result["history"], f"{loaded.name} on {train.name}")
             save_figure(figure, temporary)
+        folder.finish({"stages": [key.digest]})
+        kept.refer(out)
     return result
+
+
+def _check_result(record: Record, *, module: nn.Module) -> None:
+    """ValueError unless a stage holds a training of the module, and its weights."""
+    said = record.about
+    check_history(said["history"])
+    if not isinstance(said["test_accuracy"], int | float) or not isinstance(said["classes"], list):
+        raise ValueError("it says no accuracy or no classes")
+    check_like(read_tensors(record.folder / WEIGHTS)[0], module.state_dict())
+
+
+def check_history(history: Any) -> None:
+    """ValueError unless it is a history of a training: numbers of each epoch."""
+    named = {"loss", "accuracy", "test_accuracy"}
+    if not isinstance(history, list) or not all(isinstance(one, dict) and one.keys() == named for one in history):
+        raise ValueError("it holds no history of epochs")
+    if not all(isinstance(value, int | float) and math.isfinite(value) for one in history for value in one.values()):
+        raise ValueError("its history holds what is no number")
+
+
+def check_like(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """ValueError unless tensors have the names, shapes and types of a module's own, and hold finite numbers."""
+    if tensors.keys() != own.keys():
+        raise ValueError(f"it has other tensors: {min(tensors.keys() ^ own.keys())}")
+    for name, tensor in tensors.items():
+        if tensor.shape != own[name].shape or tensor.dtype != own[name].dtype:
+            kind = f"{list(tensor.shape)} of {tensor.dtype}"
+            raise ValueError(f"{name} is {kind}, not {list(own[name].shape)} of {own[name].dtype}")
+        if not (tensor.isfinite() | ~own[name].isfinite().cpu()).all():  # a mask may hold infinities from the start
+            raise ValueError(f"{name} holds NaN or infinity")
 
 
 @dataclass(frozen=True)
@@ -184,12 +217,6 @@ class Task:
         }
         stage = {**of_stage(settings, "weights"), "image_size": loaded.image_size}
         return cls(loaded, train, test, about, weights_key(loaded, train, test, stage))
-
-
-def _holds_others(out: Path) -> bool:
-    """Whether a folder holds something, and nothing that says that it is of a fine-tuning."""
-    names = {path.name for path in out.iterdir() if not path.name.startswith(TEMPORARY)}
-    return bool(names) and not names & {CHECKPOINT, WEIGHTS}
 
 
 def _images(data: Any, settings: Training, *, skip_bad: bool) -> tuple[Images, Images]:
@@ -249,6 +276,10 @@ def _trained(run: "_Run", train: Images, test: Images, settings: Training) -> di
     }
 
 
+class _OtherRunError(InputError):
+    """A checkpoint is whole, and of a run with other settings."""
+
+
 class _Run:
     """A network, its optimizer and how far they have come; `checkpoint.safetensors` holds all of it."""
 
@@ -262,30 +293,57 @@ class _Run:
         self.normalises = any(isinstance(module, _BatchNorm) for module in network.module.modules())
         if self.checkpoint.is_file():
             self._resume()
-            remove_leftovers(out)
 
     @property
     def epoch(self) -> int:
         return len(self.history)
 
     def _resume(self) -> None:
-        tensors, metadata = read_weights(self.checkpoint)
-        before = metadata.get("settings", {})
-        for name, value in self.about.items():
-            if before.get(name) != value:
-                raise InputError(
-                    f"{self.checkpoint.parent} holds a run with {name}={before.get(name)!r}, not {value!r}: "
-                    "choose another --out or delete it"
-                )
+        try:
+            tensors, metadata = read_tensors(self.checkpoint)
+            if not metadata:
+                raise _OtherRunError(f"{self.checkpoint} is of another program: choose another --out")
+            before = metadata["settings"]
+            for name, value in self.about.items():
+                if before.get(name) != value:
+                    raise _OtherRunError(
+                        f"{self.checkpoint.parent} holds a run with {name}={before.get(name)!r}, not {value!r}: "
+                        "choose another --out or delete it"
+                    )
+            history, tiles = metadata["history"], metadata["tiles"]
+            check_history(history)
+            check_count("tiles", tiles)
+            adam = {name: tensors.pop(name) for name in list(tensors) if name.startswith("adam/")}
+            check_like(tensors, self.network.module.state_dict())
+            self._check_adam(adam)
+        except _OtherRunError:
+            raise
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            said = " ".join(str(error).split())
+            logger.warning("%s is damaged (%s): training starts from its first epoch", self.checkpoint, said)
+            return
         names = list(self.parameters)
         state: dict[int, dict[str, Tensor]] = {index: {} for index in range(len(names))}
-        for name in [name for name in tensors if name.startswith("adam/")]:
+        for name, tensor in adam.items():
             _, key, parameter = name.split("/", 2)
-            state[names.index(parameter)][key] = tensors.pop(name)
+            state[names.index(parameter)][key] = tensor
         self.network.module.load_state_dict(tensors)
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        self.history, self.tiles = metadata["history"], metadata["tiles"]
+        self.history, self.tiles = history, tiles
+
+    def _check_adam(self, tensors: Mapping[str, Tensor]) -> None:
+        """ValueError unless these are what Adam keeps, of parameters that have been trained."""
+        trained = {name.split("/", 2)[-1] for name in tensors}
+        if not trained:
+            raise ValueError("it holds no state of the optimizer")
+        own = {
+            f"adam/{key}/{name}": like
+            for name, parameter in self.parameters.items()
+            if name in trained
+            for key, like in {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}.items()
+        }
+        check_like(tensors, own)
 
     def save(self) -> None:
         tensors = dict(self.network.module.state_dict())

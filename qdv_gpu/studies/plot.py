@@ -1,8 +1,6 @@
 """The figures of a run, drawn again from its folder."""
 
-import csv
 import math
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +9,12 @@ import numpy as np
 import torch
 
 from qdv_gpu.errors import InputError, as_path, check_whole, unknown
-from qdv_gpu.files import read_json
 from qdv_gpu.neighbors import knn
 from qdv_gpu.report import figures
-from qdv_gpu.report.folder import RunFolder, read_formats, write_figure
+from qdv_gpu.report.folder import only_writer, read_formats, write_figure
 from qdv_gpu.results.records import AnalysedLayer
-from qdv_gpu.results.run import RUN
+from qdv_gpu.results.run import RUN, checked, damage_said, read_about, rows_of
+from qdv_gpu.results.view import maps_of
 from qdv_gpu.scores.quality import HitValues, LayerScores, MapScore, Score, chance, hit_values
 from qdv_gpu.scores.statistics import error_neighbors
 
@@ -72,8 +70,8 @@ def plot(
     check_whole("seed", seed)
     if k is not None:
         check_whole("k", k)
-    folder = RunFolder(as_path("run", run))
-    about = _about(folder.out)
+    folder = as_path("run", run)
+    about = _about(folder)
     found = list(_layers(folder, about, k, seed))
     found = _chosen(found, "network", networks)
     found = _chosen(found, "layer", layers)
@@ -82,41 +80,37 @@ def plot(
     drawn = {"maps": figures.maps_figure(records, labels, classes)}
     if labels is not None:
         drawn["nh"] = figures.nh_figure(records, labels, records[0].scores[0].k)
-    target = folder.out / "figures" if out is None else as_path("out", out)
-    return [path for name, figure in drawn.items() for path in write_figure(target / name, figure, formats)]
+    target = folder / "figures" if out is None else as_path("out", out)
+    with only_writer(target, below=False):
+        return [path for name, figure in drawn.items() for path in write_figure(target / name, figure, formats)]
 
 
 def _about(run: Path) -> Mapping[str, Any]:
     if not (run / RUN).is_file() or not (run / "table3.csv").is_file():
         raise InputError(f"{run} holds no finished run of qdv-gpu analyze")
-    about = read_json(run / RUN)
-    if not isinstance(about, dict) or not isinstance(about.get("classes"), list) or "settings" not in about:
+    about = read_about(run)
+    if not isinstance(about.get("classes"), list) or "settings" not in about:
         raise InputError(f"{run / RUN} is not of qdv-gpu analyze, or damaged")
     return about
 
 
 def _layers(
-    folder: RunFolder, about: Mapping[str, Any], k: int | None, seed: int
+    folder: Path, about: Mapping[str, Any], k: int | None, seed: int
 ) -> Iterator[tuple[AnalysedLayer, np.ndarray | None]]:
     """The layers of a run in order, each with the map of `seed` first, and the labels."""
-    try:
-        with (folder.out / "table3.csv").open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+    with damage_said(folder):
+        rows = rows_of(checked(folder, about, "table3.csv"))
         chosen = int(rows[0]["k"]) if k is None else k
         of_layer: dict[tuple[str, str], list[Any]] = {(row["network"], row["layer"]): [] for row in rows}
         for row in rows:
             of_layer[row["network"], row["layer"]].append(row)
         for (network, layer), own in of_layer.items():
-            with np.load(folder.out / folder.embedding(network, layer)) as arrays:
-                Z, labels = arrays["Z"], arrays.get("labels")
+            arrays = maps_of(folder, about, network, layer, samples=None, classes=len(about["classes"]))
+            Z, labels = arrays["Z"], arrays.get("labels")
             if not 0 <= seed < len(Z):
-                raise InputError(f"seed must be within 0 and {len(Z) - 1}, the maps of {folder.out}, got {seed}")
+                raise InputError(f"seed must be within 0 and {len(Z) - 1}, the maps of {folder}, got {seed}")
             row = next((row for row in own if int(row["k"]) == chosen), {**own[0], "nh_feature_space": "nan"})
             yield _layer(row, np.roll(Z, -seed, axis=0), labels, chosen, about["settings"]["perplexity"]), labels
-    except (KeyError, ValueError, IndexError, OSError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{folder.out} is damaged ({type(error).__name__}: {error}): run its command again") from None
 
 
 def _layer(

@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from qdv_gpu.errors import InputError
-from qdv_gpu.files import locked, read_json, safe_name, write_json
+from qdv_gpu.files import locked, safe_name
 from qdv_gpu.networks.spec import Spec
-from qdv_gpu.results.run import RUN
+from qdv_gpu.results.run import RUN, is_whole
 from qdv_gpu.results.stages import VERSIONS
 from qdv_gpu.results.store import Store
+from qdv_gpu.sealed import read_sealed, write_sealed
 from qdv_gpu.studies.settings import Settings, Training
 
 SWEEP, RESULT, ERROR, STARTED, LOG = "sweep.json", "result.json", "error.json", "started.json", "log.txt"
@@ -37,7 +38,7 @@ _HOLDS: dict[str, dict[str, Any]] = {  # what a file says at least, and of which
     RESULT: {"accuracy": _NUMBER | None, "gmac": _NUMBER | None, "seconds": dict, "stages": list, "versions": dict},
     ERROR: {"message": str, "seconds": _NUMBER},
     STARTED: {"time": _NUMBER, "attempt": int},
-    RUN: {"stages": list},
+    RUN: {"stages": list},  # of one that came to its end
 }
 LABEL = 60  # characters of a folder's name that are for people
 logger = logging.getLogger(__name__)
@@ -160,16 +161,28 @@ def state_of(out: Path, point: Point, store: Store | None) -> State:
             if not free:
                 return State("running", since, started)
     result, error = _result(folder), _read(folder / ERROR)
-    if result and (store is None or _is_done(result, store)):
+    if result and (store is None or _is_done(folder, result, store)):
         return State("done", sum(result["seconds"].values()), result)
     if error and not result:
         return State("failed", error["seconds"], error)
     return State("lost", since, started) if started and not result else State("waiting", math.nan, {})
 
 
-def _is_done(result: Mapping[str, Any], store: Store) -> bool:
-    """Whether all stages of a result are whole in the store, and made by this version of their code."""
-    return bool(result) and result["versions"] == VERSIONS and store.holds(result["stages"])
+def _is_done(folder: Path, result: Mapping[str, Any], store: Store) -> bool:
+    """Whether all stages of a result are whole in the store, made by this version of their code, and so its tables."""
+    if not result or result["versions"] != VERSIONS:
+        return False
+    return is_whole(folder / "analysis") and store.holds(result["stages"])
+
+
+def damaged_files(folder: Path) -> list[Path]:
+    """Files of a point that are there and do not say what this version writes, or not what was written."""
+    known = [folder / name for name in (RESULT, ERROR, STARTED)]
+    if (folder / RESULT).is_file():  # else an analysis need not have come to its end
+        known.append(folder / "analysis" / RUN)
+    found = [file for file in known if file.is_file() and not _read(file)]
+    whole = found or not (folder / RESULT).is_file() or is_whole(folder / "analysis")
+    return found if whole else [folder / "analysis"]
 
 
 def _result(folder: Path) -> dict[str, Any]:
@@ -180,7 +193,7 @@ def _result(folder: Path) -> dict[str, Any]:
 def _read(file: Path) -> dict[str, Any]:
     """What a file says; nothing if it is not there, not whole, or does not say what this version writes."""
     with suppress(OSError, InputError):
-        found = read_json(file)
+        found = read_sealed(file)
         if isinstance(found, dict) and all(
             n in found and isinstance(found[n], t) for n, t in _HOLDS[file.name].items()
         ):
@@ -213,17 +226,18 @@ def _but_perplexity(point: Point) -> str:
 def _run_point(out: Path, point: Point, *, store: Path, also: Sequence[Settings]) -> None:
     folder = point.folder(out)
     with locked(folder, wait=True), _logged(folder / LOG):
-        if _is_done(_result(folder), Store(store)):
+        if _is_done(folder, _result(folder), Store(store)):
             return
         for name in (ERROR, RESULT):
             (folder / name).unlink(missing_ok=True)
         begun, attempt = time.time(), _read(folder / STARTED).get("attempt", 0) + 1
         devices = os.environ.get("CUDA_VISIBLE_DEVICES")
         about = {"time": begun, "host": platform.node(), "pid": os.getpid(), "attempt": attempt, "devices": devices}
-        write_json(folder / STARTED, about)
+        write_sealed(folder / STARTED, about)
         try:
-            write_json(folder / RESULT, _computed(out, point, store, also))
+            result = _computed(out, point, store, also)
             _tidy(out, point)
+            write_sealed(folder / RESULT, result)
         except Exception as error:
             lines = traceback.format_exc().splitlines()
             with (folder / LOG).open("a", encoding="utf-8") as log:
@@ -246,7 +260,7 @@ def _tidy(out: Path, point: Point) -> None:
 
 def keep_error(folder: Path, kind: str, message: str, *, seconds: float, **more: Any) -> None:
     """Write what a point failed of to its error.json."""
-    write_json(folder / ERROR, {"type": kind, "message": message, "seconds": round(seconds, 3), **more})
+    write_sealed(folder / ERROR, {"type": kind, "message": message, "seconds": round(seconds, 3), **more})
 
 
 def _one_line(error: Exception) -> str:
@@ -277,11 +291,11 @@ def _computed(out: Path, point: Point, store: Path, also: Sequence[Settings]) ->
         begun, folder = time.perf_counter(), point.training_folder(out)
         trained = finetune(point.network, point.data, folder, settings=point.training, **options)
         accuracy, source = trained["test_accuracy"], point.trained(folder)
-        stages += read_json(folder / RUN)["stages"]
+        stages += read_sealed(folder / RUN)["stages"]
         seconds["training"] = round(time.perf_counter() - begun, 3)
     begun, folder = time.perf_counter(), point.folder(out) / "analysis"
     analyze({point.label: source}, point.data, folder, settings=point.settings, also=also, report=False, **options)
-    stages += read_json(folder / RUN)["stages"]
+    stages += read_sealed(folder / RUN)["stages"]
     seconds["analysis"] = round(time.perf_counter() - begun, 3)
     return {"accuracy": accuracy, "gmac": _gmac(source, point), "seconds": seconds, "stages": stages,
             "versions": VERSIONS}  # fmt: skip
@@ -332,7 +346,7 @@ class Kept:
     def read(cls, out: Path) -> "Kept":
         """Of the sweep in `out`; InputError if it is not whole, OSError if there is none."""
         try:
-            said = read_json(out / SWEEP)
+            said = read_sealed(out / SWEEP)
             asked, points = ([Point.of(one) for one in said[name]] for name in ("asked", "points"))
             texts = [said["cwd"], said["store"]]
             texts += [text for one in (*asked, *points) for text in (one.label, one.network, one.data, one.weights)]

@@ -27,7 +27,7 @@ from qdv_gpu.networks.network import Network
 from qdv_gpu.networks.variant import home
 from qdv_gpu.progress import advance
 from qdv_gpu.report.curves import plot_profile
-from qdv_gpu.report.folder import save_figure
+from qdv_gpu.report.folder import only_writer, save_figure
 from qdv_gpu.studies.peaks import SECONDS, ahead, measured_peaks, once
 
 logger = logging.getLogger(__name__)
@@ -176,31 +176,32 @@ def profile(
         profiles = _profiles(loaded, batch_sizes, size, precision)
     if out is not None:
         name = torch.cuda.get_device_name(loaded.device) if loaded.device.type == "cuda" else "cpu"
-        write_json(
-            out / "profile.json",
-            {
-                "network": loaded.name,
-                "image_size": size,
-                "device": name,
-                "threads": torch.get_num_threads(),
-                "versions": {"qdv_gpu": qdv_gpu.__version__, "torch": torch.__version__},
-                "profiles": [
-                    asdict(found)
-                    | {
-                        "sum_of_layers": found.sum_of_layers,
-                        "share_of_peak": found.share_of_peak,
-                        "spread": found.spread,
-                    }
-                    for found in profiles
-                ],
-            },
-        )
-        figure, _ = plot_profile(
-            {found.batch_size: [(one.layer, one.share, one.bound) for one in found.layers] for found in profiles},
-            f"{loaded.name}, {size} px, {precision}: share of the forward pass",
-        )
-        with replacing(out / "profile.png") as temporary:
-            save_figure(figure, temporary)
+        with only_writer(out, below=False):
+            write_json(
+                out / "profile.json",
+                {
+                    "network": loaded.name,
+                    "image_size": size,
+                    "device": name,
+                    "threads": torch.get_num_threads(),
+                    "versions": {"qdv_gpu": qdv_gpu.__version__, "torch": torch.__version__},
+                    "profiles": [
+                        asdict(found)
+                        | {
+                            "sum_of_layers": found.sum_of_layers,
+                            "share_of_peak": found.share_of_peak,
+                            "spread": found.spread,
+                        }
+                        for found in profiles
+                    ],
+                },
+            )
+            figure, _ = plot_profile(
+                {found.batch_size: [(one.layer, one.share, one.bound) for one in found.layers] for found in profiles},
+                f"{loaded.name}, {size} px, {precision}: share of the forward pass",
+            )
+            with replacing(out / "profile.png") as temporary:
+                save_figure(figure, temporary)
     return profiles
 
 

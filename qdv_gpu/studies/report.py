@@ -1,11 +1,9 @@
 """One page of what runs found: maps that are linked, charts, tables, pictures, and words, in a file of its own."""
 
 import base64
-import csv
 import io
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from PIL import Image
 
 from qdv_gpu.data.images import Images
 from qdv_gpu.errors import InputError, as_path, check_count
-from qdv_gpu.files import explained, read_json, text_of, write_text
+from qdv_gpu.files import explained, remove_leftovers, text_of, write_text
 from qdv_gpu.machine import command_line
 from qdv_gpu.report.folder import RunFolder
 from qdv_gpu.report.linked import linked, panel_titles
@@ -30,9 +28,12 @@ from qdv_gpu.report.sections import (
 )
 from qdv_gpu.report.swept import candidates_of, sweep_section
 from qdv_gpu.report.thumbnails import decoded, encoded, sheets_of, small
+from qdv_gpu.results.checks import check_thumbnails
+from qdv_gpu.results.run import checked, damage_said, read_about, rows_of
 from qdv_gpu.results.stages import thumbnails_key
 from qdv_gpu.results.store import Store
-from qdv_gpu.results.view import SHEETS, RunView, view_run
+from qdv_gpu.results.view import RunView, thumbnails_of, view_run
+from qdv_gpu.sealed import read_sealed
 
 logger = logging.getLogger(__name__)
 REPORT = "report.html"
@@ -87,13 +88,14 @@ def write_report(
     page = _page(list(dict.fromkeys(folders)), thumbnails)
     with explained(target):
         write_text(target, page.html())
+    remove_leftovers(target.parent, below=False)
     return target
 
 
 def keep_thumbnails(folder: RunFolder, images: Images, store: Store) -> str:
     """Write small pictures of images to a run folder, made once for a store; returns their stage's digest."""
     key = thumbnails_key(images)
-    record = store.read(key)
+    record = store.read(key, check_thumbnails)
     if record is None:
         sheets = encoded(sheets_of(small(images)))
         arrays = {f"{number:03}": np.frombuffer(sheet, np.uint8) for number, sheet in enumerate(sheets)}
@@ -112,18 +114,21 @@ def _page(folders: Sequence[Path], thumbnails: int | None) -> Page:
     k = next((_of_json(f / "comparison.json").get("k") for f in folders if (f / "comparison.json").is_file()), None)
     for folder in folders:
         known = len(views) + len(sections) + len(trainings)
-        with _read(folder):
+        with damage_said(folder):
             if (folder / "sweep.csv").is_file():
-                rows = _rows(folder / "sweep.csv")
+                about = read_about(folder)
+                rows = _rows(checked(folder, about, "sweep.csv"))
                 views += _best(folder, rows)
                 sections.append(sweep_section(rows))
-                summary += _paragraphs(folder / "ranking.md", 2)
-                sheets = sheets or sorted((folder / "thumbnails").glob(SHEETS))
+                summary += _paragraphs(checked(folder, about, "ranking.md"), 2)
+                sheets = sheets or thumbnails_of(folder, about)
             elif (folder / "table3.csv").is_file():
                 views.append(view_run(folder, k=views[0].k if views else k))
             if (folder / "comparison.json").is_file():
-                sections.append(comparison_section(_of_json(folder / "comparison.json")))
-                summary += _paragraphs(folder / "comparison.md", 1)
+                compared = _of_json(folder / "comparison.json")
+                sections.append(comparison_section(compared))
+                own = compared.get("summary")
+                summary += _paragraphs(folder / "comparison.md", 1) if own is None else [str(own)]
             if (folder / "finetune.json").is_file():
                 name = str(folder) if folder.name in trainings else folder.name
                 training_section(own := {name: _of_json(folder / "finetune.json")})
@@ -133,20 +138,8 @@ def _page(folders: Sequence[Path], thumbnails: int | None) -> Page:
             raise InputError(f"{folder} holds no finished run of qdv-gpu analyze, compare, sweep, deconv or finetune")
     _check_same(views)
     trainings = {**_trainings(views), **trainings}
-    with _read(*(view.folder for view in views)):
+    with damage_said(*(view.folder for view in views)):
         return _filled(folders, views, sections, summary, sheets, trainings, thumbnails)
-
-
-@contextmanager
-def _read(*folders: Path) -> Iterator[None]:
-    """Say of what folders should hold and do not that they are damaged."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (OSError, AttributeError, LookupError, TypeError, ValueError, ZeroDivisionError, csv.Error) as error:
-        named = " or ".join(map(str, folders))
-        raise InputError(f"{named} is damaged ({type(error).__name__}: {error}): run its command again") from None
 
 
 def _filled(  # noqa: PLR0917 - what was found
@@ -222,7 +215,7 @@ def _trainings(views: Sequence[RunView]) -> dict[str, Mapping[str, Any]]:
             weights = Path(str(said.get("weights")))
             file = weights.parent / "finetune.json"
             if weights.is_file() and file.is_file():
-                with _read(file):
+                with damage_said(file):
                     training_section(own := {name: _of_json(file)})
                     found |= own
     return found
@@ -234,7 +227,7 @@ def _thumbnails(files: Sequence[Path], count: int, most: int | None) -> tuple[li
         return [], None
     chosen = None if count <= most else np.linspace(0, count - 1, most).round().astype(int)
     room = PICTURE * max(THUMBNAILS, count if chosen is None else most)
-    with _read(files[0].parent):
+    with damage_said(files[0].parent):
         kept = [file.read_bytes() for file in files]
         pictures = decoded(kept, count)
     if chosen is None and sum(map(len, kept)) <= room:
@@ -267,8 +260,7 @@ def _source(file: Path) -> str:
 
 
 def _rows(file: Path) -> list[dict[str, str]]:
-    with file.open(newline="", encoding="utf-8") as lines:
-        rows = list(csv.DictReader(lines))
+    rows = rows_of(file)
     if not rows or not rows[0].keys() >= {"candidate", "point", "rung", "state"}:
         raise InputError(f"{file} is damaged: run qdv-gpu sweep again")
     return rows
@@ -283,7 +275,7 @@ def _paragraphs(file: Path, count: int) -> list[str]:
 
 
 def _of_json(file: Path) -> Mapping[str, Any]:
-    said = read_json(file)
-    if not isinstance(said, dict):
-        raise InputError(f"{file} is damaged: run its command again")
-    return said
+    try:
+        return read_sealed(file)
+    except InputError as error:
+        raise InputError(f"{error}: run its command again") from None

@@ -11,12 +11,12 @@ from typing import Any
 from qdv_gpu.data.datasets import check_data
 from qdv_gpu.data.images import Images
 from qdv_gpu.errors import InputError, as_path, check_count, unknown
-from qdv_gpu.files import read_json, write_json
 from qdv_gpu.networks.account import describe_variant
 from qdv_gpu.networks.load import load_network
 from qdv_gpu.report.folder import RunFolder, read_formats
 from qdv_gpu.results.ranking import Ranking
 from qdv_gpu.results.store import Store
+from qdv_gpu.sealed import read_sealed, write_sealed
 from qdv_gpu.studies.analyze import images_of
 from qdv_gpu.studies.executors import (
     Progress,
@@ -31,7 +31,7 @@ from qdv_gpu.studies.executors import (
     tasks_of,
 )
 from qdv_gpu.studies.grid import MAX_POINTS, Sheet, changed_keys, read_sweep
-from qdv_gpu.studies.point import ERROR, LOG, STARTED, SWEEP, Kept, Point, State, state_of
+from qdv_gpu.studies.point import ERROR, LOG, STARTED, SWEEP, Kept, Point, State, damaged_files, state_of
 from qdv_gpu.studies.report import REPORT, keep_thumbnails, write_report
 from qdv_gpu.studies.swept import Rung, collected, ranking_of, surely_worse, write_sweep
 
@@ -147,7 +147,7 @@ def sweep(
     run = place(workers=workers, gpus=gpus, slurm=slurm, dask=dask)
     rungs(points, halve)  # or nothing is begun
     check_points(sheet, points)
-    folder, kept = RunFolder(out), Store.beside(out, store)
+    folder, kept = RunFolder(out, "sweep"), Store.beside(out, store)
     folder.check()
     kept.check(folder.out)
     about = {"sweep": sheet.plain}
@@ -158,7 +158,7 @@ def sweep(
         figures = write_sweep(folder, reached, formats)
         done = [state for rung in reached for state in rung.states if state.kind == "done"]
         stages = sorted({stage for state in done for stage in state.about["stages"]})
-        folder.written.append(REPORT)
+        folder.claim(REPORT)
         if reached[-1].ranking is not None:
             stages = sorted({*stages, keep_thumbnails(folder, _images(reached[-1].points[0]), kept)})
         folder.finish(about | {"stages": stages, "store": str(kept.path.absolute())})
@@ -286,7 +286,7 @@ def _kept(out: Path, sheet: Sheet, points: list[Point], store: Store, *, extend:
             new = [point for point in points if point.digest not in known]
             points = [*old, *_told_apart(new, old, before.table, sheet.plain)]
     said = {"table": sheet.plain, "file": sheet.name, "cwd": os.getcwd(), "store": str(store.path.absolute())}
-    write_json(out / SWEEP, {**said, "asked": [point.said() for point in points], "points": []})
+    write_sealed(out / SWEEP, {**said, "asked": [point.said() for point in points], "points": []})
     return points
 
 
@@ -301,8 +301,8 @@ def _told_apart(new: list[Point], old: list[Point], before: Mapping[str, Any], a
 
 def _write_points(out: Path, rungs: Sequence[Sequence[Point]]) -> None:
     """Have sweep.json list the points of all rungs that are left, for the processes that compute them, and `status`."""
-    said = read_json(out / SWEEP)
-    write_json(out / SWEEP, {**said, "points": [point.said() for rung in rungs for point in rung]})
+    said = read_sealed(out / SWEEP)
+    write_sealed(out / SWEEP, {**said, "points": [point.said() for rung in rungs for point in rung]})
 
 
 def _compute(
@@ -315,6 +315,8 @@ def _compute(
         if state.kind == "done" or (state.kind == "failed" and not retry_failed and "signal" not in state.about):
             continue
         if state.kind != "running":
+            for file in damaged_files(point.folder(out)):
+                logger.warning("%s is damaged, and is computed again", file)
             for name in (ERROR, STARTED):
                 (point.folder(out) / name).unlink(missing_ok=True)
         missing.append(point)

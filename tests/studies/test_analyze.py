@@ -75,7 +75,7 @@ def test_run_folder(finished):
     about = json.loads((out / "run.json").read_text())
     assert about["settings"]["perplexity"] == 8
     assert about["versions"]["torch"] == torch.__version__
-    assert about["files"] == sorted(made)
+    assert sorted(about["files"]) == sorted(made)
     store = Store(out.parent / ".qdv-store")
     assert set(about["stages"]) == {entry.digest for entry in store.entries()}
     assert not store.unreferenced()

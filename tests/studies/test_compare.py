@@ -14,6 +14,7 @@ from qdv_gpu import Images, analyze, compare
 from qdv_gpu.errors import InputError
 from qdv_gpu.report.contrast import summary
 from qdv_gpu.results.run import read_run
+from qdv_gpu.sealed import read_sealed, write_sealed
 
 QUICK = {"samples": 100, "pca": 5, "perplexity": 8, "iterations": 40, "seeds": 3, "device": "cpu"}
 A, B = "tiny_networks:cnn", "tiny_networks:other"
@@ -166,8 +167,7 @@ def test_wrong_types_and_what_does_not_belong_are_one_line(runs, tmp_path, optio
 def test_damaged_run_folders(runs, tmp_path):
     def broken(name, **changes):
         shutil.copytree(runs / "a", tmp_path / name)
-        about = json.loads((tmp_path / name / "run.json").read_text())
-        (tmp_path / name / "run.json").write_text(json.dumps({**about, **changes}))
+        write_sealed(tmp_path / name / "run.json", read_sealed(tmp_path / name / "run.json") | changes)
         return tmp_path / name
 
     rows = (runs / "a" / "predictions.csv").read_text().splitlines()
@@ -199,8 +199,8 @@ def test_what_cannot_be_compared(runs, tmp_path):
     analyze(B, "digits", tmp_path / "few", **{**QUICK, "samples": 90})
     other = tmp_path / "classes"
     shutil.copytree(runs / "b", other)
-    about = json.loads((other / "run.json").read_text())
-    (other / "run.json").write_text(json.dumps({**about, "classes": [*about["classes"], "ten"]}))
+    about = read_sealed(other / "run.json")
+    write_sealed(other / "run.json", about | {"classes": [*about["classes"], "ten"]})
     refused("of other classes: class 10 is missing in one and ten in the other", runs / "a", other)
     refused("other images: image 9 is", runs / "a", tmp_path / "few")
     analyze(B, "digits", tmp_path / "perplexity", **{**QUICK, "perplexity": 9})
@@ -218,12 +218,12 @@ def test_what_cannot_be_compared(runs, tmp_path):
     refused("is of 2 networks: a run folder of one", tmp_path / "both", runs / "b")
     refused("holds no comparison.json: choose another", runs / "a", runs / "b", out=tmp_path)
     shutil.copytree(runs / "a", tmp_path / "old")
-    about = json.loads((tmp_path / "old" / "run.json").read_text())
+    about = read_sealed(tmp_path / "old" / "run.json")
     about["outputs"]["cnn"][0]["scores"]["5"] = "0" * 64
-    (tmp_path / "old" / "run.json").write_text(json.dumps(about))
+    write_sealed(tmp_path / "old" / "run.json", about)
     refused("run its command again, or name its --store", tmp_path / "old", runs / "b")
     del about["outputs"]
-    (tmp_path / "old" / "run.json").write_text(json.dumps(about))
+    write_sealed(tmp_path / "old" / "run.json", about)
     refused("or one of an older version", tmp_path / "old", runs / "b")
 
 
@@ -250,7 +250,7 @@ def test_what_cannot_be_compared_is_refused_before_it_is_computed(options, messa
     def never(*_, **__):
         raise AssertionError("it was computed")
 
-    monkeypatch.setattr("qdv_gpu.studies.compare.analyze", never)
+    monkeypatch.setattr("qdv_gpu.studies.compare.analysing", never)
     if options.pop("data", None):
         options["data"] = Images.from_arrays(torch.zeros(40, 1, 8, 8, dtype=torch.uint8))
     with pytest.raises(InputError, match=message):

@@ -19,6 +19,7 @@ from qdv_gpu.files import safe_name
 from qdv_gpu.report import rows
 from qdv_gpu.report.projector import quoted, write_sprite
 from qdv_gpu.results.run import embedding_file
+from qdv_gpu.sealed import read_sealed, write_sealed
 
 QUICK = {"pca": 5, "perplexity": 5, "iterations": 20, "seeds": 2, "device": "cpu", "layers": "conv2,pool@2"}
 NAMES = ['a "b", c', "new\nline", "cr\rx", "tab\tx", "emo😀ji", "caf\udce9", "q'uote"]
@@ -190,8 +191,7 @@ def test_images_that_are_not_those_of_the_run(run, tmp_path, caplog, change):
     shutil.copytree(run.out.parent / "data", copy)
     own = tmp_path / "run"
     shutil.copytree(run.out, own)
-    about = json.loads((own / "run.json").read_text())
-    (own / "run.json").write_text(json.dumps(about | {"data": str(copy)}))
+    write_sealed(own / "run.json", read_sealed(own / "run.json") | {"data": str(copy)})
     shutil.rmtree(own / "thumbnails")
     if change == "contents":
         Image.new("L", (8, 8)).save(copy / CLASSES[0] / "1.png")
