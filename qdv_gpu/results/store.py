@@ -41,7 +41,7 @@ _LABEL = 60  # characters of a folder's name that are for people
 # What reading a damaged file raises.
 DAMAGES = (
     OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, NotImplementedError,
-    RecursionError, csv.Error, struct.error, zipfile.BadZipFile, zlib.error,
+    RecursionError, SyntaxError, csv.Error, struct.error, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
 logger = logging.getLogger(__name__)

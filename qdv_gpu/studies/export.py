@@ -16,6 +16,7 @@ from qdv_gpu.report.rows import write_csv, write_parquet
 from qdv_gpu.report.thumbnails import decoded
 from qdv_gpu.results.points import components_of, points_of
 from qdv_gpu.results.run import damage_said
+from qdv_gpu.results.store import DAMAGES
 from qdv_gpu.results.view import RunView, ViewedLayer, view_run
 from qdv_gpu.sealed import read_sealed, write_sealed
 
@@ -144,7 +145,7 @@ def _images(view: RunView) -> Images | None:
             image_size=None if settings["crop"] else settings["image_size"],
         )  # fmt: skip
     except (InputError, OSError) as error:
-        with suppress(OSError, ValueError, RuntimeError):
+        with suppress(*DAMAGES, RuntimeError):
             pixels = decoded([file.read_bytes() for file in view.thumbnails], len(view.files))
             logger.info("the pictures are the run's thumbnails: %s", error)
             return Images.from_arrays(pixels)
@@ -195,7 +196,7 @@ def _manifest(out: Path) -> dict[str, list[str]]:
     try:
         said = read_sealed(path)["files"]
         found = {kind: [str(name) for name in said[kind]] for kind in KINDS if kind in said}
-    except (InputError, OSError, LookupError, TypeError):
+    except DAMAGES:
         raise InputError(f"{path} is there and not of an earlier export: choose another --out") from None
     return {
         kind: [name for name in own if not os.path.isabs(name) and ".." not in Path(name).parts]

@@ -89,7 +89,8 @@ def finetune(
     Raises
     ------
     InputError
-        For bad settings, or if `out` holds a run with others.
+        For bad settings, or if `out` holds a run with others, or another one is writing to it. One of the same
+        settings is waited for, and not trained again.
     """
     if settings is not None and not isinstance(settings, Training):
         raise InputError(f"settings must be Training, got {type(settings).__name__}")

@@ -28,7 +28,7 @@ from qdv_gpu.files import locked, safe_name
 from qdv_gpu.networks.spec import Spec
 from qdv_gpu.results.run import RUN, is_whole
 from qdv_gpu.results.stages import VERSIONS
-from qdv_gpu.results.store import Store
+from qdv_gpu.results.store import DAMAGES, Store
 from qdv_gpu.sealed import read_sealed, write_sealed
 from qdv_gpu.studies.settings import Settings, Training
 
@@ -344,7 +344,7 @@ class Kept:
 
     @classmethod
     def read(cls, out: Path) -> "Kept":
-        """Of the sweep in `out`; InputError if it is not whole, OSError if there is none."""
+        """Of the sweep in `out`; InputError if it is not whole, FileNotFoundError if there is none."""
         try:
             said = read_sealed(out / SWEEP)
             asked, points = ([Point.of(one) for one in said[name]] for name in ("asked", "points"))
@@ -352,7 +352,9 @@ class Kept:
             texts += [text for one in (*asked, *points) for text in (one.label, one.network, one.data, one.weights)]
             if isinstance(said["table"], dict) and all(isinstance(text, str) for text in texts):
                 return cls(said["table"], asked, points, Path(said["store"]), said["cwd"])
-        except (InputError, KeyError, TypeError, AttributeError):
+        except FileNotFoundError:
+            raise
+        except DAMAGES:
             pass
         raise InputError(
             f"{out / SWEEP} is damaged, or of another version: delete it, or choose another --out; what the store has "

@@ -31,7 +31,7 @@ from qdv_gpu.report.thumbnails import decoded, encoded, sheets_of, small
 from qdv_gpu.results.checks import check_thumbnails
 from qdv_gpu.results.run import checked, damage_said, read_about, rows_of
 from qdv_gpu.results.stages import thumbnails_key
-from qdv_gpu.results.store import Store
+from qdv_gpu.results.store import DAMAGES, Store
 from qdv_gpu.results.view import RunView, thumbnails_of, view_run
 from qdv_gpu.sealed import read_sealed
 
@@ -252,8 +252,8 @@ def _source(file: Path) -> str:
         with Image.open(file) as picture:
             shown = picture.convert("RGB")
             shown.thumbnail((LARGE, LARGE))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read ({error})") from None
+    except DAMAGES as error:  # a SyntaxError among them, of a broken PNG
+        raise InputError(f"{file} cannot be read ({' '.join(str(error).split())})") from None
     contents = io.BytesIO()
     shown.save(contents, "WEBP", quality=70)
     return f"data:image/webp;base64,{base64.b64encode(contents.getvalue()).decode()}"
