@@ -147,9 +147,8 @@ class RunFolder:
                 self._about = None
 
     def finish(self, about: dict[str, Any]) -> None:
-        """Write run.json, with what else is to be said, and remove the files of an earlier run."""
+        """Remove the files of an earlier run, and write run.json, with what else is to be said."""
         before = {} if self._about is None else self._about["files"]
-        self._write({**about, "files": dict(sorted(self.written.items()))})
         for name in before.keys() - self.written.keys():
             file = self.out / name
             with suppress(OSError):
@@ -157,6 +156,7 @@ class RunFolder:
                 for folder in file.parents:
                     if folder != self.out:
                         folder.rmdir()  # while it is empty
+        self._write({**about, "files": dict(sorted(self.written.items()))})
 
     def add(self) -> None:
         """Have the run.json of a finished run list what was written since too, so that a later run removes it."""
