@@ -23,6 +23,15 @@ from qdv_gpu.sealed import hash_of, read_sealed
 
 RUN = "run.json"
 NEEDED = {"classes", "data", "images", "outputs", "settings", "store"}  # of what a finished run's run.json says
+TYPES = {
+    "classes": list,
+    "data": str,
+    "images": dict,
+    "networks": dict,
+    "outputs": dict,
+    "settings": dict,
+    "store": str,
+}
 SAME = ("perplexity", "iterations", "learning_rate", "normalise", "pca", "engine")  # settings that a comparison shares
 
 
@@ -74,6 +83,9 @@ def read_about(folder: Path) -> dict[str, Any]:
         about = read_sealed(folder / RUN)
     except InputError as error:
         raise InputError(f"{error}: run its command again") from None
+    for name, kind in TYPES.items():
+        if name in about and not isinstance(about[name], kind):
+            raise InputError(f"{folder / RUN} is damaged ({name} is {about[name]!r:.40}): run its command again")
     if not is_finished(about):
         raise InputError(f"{folder} is of a run that did not come to its end: run its command again")
     return about
