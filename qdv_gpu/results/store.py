@@ -301,14 +301,15 @@ class Store:
         """
         kept: set[str] = set()
         for file in (self.path / "runs").glob("[!.]*"):
-            run = _referring(file)
+            run = file
             try:
+                run = _referring(file)
                 kept.update(read_sealed(run / "run.json", stages=list)["stages"])
             except FileNotFoundError:
                 logger.warning("run folder %s is gone: if it was moved, run its command again first", run)
             except (OSError, InputError, TypeError) as error:
                 raise InputError(
-                    f"which stages {run} refers to cannot be told ({error}): run its command again, or delete it"
+                    f"it cannot be told which stages {run} needs ({error}): run its command again, or delete it"
                 ) from None
         return [entry for entry in self.entries() if entry.digest not in kept]
 

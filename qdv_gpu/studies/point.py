@@ -177,12 +177,11 @@ def _is_done(folder: Path, result: Mapping[str, Any], store: Store) -> bool:
 
 def damaged_files(folder: Path) -> list[Path]:
     """Files of a point that are there and do not say what this version writes, or not what was written."""
-    known = [folder / name for name in (RESULT, ERROR, STARTED)]
-    if (folder / RESULT).is_file():  # else an analysis need not have come to its end
-        known.append(folder / "analysis" / RUN)
-    found = [file for file in known if file.is_file() and not _read(file)]
-    whole = found or not (folder / RESULT).is_file() or is_whole(folder / "analysis")
-    return found if whole else [folder / "analysis"]
+    found = [folder / name for name in (RESULT, ERROR, STARTED)]
+    found = [file for file in found if file.is_file() and not _read(file)]
+    if found or not _result(folder) or is_whole(folder / "analysis"):  # of a damaged run.json the analysis speaks
+        return found
+    return [folder / "analysis"]
 
 
 def _result(folder: Path) -> dict[str, Any]:

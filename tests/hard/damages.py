@@ -73,10 +73,27 @@ def nested(file):
 
 
 def edited(file):
-    """A number is another one."""
+    """A number or a text is another one."""
+    said = json.loads(file.read_text())
+
+    def change(value):
+        for key in (sorted(value.keys() - {SEAL}) if isinstance(value, dict) else range(len(value)))[::-1]:
+            if isinstance(value[key], dict | list) and value[key]:
+                return change(value[key])
+            if isinstance(value[key], int | float | str):
+                value[key] += "x" if isinstance(value[key], str) else 1
+                return None
+        raise ValueError(f"there is nothing in {file}")
+
+    change(said)
+    file.write_text(json.dumps(said))
+
+
+def a_digit(file):
+    """A digit of a table is another one."""
     text = file.read_text()
-    digit = next(i for i in range(len(text) // 3, len(text)) if text[i] in "12345678" and text[i - 1] in " .")
-    file.write_text(text[:digit] + chr(ord(text[digit]) + 1) + text[digit + 1 :])
+    place = next(i for i in range(len(text) // 2, len(text)) if text[i] in "12345678")
+    file.write_text(text[:place] + chr(ord(text[place]) + 1) + text[place + 1 :])
 
 
 def not_a_number(file):
@@ -99,7 +116,8 @@ def swapped(file):
     file.write_text(json.dumps({**said, **dict(zip(names, values[1:] + values[:1], strict=True))}))
 
 
-RECORD = [*BYTES, null, a_list, a_number, nested, edited, not_a_number, without_a_key, swapped]
+TEXT = [*BYTES, null, a_list, a_number, nested, edited, without_a_key]  # of any record
+RECORD = [*TEXT, not_a_number, swapped]
 
 
 def arrays_like(change):

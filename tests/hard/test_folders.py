@@ -82,7 +82,7 @@ def test_a_second_writer_is_refused(top, tmp_path, name, settings):
         assert tree(out)
 
 
-@pytest.mark.parametrize("name", ["analyze", "compare", "finetune", "sweep"])
+@pytest.mark.parametrize("name", ["analyze", "compare", "finetune"])
 def test_a_lock_dies_with_its_process(top, tmp_path, name):
     out = tmp_path / "out"
     read, write = os.pipe()
@@ -126,10 +126,15 @@ PLACES = {
     "sweep": ["", "points/x/analysis", "training/x"],
     "deconv": ["deconv", "deconv/cnn"],
     "plot": [""],
-    "export": ["", "x"],
+    "export": [""],
     "profile": [""],
 }
-LEFT = [(name, place) for name, places in PLACES.items() for place in places if (name, place) != ("export", "x")]
+SLOW = ("sweep", "profile")
+LEFT = [
+    pytest.param(name, place, marks=[pytest.mark.slow] if name in SLOW else [])
+    for name, places in PLACES.items()
+    for place in places
+]
 
 
 @pytest.mark.parametrize(("name", "place"), LEFT)
@@ -209,7 +214,7 @@ def test_folders_of_other_commands_are_refused_and_left(top, tmp_path, there, na
     assert tree(tmp_path / "out") == before
 
 
-@pytest.mark.parametrize("name", ["analyze", "compare", "compare networks", "finetune", "deconv", "plot", "export"])
+@pytest.mark.parametrize("name", QUICK)
 def test_file_systems_without_locks_are_said_once(top, tmp_path, monkeypatch, caplog, name):
     def never(*_):
         raise OSError(errno.ENOLCK, "No locks available")

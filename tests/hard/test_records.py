@@ -13,6 +13,8 @@ from hard.damages import (
     ARRAYS,
     BYTES,
     RECORD,
+    TEXT,
+    a_digit,
     a_folder,
     copied,
     cut_short,
@@ -29,6 +31,7 @@ from hard.damages import (
     unsealed,
     zeros,
 )
+from tiny_sweep import rows
 
 from qdv_gpu import load_network
 from qdv_gpu.cli import main
@@ -78,8 +81,8 @@ READERS = {
 MAPS = "embeddings/cnn/relu@2.npz"
 READ = {
     "run.json": (RECORD, ["compare", "report", "export", "plot"]),
-    "predictions.csv": ([*BYTES, cut_short, edited, gone], ["compare", "compare with", "report", "export"]),
-    "table3.csv": ([*BYTES, cut_short, edited, gone], ["report", "export", "plot"]),
+    "predictions.csv": ([*BYTES, cut_short, a_digit, gone], ["compare", "compare with", "report", "export"]),
+    "table3.csv": ([*BYTES, cut_short, a_digit, gone], ["report", "export", "plot"]),
     "timings.json": ([truncated, flipped, empty, zeros, a_folder, null, edited, not_a_number], ["report", "export"]),
     MAPS: ([*BYTES, cut_short, gone, copied("relu@1.npz"), *ARRAYS.values()], ["report", "export", "plot"]),
     "thumbnails/000.webp": ([truncated, flipped, empty, zeros, a_folder], ["report", "export"]),
@@ -144,8 +147,14 @@ def test_a_run_that_says_other_things_is_refused(top, run, tmp_path, changes, re
 
 @pytest.fixture
 def place(top, tmp_path):
-    """A copy of everything, whose runs refer to the store beside them."""
-    return made.copy(top, tmp_path / "top")
+    """A copy of everything but the sweep, whose runs refer to the store beside them."""
+    return shutil.copytree(top, tmp_path / "top", ignore=shutil.ignore_patterns("s"))
+
+
+@pytest.fixture
+def swept(top, place):
+    """Beside that the sweep."""
+    return shutil.copytree(top / "s", place / "s")
 
 
 def tree(folder):
@@ -179,7 +188,7 @@ def test_a_run_whose_record_is_damaged_is_written_again(top, place, caplog, dama
     said = warned(caplog)
     assert len(said) == (0 if damage is no_keys else 1), said
     assert all("run.json" in line and "\n" not in line for line in said)
-    made.compared(place / "d", place)
+    made.compared(place / "e", place)
 
 
 @pytest.mark.parametrize("damage", [truncated, empty, gone], ids=named([truncated, empty, gone]))
@@ -198,17 +207,23 @@ STORED = [
     *((MANIFEST, damage) for damage in [*RECORD, gone]),
     *((NUMBERS, damage) for damage in [truncated, flipped, empty, zeros, a_folder, cut_short, gone]),
 ]
-SLOWLY = {"doubled", "binary", "zeros", "cut_short", "a_number", "swapped", "nested", "null", "a_folder"}
+OFTEN = {(MANIFEST, truncated), (MANIFEST, edited), (NUMBERS, flipped)}
 
 
-@pytest.mark.parametrize("stage", STAGES)
+def rarely(value, often, name):
+    """A parameter that is a matter of minutes with all others, and not with those that are often."""
+    return pytest.param(value, id=name, marks=[] if often else [pytest.mark.slow])
+
+
 @pytest.mark.parametrize(
-    "damaged",
+    ("stage", "damaged"),
     [
-        pytest.param((n, d), marks=[pytest.mark.slow] if d.__name__ in SLOWLY else [], id=f"{n}-{d.__name__}")
-        for n, d in STORED
+        pytest.param(stage, (name, damage), id=f"{stage}-{name}-{damage.__name__}",
+                     marks=[] if stage == "scores" or (name, damage) in OFTEN else [pytest.mark.slow])
+        for stage in STAGES
+        for name, damage in STORED
     ],
-)
+)  # fmt: skip
 def test_a_damaged_stage_is_computed_again(top, place, caplog, stage, damaged):
     name, damage = damaged
     run = read_sealed(place / "a" / "run.json")
@@ -221,7 +236,7 @@ def test_a_damaged_stage_is_computed_again(top, place, caplog, stage, damaged):
     assert line.startswith(f"{entry.folder} is damaged (")
     assert line.endswith("will be computed again")
     assert Store(place / ".qdv-store").holds(run["stages"])
-    made.compared(place / "d", place)
+    made.compared(place / "e", place)
 
 
 def other(record, name, change):
@@ -365,7 +380,7 @@ def test_reports_refuse_records_that_are_damaged(top, place, tmp_path, name, dam
     damage(folder / name)
     assert str(folder) in refused(write_report, folder, tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
-    if damage is not a_folder:
+    if damage in (truncated, edited, null):
         made.trained(folder) if name == "finetune.json" else made.compared(folder, place)
         assert read_sealed(folder / name) == read_sealed(top / folder.name / name)
         write_report(folder, tmp_path / "report.html")
@@ -403,15 +418,15 @@ def test_the_command_line_says_it_in_one_line(place, monkeypatch, capsys, name, 
 
 
 @pytest.mark.parametrize("name", ["sweep.csv", "ranking.md", "run.json"])
-@pytest.mark.parametrize("damage", [truncated, flipped, empty, zeros], ids=named([truncated, flipped, empty, zeros]))
-def test_a_damaged_sweep_is_not_shown_and_written_again(top, place, caplog, name, damage):
-    damage(place / "s" / name)
-    assert str(place / "s") in refused(write_report, place / "s")
-    found = made.swept(place / "s")
+@pytest.mark.parametrize("damage", [rarely(d, d is flipped, d.__name__) for d in (flipped, truncated, empty, zeros)])
+def test_a_damaged_sweep_is_not_shown_and_written_again(top, swept, caplog, name, damage):
+    damage(swept / name)
+    assert str(swept) in refused(write_report, swept)
+    found = made.swept(swept)
     assert not found.failed
-    assert tree(place / "s")["ranking.md"] == tree(top / "s")["ranking.md"]
+    assert rows(swept) == rows(top / "s")
     assert len(warned(caplog)) == (name == "run.json")
-    write_report(place / "s")
+    write_report(swept)
 
 
 POINT = [
@@ -425,36 +440,36 @@ POINT = [
 
 
 @pytest.mark.parametrize("name", POINT)
-@pytest.mark.parametrize("damage", [truncated, edited, empty, null], ids=named([truncated, edited, empty, null]))
-def test_a_damaged_point_is_computed_again(top, place, caplog, name, damage):
-    (point, _) = sorted((place / "s" / "points").iterdir())
+@pytest.mark.parametrize("damage", [rarely(d, d is edited, d.__name__) for d in (edited, truncated, empty, null)])
+def test_a_damaged_point_is_computed_again(top, swept, caplog, name, damage):
+    (point, _) = sorted((swept / "points").iterdir())
     if name == "error.json":
         (point / "result.json").unlink()
         write_sealed(point / name, {"message": "it failed", "seconds": 1.5, "attempt": 1})
-    damage(point / name)
-    status(place / "s")
-    found = made.swept(place / "s")
+    (a_digit if damage is edited and name.endswith("csv") else damage)(point / name)
+    status(swept)
+    found = made.swept(swept)
     assert not found.failed
-    assert tree(place / "s")["ranking.md"] == tree(top / "s")["ranking.md"]
+    assert rows(swept) == rows(top / "s")
     lines = warned(caplog)
     expected = 0 if name == "started.json" else 1  # of what is done it is not read
     assert len(lines) == expected, lines
-    assert all("is damaged, and is computed again" in line for line in lines)
+    assert all("again" in line and "\n" not in line for line in lines)
     assert not (point / "error.json").exists()
 
 
 @pytest.mark.parametrize("damage", [*RECORD, no_keys], ids=named([*RECORD, no_keys]))
-def test_a_damaged_list_of_points_is_refused(top, place, damage):
-    damage(place / "s" / "sweep.json")
+def test_a_damaged_list_of_points_is_refused(swept, damage):
+    damage(swept / "sweep.json")
     if damage is not a_folder:
-        assert "sweep.json is damaged, or of another version" in refused(status, place / "s")
-    refused(made.swept, place / "s")
+        assert "sweep.json is damaged, or of another version" in refused(status, swept)
+    refused(made.swept, swept)
 
 
 # References from the store.
 
 
-@pytest.mark.parametrize("damage", [*RECORD, no_keys], ids=named([*RECORD, no_keys]))
+@pytest.mark.parametrize("damage", [*TEXT, no_keys], ids=named([*TEXT, no_keys]))
 @pytest.mark.parametrize("which", ["run.json", "reference"])
 def test_stages_are_not_removed_if_it_cannot_be_told_who_needs_them(top, tmp_path, which, damage):
     made.copy(top / ".qdv-store", tmp_path / "store")
@@ -471,7 +486,7 @@ def test_stages_are_not_removed_if_it_cannot_be_told_who_needs_them(top, tmp_pat
         store.unreferenced()
 
 
-@pytest.mark.parametrize("damage", [*RECORD, no_keys], ids=named([*RECORD, no_keys]))
+@pytest.mark.parametrize("damage", [*TEXT, no_keys], ids=named([*TEXT, no_keys]))
 def test_a_damaged_list_of_exported_files_is_refused(top, tmp_path, damage):
     export(top / "a", tmp_path / "out", to="csv")
     damage(tmp_path / "out" / "export.json")
