@@ -13,6 +13,7 @@ from tiny_sweep import TABLE, TOML, changed, command, environment, rows
 
 import qdv_gpu.studies.finetune as training
 from qdv_gpu.errors import InputError
+from qdv_gpu.sealed import read_sealed, write_sealed
 from qdv_gpu.studies import executors
 from qdv_gpu.studies.outlook import foreseen, why
 from qdv_gpu.studies.point import read_points
@@ -332,7 +333,7 @@ def test_why_a_point_misses_the_store(finished, tmp_path):
     other = changed(grid={"lr": [1e-3], "network": ["tiny_networks:cnn"], "runs": 1}, run={"perplexity": 9})
     sweep(other, tmp_path / "two", store=tmp_path / "empty")
     file = tmp_path / "two" / "sweep.json"
-    file.write_text(file.read_text().replace(str(tmp_path / "empty"), str(store)))
+    write_sealed(file, read_sealed(file) | {"store": str(store)})
     [line, *_] = [line for line in why(tmp_path / "two", "tiny") if "not in the store" in line]
     assert "perplexity (8.0 there, 9.0 here)" in line
     with pytest.raises(InputError, match="unknown point 'x'"):
