@@ -25,7 +25,7 @@ CODE = "from tiny_analysis import SPECS, TINY, analyze; analyze(SPECS, 'digits',
 def start(out, threads=None, code=CODE):
     """A process of its own, on that many threads."""
     here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": f"{here}:{here.parent}"}
+    environment = {**os.environ, "PYTHONPATH": f"{here.parent}:{here.parent.parent}"}
     environment.pop("OMP_NUM_THREADS", None)
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
