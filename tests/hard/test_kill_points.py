@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PROGRAM = Path(__file__).with_name("kill_points.py")
-POINTS = {"analyze": 8, "finetune": 8, "deconv": 8, "sweep": 4, "report": 6}
+POINTS = {"analyze": 4, "finetune": 4, "deconv": 3, "sweep": 2, "report": 3}
 
 
 def outcomes(**points):
