@@ -185,6 +185,8 @@ def run(func: Any, args: Any, kwargs: Any) -> Any:
     if down and name == "_to_copy" and kwargs.get("non_blocking"):
         return _copy_later(func, args, kwargs)
 
+    if name in PRODUCTS and not sims[0].is_floating_point() and not sims[0].is_complex():
+        raise RuntimeError(f'"{name}_cuda" not implemented for {sims[0].dtype}')
     if name in PRODUCTS and sims[0].dtype == torch.float32 and _in_tf32(name):
         rt.runtime.counts.tf32[f"{site()} {name}"] += 1
         rounded = {id(x): _rounded(x) for x in sims if x.ndim > 1}
@@ -209,6 +211,8 @@ def run(func: Any, args: Any, kwargs: Any) -> Any:
         return out
     if down:
         return out if name == "_to_copy" else args[0]
+    if place.type == "cpu":  # `zeros_like` and its like
+        return out
     known = {id(x.inner): x for x in sims}
     # A view of a normal tensor is a normal tensor, in inference mode as well.
     normal = name in VIEWS and sims and not sims[0].is_inference()
@@ -232,7 +236,8 @@ def _place_of(
         return args[0].place
     if not sims:
         return target
-    places = {x.place for x in sims} | {CPU for x in leaves if not is_sim(x) and x.dim() > 0}
+    scalars = name not in ("cat", "stack")  # that a GPU takes from the host
+    places = {x.place for x in sims} | {CPU for x in leaves if not is_sim(x) and (x.dim() > 0 or not scalars)}
     if len(places) > 1:
         raise RuntimeError(
             "Expected all tensors to be on the same device, but found at least two devices, "
@@ -362,13 +367,15 @@ class _Front(TorchFunctionMode):
         if func in (T.cuda, T.cpu, T.to):
             return _moved(func, x, args[1:], kwargs)
         if func is T.pin_memory:
+            if is_sim(x):
+                raise RuntimeError(f"cannot pin a tensor of {x.place}: only dense CPU tensors can be pinned")
             return _pin(x)
         if func is T.is_pinned:
             return not is_sim(x) and _is_pinned(x)
         if func in (torch.tensor, torch.as_tensor, torch.asarray, T.new_tensor):
             return _made(func, args, kwargs)
         if is_sim(x) and getattr(func, "__name__", "") == "__set__" and func.__self__ is T.data:
-            x.inner = args[1].inner
+            x.inner, x.place = args[1].inner, args[1].place
             return None
         kind = next((a.device.type for a in args if isinstance(a, T)), None)
         if (generator := kwargs.get("generator")) is not None:

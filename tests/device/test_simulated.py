@@ -19,6 +19,7 @@ def test_tensors_say_where_they_are(gpu):
     with torch.cuda.device(1):
         assert torch.zeros(2, device="cuda").device.index == 1
     assert x.to("cuda:1").device.index == 1
+    assert torch.zeros_like(x, device="cpu").tolist() == [[0, 0, 0], [0, 0, 0]]
     with torch.inference_mode():
         assert torch.nn.functional.linear(x, x).cpu().tolist() == [[5, 14], [14, 50]]
 
@@ -30,6 +31,9 @@ def test_tensors_say_where_they_are(gpu):
         (lambda x: x + x.to("cuda:1"), "at least two devices, cuda:0 and cuda:1"),
         (lambda x: torch.ones(3)[torch.arange(3, device="cuda")], "indices should be either on cpu"),
         (lambda x: x.index_put_((torch.arange(3, device="cuda"),), torch.ones(3)), "the values must be on cuda:0"),
+        (lambda x: torch.stack([x[0], torch.tensor(1.0)]), "at least two devices, cpu and cuda:0"),
+        (lambda x: x[None].long() @ x[:, None].long(), "not implemented for torch.int64"),
+        (lambda x: x.pin_memory(), "cannot pin"),
         (lambda x: x.to("cuda:2"), "invalid device ordinal"),
         (lambda x: torch.randn(3, generator=torch.Generator(), device="cuda"), "device type for generator"),
         (lambda x: torch.randn(3, generator=torch.Generator("cuda")), "device type for generator"),
@@ -38,6 +42,13 @@ def test_tensors_say_where_they_are(gpu):
 def test_what_torch_refuses(gpu, what, error):
     with pytest.raises(RuntimeError, match=error):
         what(torch.zeros(3, device="cuda"))
+
+
+def test_modules_move_between_devices(gpu):
+    module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)).to("cuda:0").to("cuda:1")
+    assert {tensor.device.index for tensor in module.state_dict().values()} == {1}
+    module(torch.randn(4, 3, device="cuda:1")).sum().backward()
+    assert module[0].weight.grad.device.index == 1
 
 
 def test_no_view_of_device_memory_by_numpy(gpu):
