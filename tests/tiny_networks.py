@@ -31,6 +31,21 @@ def cnn() -> nn.Module:
     return Tiny()
 
 
+class Viewing(Tiny):
+    """Flattens its maps by a view, which no map has that lies in memory with its channels last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.relu(self.conv1(x)))
+        x = self.pool(self.relu(self.conv2(x)))
+        return self.fc(x.view(-1, 8 * 2 * 2))
+
+
+def viewing() -> nn.Module:
+    """The weights of `cnn`."""
+    torch.manual_seed(0)
+    return Viewing()
+
+
 def seeded(seed: int, kernel: int = 3) -> nn.Module:
     """The same with other weights, and another second convolution."""
     torch.manual_seed(seed)

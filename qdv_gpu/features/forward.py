@@ -221,6 +221,7 @@ class ForwardPass:
     calls: dict[str, list[int]] = field(default_factory=dict)  # features of each call of each layer, once known
     taken: dict[tuple[str, int], str | None] = field(default_factory=dict)  # of the tokens of each layer's calls
     halving: Halving = field(default_factory=Halving)  # shared by passes over parts of the layers
+    channels_last: bool = True  # on a GPU, where convolutions are fastest on it, unless the network turns out to refuse
 
     def __post_init__(self) -> None:
         self.size = self.image_size or self.network.image_size
@@ -303,13 +304,16 @@ class ForwardPass:
                 hooked(module, names, after=keep),
             ):
                 inputs = network_input(network, pixels, self.image_size)
-                if inputs.is_cuda:  # convolutions are fastest on it, and pass it on
+                if inputs.is_cuda and self.channels_last:  # convolutions pass it on
                     inputs = inputs.contiguous(memory_format=torch.channels_last)
                 module(inputs)
         except _LastLayerSeenError:
             pass
         except (RuntimeError, ValueError, AssertionError) as error:
             if not isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError | InputError):
+                if pixels.is_cuda and self.channels_last:  # of which `Tensor.view` cannot flatten a map
+                    self.channels_last = False
+                    return self._forward(store, pixels, rows)
                 trace_calls(network, self.size)  # which says so if it is the size that the network cannot take
             raise
         finally:

@@ -218,9 +218,10 @@ def _profiles(loaded: Network, batch_sizes: Sequence[int], size: int, precision:
         f"{bandwidth / 1e9:,.1f}",
     )
     profiles = []
+    channels_last = target.type == "cuda" and _takes_channels_last(loaded, size)  # as the forward passes of an analysis
     for batch in batch_sizes:
         images = torch.randn(batch, loaded.channels, size, size, device=target).to(loaded.dtype)
-        if images.is_cuda:  # as the forward passes of an analysis
+        if channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         try:
             found = _profile(loaded, images, precision, operations, bandwidth)
@@ -242,6 +243,17 @@ def _profiles(loaded: Network, batch_sizes: Sequence[int], size: int, precision:
         for found in profiles:
             found.notes.append(f"the device's peak was {again:.0%} of what it was at first: its clock changed")
     return profiles
+
+
+def _takes_channels_last(network: Network, size: int) -> bool:
+    """Whether the network takes images in that layout: `Tensor.view` cannot flatten maps of it."""
+    image = torch.zeros(1, network.channels, size, size, dtype=network.dtype, device=network.device)
+    try:
+        with torch.inference_mode():
+            network.module(image.contiguous(memory_format=torch.channels_last))
+    except RuntimeError:
+        return False
+    return True
 
 
 def _profile(network: Network, images: Tensor, precision: str, operations: float, bandwidth: float) -> Profile:

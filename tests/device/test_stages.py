@@ -58,6 +58,14 @@ def test_tsne_after_three_iterations_from_its_own_start(cuda):
     assert relative(model.fit_transform(blobs().to(cuda)), model.fit_transform(blobs())) < 1e-6
 
 
+@pytest.fixture
+def quick_profile(monkeypatch):
+    monkeypatch.setattr(peaks, "PRODUCT", {"cpu": 64, "cuda": 64})
+    monkeypatch.setattr(peaks, "COPY", {"cpu": 2**16, "cuda": 2**16})
+    monkeypatch.setattr(peaks, "SECONDS", 0.01)
+    monkeypatch.setattr(throughput, "SECONDS", 0.01)
+
+
 @pytest.fixture(scope="module")
 def images():
     return load_images("digits", samples=40)
@@ -97,6 +105,17 @@ def test_activations(cuda, images, precision):
     assert low <= relative(found, truth) < high
 
 
+def test_a_network_that_flattens_by_a_view(cuda, images, quick_profile):
+    """It takes no maps with channels last."""
+    spec = "tiny_networks:viewing"
+    truth = activations(load_network(spec, weights="none", device="cpu"), images, layers=["pool", "fc"], batch_size=16)
+    net = load_network(spec, weights="none", device=cuda)
+    found = activations(net, images, layers=["pool", "fc"], batch_size=16)
+    assert all(relative(found[name], X) < 1e-5 for name, X in truth.items())
+    assert len(Deconvnet(net).top_activations(images, "pool@2", k=3, maps=[0]).images) == 8
+    assert profile(net, batch_sizes=[2])
+
+
 def test_finetune_learns_as_on_the_cpu(cuda, tmp_path):
     options = {"epochs": 2, "batch_size": 50, "lr": 1e-2, "samples": 200}
     runs = [
@@ -133,11 +152,7 @@ def test_maps_of_200_images_after_three_iterations(cuda):
     assert relative(model.fit_transform(X.to(cuda), seeds=3), model.fit_transform(X, seeds=3)) < 1e-6
 
 
-def test_profile(cuda, monkeypatch):
-    monkeypatch.setattr(peaks, "PRODUCT", {"cpu": 64, "cuda": 64})
-    monkeypatch.setattr(peaks, "COPY", {"cpu": 2**16, "cuda": 2**16})
-    monkeypatch.setattr(peaks, "SECONDS", 0.01)
-    monkeypatch.setattr(throughput, "SECONDS", 0.01)
+def test_profile(cuda, quick_profile):
     found = profile(SPEC, batch_sizes=[2], device=cuda)[0]
     truth = profile(SPEC, batch_sizes=[2], device="cpu")[0]
     assert [one.layer for one in found.layers] == [one.layer for one in truth.layers]
