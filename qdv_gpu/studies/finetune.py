@@ -23,7 +23,7 @@ from qdv_gpu.data.images import Images
 from qdv_gpu.errors import InputError, as_path, check_count
 from qdv_gpu.features.forward import network_input, shown
 from qdv_gpu.files import replacing
-from qdv_gpu.machine import Halving, on_threads
+from qdv_gpu.machine import Halving, on_threads, product_precision
 from qdv_gpu.networks.account import describe_variant
 from qdv_gpu.networks.layers import check_memory
 from qdv_gpu.networks.load import Source, load_network
@@ -443,7 +443,7 @@ def accuracy_of(network: Network, images: Images, batch_size: int) -> float:
     labels = images.require_labels("an accuracy").to(network.device).split(max(batch_size, 64))
     hits = torch.zeros((), dtype=torch.int64, device=network.device)
     predict = Halving()
-    with torch.inference_mode():
+    with torch.inference_mode(), product_precision("ieee"):  # as an analysis predicts
         for y, pixels in zip(labels, images.batches(order, network.device), strict=True):
             logits = torch.cat(predict(lambda tile: logits_of(network, tile), pixels))
             hits += (logits.argmax(1) == y).sum()

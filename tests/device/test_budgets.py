@@ -118,6 +118,7 @@ def test_a_step_of_training_waits_for_nothing(gpu, tmp_path):
         finetune(SPEC, "digits", tmp_path / str(samples), samples=samples, **options)
         found.append(sum(n for where, n in gpu.counts.syncs.items() if "finetune" in where or "images" in where))
         assert not gpu.counts.pageable
+        assert not gpu.counts.tf32
     assert found[0] == found[1], gpu.counts.syncs.most_common()
 
 
