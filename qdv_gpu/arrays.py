@@ -17,7 +17,8 @@ def to_tensor(array: Any, device: str | torch.device | None = None) -> torch.Ten
     if isinstance(array, torch.Tensor):
         tensor = array.detach()
     elif hasattr(array, "__cuda_array_interface__"):
-        tensor = torch.from_dlpack(array)
+        strides = array.__cuda_array_interface__.get("strides") or ()
+        tensor = torch.from_dlpack(array.copy() if any(stride < 0 for stride in strides) else array)
     else:
         array = np.asarray(array)
         if array.dtype == object or np.issubdtype(array.dtype, np.str_):

@@ -19,3 +19,22 @@ def test_results_are_of_the_kind_given():
     assert arrays.like(tensor, torch.zeros(1)) is tensor
     for original in (np.zeros(1), [1, 2]):
         assert isinstance(arrays.like(tensor, original), np.ndarray)
+
+
+class Reversed:
+    """Stands in for a CuPy array that is read backwards."""
+
+    def __init__(self, numbers):
+        self.numbers = numbers
+        self.__cuda_array_interface__ = {"shape": numbers.shape, "strides": numbers.strides}
+
+    def copy(self):
+        return self.numbers.copy()
+
+    def __dlpack__(self, **options):
+        return self.numbers.__dlpack__(**options)
+
+
+def test_a_cupy_array_that_is_read_backwards():
+    """torch has no view with negative strides."""
+    assert arrays.to_tensor(Reversed(np.arange(3.0)[::-1])).tolist() == [2, 1, 0]
