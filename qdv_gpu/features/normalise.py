@@ -123,7 +123,7 @@ def retiled(tiles: Iterable[torch.Tensor], name: str) -> Iterator[tuple[slice, t
     for tile in tiles:
         D = tile.shape[1]
         if buffer.ndim == 1:
-            buffer = torch.empty(tile_rows(D, tile.device.type), D, device=tile.device)
+            buffer = torch.empty(tile_rows(D, tile.device.type), D, dtype=torch.float32, device=tile.device)
         if buffer.shape[1] != D:
             raise InputError(f"{name or 'layer'}: features per row changed from {buffer.shape[1]} to {D}")
         start = 0

@@ -252,8 +252,8 @@ def _first_pass(
         if statistics is None:
             statistics = Statistics.none(D, tile.device)
             generator = torch.Generator(tile.device).manual_seed(SEED)
-            Q = torch.randn((D, min(columns, D)), generator=generator, device=tile.device)
-            B, ones, unit = torch.zeros_like(Q), torch.ones(D, device=tile.device), statistics.mean.new_zeros(())
+            Q = torch.randn((D, min(columns, D)), generator=generator, dtype=torch.float32, device=tile.device)
+            B, ones, unit = torch.zeros_like(Q), Q.new_ones(D), statistics.mean.new_zeros(())
         before = statistics
         statistics, mean = before.merged(tile, normalise)
         if columns > 0:

@@ -58,6 +58,19 @@ def test_tsne_after_three_iterations_from_its_own_start(cuda):
     assert relative(model.fit_transform(blobs().to(cuda)), model.fit_transform(blobs())) < 1e-6
 
 
+def test_tsne_where_torch_makes_tensors_of_float64(cuda):
+    """The kernels read float32, whatever torch's default is."""
+    model, X = TSNE(perplexity=8, iterations=3, seed=4), blobs()
+    truth = model.fit_transform(X)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = model.fit_transform(X.to(cuda))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32
+    assert relative(found, truth) < 1e-6
+
+
 @pytest.fixture
 def quick_profile(monkeypatch):
     monkeypatch.setattr(peaks, "PRODUCT", {"cpu": 64, "cuda": 64})

@@ -185,3 +185,14 @@ def test_blocks_of_a_gpu_are_few_and_bounded(monkeypatch):
     monkeypatch.setattr(normalisation, "CUDA_BLOCK", 1000)
     assert over_blocks(lambda rows: rows, 250, 10, device) == [slice(0, 100), slice(100, 200), slice(200, 250)]
     assert tile_rows(4096, "cuda") >= 4 * tile_rows(4096, "cpu")
+
+
+def test_float32_whatever_torch_makes_by_default():
+    X = torch.randn(40, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    truth = pca.reduce([X], 3)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = pca.reduce([X], 3)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, truth)
