@@ -215,3 +215,26 @@ def test_shim_shows_a_missing_barrier(tmp_path, monkeypatch):
         x = torch.full((65,), barrier, dtype=torch.int32)
         cuda_shim.load("race").launch("race", x, grid=(1,), block=64)
         assert torch.equal(x[:64], expected) == bool(barrier)
+
+
+def test_the_binary_that_is_loaded_is_of_these_options_alone(monkeypatch):
+    """CuPy's own modules are compiled with -ftz=true, which the bits of unpooling do not stand."""
+    compiler = pytest.importorskip("cupy").cuda.compiler
+    seen = []
+
+    class Program:
+        def __init__(self, source, *args, **options):
+            seen.append(source)
+
+        def compile(self, options, log):
+            seen.append(options)
+            return b"", {}
+
+    monkeypatch.setattr(compiler, "_NVRTCProgram", Program)
+    monkeypatch.setattr(compiler, "_get_arch_for_options_for_nvrtc", lambda arch: (f"-arch=sm_{arch}", "cubin"))
+    flags = kernels.options(KH=2)
+    source = (kernels.FOLDER / "unpool.cu").read_text()
+    compiler.compile_using_nvrtc(source, flags, arch="90")
+    assert seen[0] == source
+    assert set(flags) <= set(seen[1])
+    assert not [option for option in seen[1] if "ftz" in option or "fast" in option]

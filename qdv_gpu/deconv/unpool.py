@@ -233,7 +233,7 @@ def _launch(kernel: str, defines: dict[str, int], arguments: tuple[Any, ...], gr
 
     with torch.cuda.device(arguments[0].device):
         try:
-            module = kernels.load("unpool", **defines)
+            module = kernels.load("unpool", fast_math=False, **defines)
         except ImportError as error:
             raise MissingPackageError(str(error)) from None
         kernels.launch(module, kernel, *arguments, grid=grid, block=THREADS)

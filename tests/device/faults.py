@@ -96,7 +96,7 @@ FAULTS = {
         "qdv_gpu/tsne/engines/cuda.py", ".clone(memory_format=torch.contiguous_format)", ".clone()",
         "the kernels read points, not coordinates", DESCENT),
     "fast math for unpooling": Fault(
-        "qdv_gpu/deconv/unpool.py", 'kernels.load("unpool", **defines)',
+        "qdv_gpu/deconv/unpool.py", 'kernels.load("unpool", fast_math=False, **defines)',
         'kernels.load("unpool", fast_math=True, **defines)',
         "subnormal sums become 0, and bits differ from the CPU's", UNPOOL),
     "option misspelt": Fault(

@@ -23,25 +23,27 @@ from .runtime import site
 MAX_GRID = (2**31 - 1, 65535, 65535)
 
 
-class RawModule:
-    """Stands in for cupy.RawModule."""
+class Module:
+    """Stands in for cupy.cuda.function.Module, of PTX instead of a binary."""
 
-    def __init__(self, *, code: str, options: tuple[str, ...] = ()) -> None:
-        self.kernels = ptx.kernels_of(compile.ptx(code, options))
+    def load(self, code: bytes) -> None:
+        self.kernels, self.device = ptx.kernels_of(code.decode()), cupy.cuda.place()[0]
 
-    def get_function(self, name: str) -> "RawKernel":
-        return RawKernel(self.kernels[name])
+    def get_function(self, name: str) -> "Function":
+        return Function(self.kernels[name], self.device)
 
 
-class RawKernel:
+class Function:
     """Runs a kernel on the tensors that its pointers lie in."""
 
-    def __init__(self, kernel: ptx.Kernel) -> None:
-        self.kernel, self.warm = kernel, False
+    def __init__(self, kernel: ptx.Kernel, device: int) -> None:
+        self.kernel, self.device, self.warm = kernel, device, False
 
     def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
         runtime, kernel = rt.runtime, self.kernel
         device, stream = cupy.cuda.place()
+        if device != self.device:
+            raise Fault(f"{kernel.name} was loaded on cuda:{self.device} and is launched on cuda:{device} ({site()})")
         if stream != runtime.streams[device].cuda_stream:
             raise Fault(f"{kernel.name} is launched on another stream than torch's current one ({site()})")
         if any(not 1 <= size <= most for size, most in zip(grid, MAX_GRID, strict=False)):
@@ -128,8 +130,16 @@ def _cupy() -> Any:
     place = _Place()
     module: Any = types.ModuleType("cupy")
     module.__spec__ = importlib.machinery.ModuleSpec("cupy", None)
-    module.RawModule, module.ndarray, module.from_dlpack = RawModule, Array, lambda tensor: Array(tensor)
-    module.cuda = types.SimpleNamespace(Device=place.on_device, ExternalStream=place.on_stream, place=place)
+    module.ndarray, module.from_dlpack = Array, lambda tensor: Array(tensor)
+    module.cuda = types.SimpleNamespace(
+        Device=place.on_device,
+        ExternalStream=place.on_stream,
+        place=place,
+        function=types.SimpleNamespace(Module=Module),
+        compiler=types.SimpleNamespace(
+            compile_using_nvrtc=lambda source, flags: (compile.ptx(source, flags).encode(), {})
+        ),
+    )
     return module
 
 

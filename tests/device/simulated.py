@@ -532,7 +532,7 @@ def devices(count: int = 2, *, memory: int = 8 << 30) -> Iterator[Runtime]:
             begin(thread)
 
     generator = torch.Generator
-    caches = [kernels.load, kernels._function, neighbors._faiss_resources]
+    caches = [kernels._loaded, kernels._function, neighbors._faiss_resources]
     try:
         for name, value in patches.items():
             setattr(torch.cuda, name, value)

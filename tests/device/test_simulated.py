@@ -153,9 +153,13 @@ def test_launches(gpu, scale):
     assert x.tolist() == [2, 2, 2]
     assert gpu.counts.kernels["scale"] == 1
     there = torch.ones(3, device="cuda:1")  # which is not the current device
-    scale(there)
+    with torch.cuda.device(1):
+        elsewhere = kernels.load("scale")
+    kernels.launch(elsewhere, "scale", there, np.int32(3), grid=(1,), block=32)
     assert there.tolist() == [2, 2, 2]
     module = kernels.load("scale")
+    with pytest.raises(Fault, match="loaded on cuda:1"):
+        kernels.launch(elsewhere, "scale", x, np.int32(3), grid=(1,), block=32)
     for arguments, sizes, error in (
         ((x, np.int32(200)), {"grid": (9,), "block": 32}, "outside"),
         ((x, np.int64(3)), {"grid": (1,), "block": 32}, "has 4 bytes, got 8"),
