@@ -72,7 +72,7 @@ def memory(request, monkeypatch):
         DataLoader(Items(lambda i: (picture(i), LABELS[i])), batch_size=3),
         DataLoader(Items(lambda i: (PIXELS[i], LABELS[i])), batch_size=None),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 def test_the_same_images(data, memory):
     images = as_images(data, name="mine")
@@ -91,7 +91,7 @@ def test_the_same_images(data, memory):
 @pytest.mark.parametrize(
     "data",
     [PIXELS, (PIXELS,), (PIXELS, None), [*PIXELS], Items(lambda i: (PIXELS[i],)), Items(lambda i: (PIXELS[i], None))],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 def test_without_labels(data):
     images = as_images(data)
@@ -195,7 +195,9 @@ def test_classes():
 
 
 @pytest.mark.parametrize(
-    "data", ["cifar10", 3, None, {"a": 1}, picture(0), iter([1]), (PIXELS, LABELS, LABELS), (), object()], ids=str
+    "data",
+    ["cifar10", 3, None, {"a": 1}, picture(0), iter([1]), (PIXELS, LABELS, LABELS), (), object()],
+    ids=lambda value: type(value).__name__,
 )
 def test_anything_else_is_refused(data):
     with pytest.raises(InputError, match=r"images must be Images, an array \[N, C, H, W\], a pair .*; got ") as error:

@@ -128,6 +128,7 @@ def test_analysis(gpu, tmp_path):
     analyze(SPEC, "digits", tmp_path / "run", settings=settings, device="cuda")
     components, neighbours = 80 * 10 * 4, 80 * 64 * 4
     assert gpu.counts.largest_copy <= max(components, neighbours)
+    assert not [where for where in gpu.counts.to_host if "images.py" in where]
     assert not gpu.counts.tf32
     assert not gpu.counts.unordered
     assert not gpu.counts.pageable
