@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import torch
 from tiny_networks import cnn
 
 
@@ -39,6 +40,13 @@ def hungry():
             raise MemoryError("no memory")
 
     return _failing("hungry", eat)
+
+
+def breaks_the_gpu():
+    def fail():
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    return _failing("breaks_the_gpu", fail)
 
 
 def suicidal():

@@ -267,7 +267,7 @@ class Deconvnet:
         generator = torch.Generator().manual_seed(seed)
         for path in modules:
             for parameter in shuffled.get_submodule(path).parameters(recurse=False):
-                order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+                order = torch.randperm(parameter.numel(), generator=generator, device="cpu").to(parameter.device)
                 parameter.data = parameter.data.flatten()[order].view_as(parameter)
             after = sizes(record_forward(other, pixels, layer, "deconvnet"))
             similarity.append((before * after).sum(dim=1).cpu())

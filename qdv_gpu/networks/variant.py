@@ -116,7 +116,8 @@ def edited(
     draft = Draft(replace(sized, name=network.spec), {tensor: key for key, tensor in named.items()})
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))  # not the numbers of the base's own
+        # not the numbers of the base's own
+        torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator, device="cpu")))
         apply_edits(draft, edits)
     origins = _carry(draft, named, carry)
     run_blank(sized, on_meta(module) if runs else module)  # the base may not run without numbers, or at this size

@@ -357,8 +357,8 @@ class _Run:
         """Train one epoch, its order and dropout set by seed and epoch alone; return mean loss and accuracy."""
         network, module = self.network, self.network.module
         generator = torch.Generator().manual_seed(self.settings.seed * 10_007 + self.epoch)
-        torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
-        order = torch.randperm(len(images), generator=generator).split(self.settings.batch_size)
+        torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator, device="cpu")))
+        order = torch.randperm(len(images), generator=generator, device="cpu").split(self.settings.batch_size)
         loss_sum = torch.zeros((), device=network.device)
         hits = torch.zeros((), dtype=torch.int64, device=network.device)
         labels = images.require_labels("fine-tuning")[torch.cat(order)].to(network.device)

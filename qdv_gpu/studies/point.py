@@ -205,6 +205,11 @@ def run_points(out: Path, points: Sequence[Point], *, store: Path) -> list[str]:
     """Train and analyse points that share a training, in order of their epochs; the names of those that failed.
 
     Points that are done are left alone. What goes wrong with one is in its error.json, and the others go on.
+
+    Raises
+    ------
+    InputError
+        If a GPU has failed: it answers this process with errors from then on, and the other points were blamed for it.
     """
     failed = []
     ordered = sorted(points, key=lambda point: point.training.epochs if point.training else 0)
@@ -215,6 +220,10 @@ def run_points(out: Path, points: Sequence[Point], *, store: Path) -> list[str]:
         except Exception as error:
             logger.warning("%s failed: %s (%s)", point.name, _one_line(error), point.folder(out) / LOG)
             failed.append(point.name)
+            if type(error).__name__ == "AcceleratorError":
+                raise InputError(
+                    f"the GPU failed ({_one_line(error)}): run the same command again, which goes on in a new process"
+                ) from error
     return failed
 
 

@@ -305,7 +305,7 @@ def _check_number(name: str, value: Any, least: float, rule: str | None = None) 
 
 def _normal(seed: int, N: int) -> torch.Tensor:
     """Standard normal float32 [N, 2] drawn on the CPU, so that a seed means the same on every device."""
-    return torch.randn((N, 2), generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+    return torch.randn((N, 2), generator=torch.Generator().manual_seed(seed), dtype=torch.float32, device="cpu")
 
 
 def _first_components(X: torch.Tensor) -> torch.Tensor:

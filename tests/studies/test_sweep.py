@@ -163,6 +163,16 @@ def test_a_failure_leaves_the_rest(tmp_path, capsys):
     assert retried.failed[0][1].about["seconds"] != state.about["seconds"]
 
 
+def test_a_gpu_that_failed_is_not_used_again(tmp_path):
+    """It would give the other points of this process errors that are not theirs."""
+    table = broken("breaks_the_gpu")
+    table["grid"]["network"].reverse()
+    with pytest.raises(InputError, match="the GPU failed .*an illegal memory access.*: run the same command again"):
+        sweep(table, tmp_path / "one")
+    again = sweep(table, tmp_path / "one")
+    assert [state.kind for state in again.rungs[0].states] == ["failed", "done"]
+
+
 def test_fail_fast(tmp_path):
     table = broken("explodes")
     table["grid"]["network"].reverse()
