@@ -19,6 +19,7 @@ from benchmarks.__main__ import STAGES, kept
 from benchmarks.common import Stage, timing
 from benchmarks.data import made
 from benchmarks.table3 import copies_to_host
+from qdv_gpu.studies import peaks
 
 
 def test_tables_are_not_stale():
@@ -267,3 +268,22 @@ def test_gpu_check_is_a_script_that_knows_its_stages():
     wrong = subprocess.run(["bash", script, "nonsense"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 2
     assert "unknown stage nonsense: allowed are install doctor tests memcheck racecheck bits" in wrong.stderr
+
+
+LONG = ("bits", "transfer", "forward", "layers", "pca", "tsne", "unpool", "table3")
+
+
+@pytest.mark.parametrize(
+    "stage", ["neighbors", "affinities", *(pytest.param(stage, marks=pytest.mark.slow) for stage in LONG)]
+)
+def test_a_stage_on_a_simulated_device(gpu, stage, tmp_path, monkeypatch):
+    """Whether it runs: its numbers are an interpreter's. Kernels of t-SNE are only counted from the fourth on."""
+    for name, small in (("PRODUCT", 64), ("COPY", 2**16)):
+        monkeypatch.setattr(peaks, name, {"cpu": small, "cuda": small})
+    monkeypatch.setattr(peaks, "SECONDS", 0.01)
+    gpu.run = dict.fromkeys(("repel", "attract", "update"), 3)
+    options = ["--device", "cuda", "--quick", "--images", "60", "--network", "alexnet", "--stage", stage]
+    assert command.main([*options, "--json", str(tmp_path / "a.json")]) == 0
+    found = json.loads((tmp_path / "a.json").read_text())["stages"][stage]
+    assert found["complete"]
+    assert "error" not in found

@@ -167,7 +167,7 @@ def test_a_gpu_that_failed_is_not_used_again(tmp_path):
     """It would give the other points of this process errors that are not theirs."""
     table = broken("breaks_the_gpu")
     table["grid"]["network"].reverse()
-    with pytest.raises(InputError, match="the GPU failed .*an illegal memory access.*: run the same command again"):
+    with pytest.raises(InputError, match=r"the GPU failed .*an illegal memory access.*: run the same command again"):
         sweep(table, tmp_path / "one")
     again = sweep(table, tmp_path / "one")
     assert [state.kind for state in again.rungs[0].states] == ["failed", "done"]
