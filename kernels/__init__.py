@@ -47,9 +47,7 @@ def load(name: str, /, *, fast_math: bool = False, **defines: int) -> Any:
     except ImportError:
         raise ImportError('kernels on a GPU need CuPy, which is not installed: pip install "qdv_gpu[cuda13]"') from None
     except OSError as error:  # it makes a folder for what it compiles
-        raise ImportError(
-            f"CuPy needs a cache, set CUPY_CACHE_DIR to a folder it can write: {error}"
-        ) from None
+        raise ImportError(f"CuPy needs a cache, set CUPY_CACHE_DIR to a folder it can write: {error}") from None
     return _loaded(cupy, torch.cuda.current_device(), name, options(fast_math=fast_math, **defines))
 
 
