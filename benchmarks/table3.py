@@ -22,6 +22,7 @@ from benchmarks.stages import called, inputs
 from qdv_gpu import Settings, analyze
 from qdv_gpu.data.images import Images
 from qdv_gpu.errors import InputError
+from qdv_gpu.sealed import read_sealed
 
 T = TypeVar("T")
 LARGEST_COPY = 3 * 10**6  # bytes from the device to the host: a layer's components, for the store
@@ -93,7 +94,7 @@ def run(options: argparse.Namespace, stage: Stage) -> None:
 def stages(out: Path) -> dict[str, float]:
     """Seconds of each stage over all layers, and of "activations of NETWORK"."""
     found: dict[str, float] = defaultdict(float)
-    for layer, measured in json.loads((out / "timings.json").read_text()).items():
+    for layer, measured in read_sealed(out / "timings.json").items():
         for stage, value in measured.items():
             found[stage] += value["seconds"]
         if "activations" in measured:
