@@ -77,12 +77,19 @@ def only_writer(out: Path, check: Callable[[], object] = lambda: None, *, below:
     InputError
         If a living process is writing to it; as `check`, which is called before anything is removed.
     """
+    absent = [folder for folder in (out, *out.parents) if not folder.exists()]
     with locked(out) as free:
         if not free:
             raise InputError(f"another run is writing to {out}: choose another --out, or wait")
-        check()
-        remove_leftovers(out, below=below)
-        yield
+        try:
+            check()
+            remove_leftovers(out, below=below)
+            yield
+        except BaseException:
+            for folder in absent:  # unless something was written to it
+                with suppress(OSError):
+                    folder.rmdir()
+            raise
 
 
 class RunFolder:

@@ -128,7 +128,7 @@ def test_bad_settings_write_nothing(finished, tmp_path):
     with pytest.raises(InputError, match=r"holds a run with mean=.*, not \[0\.3\]: choose another --out"):
         finetune(SPEC, "digits", finished[0], **{**OPTIONS, "mean": 0.3}, store=tmp_path / "store")
     with pytest.raises(InputError, match="the loss is not a number"):
-        finetune(SPEC, "digits", tmp_path / "new", **{**OPTIONS, "lr": 1e6})
+        finetune("tiny_networks:poisoned", "digits", tmp_path / "new", **OPTIONS)
 
 
 def test_what_was_trained_is_not_trained_again(finished, tmp_path, lines):
