@@ -166,6 +166,7 @@ if name == "pytest":
 if name == "pip":
     time.sleep(60)
 sys.argv[1:] = arguments[2:]
+sys.path.insert(0, os.getcwd())
 exec(arguments[1], {{"__name__": "__main__"}})
 """
 
