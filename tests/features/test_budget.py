@@ -189,7 +189,7 @@ def test_sizes_are_written():
 def test_a_gpus_workspace_holds_its_larger_tile():
     task = Task("a", [Layer("x", (4096,))], 100_000, 10**6, pca=50, embedding=0, tile=1, batch=64, device="cuda")
     tile = 4 * 4096 * tile_rows(4096, "cuda")
-    assert tile == 4 << 24
+    assert tile == 4 << 26
     assert task.work(task.layers[0]).bytes > tile + 8 * 3 * (1 << 24)  # and its copies in float64
     few = workspace(100, 4096, 50, device="cuda")
     assert few.bytes < tile  # of fewer rows than a tile has
