@@ -1,6 +1,7 @@
 """A warm process for all hard cases, and finished runs that they read."""
 
 import pytest
+from hard import made
 from hard.cases import SMALL, Warm
 
 
@@ -20,3 +21,11 @@ def runs(warm, tmp_path_factory):
     run = "data = 'digits'\nweights = 'none'\nanalyze.samples = 60\nperplexity = 5\niterations = 20\nseeds = 1\n"
     (folder / "SWEEP.toml").write_text(f"[run]\n{run}[grid]\nnetwork = ['tiny_networks:cnn']\n")
     return folder
+
+
+@pytest.fixture(scope="module")
+def top(tmp_path_factory):
+    """Folders of every command, to be copied and damaged."""
+    with pytest.MonkeyPatch.context() as patch:
+        made.quick_pictures(patch)
+        yield made.make(tmp_path_factory.mktemp("made"))

@@ -3,10 +3,12 @@
 import shutil
 
 import numpy as np
+import pytest
 from PIL import Image
 from tiny_sweep import changed
 
 from qdv_gpu import Settings, analyze
+from qdv_gpu.errors import InputError
 from qdv_gpu.report import folder as folders
 from qdv_gpu.studies.compare import compare
 from qdv_gpu.studies.deconv import picture
@@ -24,6 +26,14 @@ TABLE = changed(
     run={"finetune": {"samples": 60}, "analyze": {"samples": 60}, "iterations": 20, "perplexity": 5},
     grid={"network": [A, B], "lr": [1e-2], "runs": 1},
 )
+
+
+def refused(function, *arguments, **options):
+    """What a command says that ends in an error in one line."""
+    with pytest.raises(InputError) as caught:
+        function(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def analysed(out, network=A, **options):

@@ -10,9 +10,9 @@ import time
 
 import pytest
 from hard import made
+from hard.made import refused
 from tiny_sweep import changed
 
-from qdv_gpu.errors import InputError
 from qdv_gpu.files import STALE, TEMPORARY, _say_unlockable, abandoned, locked, remove_leftovers, replacing
 from qdv_gpu.report.folder import RunFolder
 from qdv_gpu.results.store import Store
@@ -20,23 +20,9 @@ from qdv_gpu.sealed import read_sealed
 from qdv_gpu.studies.plot import plot
 
 
-@pytest.fixture(scope="module")
-def top(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        made.quick_pictures(patch)
-        yield made.make(tmp_path_factory.mktemp("made"))
-
-
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     made.quick_pictures(monkeypatch)
-
-
-def refused(function, *arguments, **options):
-    with pytest.raises(InputError) as caught:
-        function(*arguments, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # What writes to a folder, which of its folders it locks, and the same with other settings.

@@ -31,11 +31,11 @@ from hard.damages import (
     unsealed,
     zeros,
 )
+from hard.made import refused
 from tiny_sweep import rows
 
 from qdv_gpu import load_network
 from qdv_gpu.cli import main
-from qdv_gpu.errors import InputError
 from qdv_gpu.networks.weights import read_weights
 from qdv_gpu.results.store import ARRAYS as NUMBERS
 from qdv_gpu.results.store import MANIFEST, Store
@@ -47,13 +47,6 @@ from qdv_gpu.studies.report import write_report
 from qdv_gpu.studies.status import status
 
 
-@pytest.fixture(scope="module")
-def top(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        made.quick_pictures(patch)
-        yield made.make(tmp_path_factory.mktemp("made"))
-
-
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     made.quick_pictures(monkeypatch)
@@ -61,14 +54,6 @@ def _quick(monkeypatch):
 
 def named(values):
     return [getattr(value, "__name__", str(value)) for value in values]
-
-
-def refused(function, *arguments, **options):
-    """What a command says that ends in an error in one line."""
-    with pytest.raises(InputError) as caught:
-        function(*arguments, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 READERS = {
