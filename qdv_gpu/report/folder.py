@@ -77,7 +77,7 @@ def only_writer(out: Path, check: Callable[[], object] = lambda: None, *, below:
     InputError
         If a living process is writing to it; as `check`, which is called before anything is removed.
     """
-    absent = [folder for folder in (out, *out.parents) if not folder.exists()]
+    absent = [folder for folder in (out, *out.parents) if not os.path.exists(folder)]  # pathlib's raises for long names
     with locked(out) as free:
         if not free:
             raise InputError(f"another run is writing to {out}: choose another --out, or wait")

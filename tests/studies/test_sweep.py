@@ -415,7 +415,7 @@ def test_variants_in_python(tmp_path):
 def test_two_places_are_refused(tmp_path):
     with pytest.raises(InputError, match="one place to compute at is required, got --workers or --gpus and --dask"):
         sweep(TABLE, tmp_path / "one", workers=2, dask="tcp://localhost:1")
-    with pytest.raises(InputError, match="workers must be an integer of at least 1, got 0"):
+    with pytest.raises(InputError, match="workers must be an integer within 1 and 1024, got 0"):
         sweep(TABLE, tmp_path / "one", workers=0)
     with pytest.raises(InputError, match="unknown option of Slurm 'tim': did you mean time"):
         sweep(TABLE, tmp_path / "one", slurm={"tim": 3})
