@@ -3,11 +3,15 @@
 import inspect
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Annotated, Any
 
 import typer
 
-from qdv_gpu.options import Quiet, Verbose, keywords, signed
+from qdv_gpu.options import Quiet, Traceback, Verbose, keywords, signed
+from qdv_gpu.terminal import shown_whole
+
+OPTIONS = {"verbose": Verbose, "quiet": Quiet, "traceback": Traceback}
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,12 +24,13 @@ app = typer.Typer(
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """Add a command, and to it the options that all commands have."""
 
-    def run(*, verbose: bool, quiet: bool, **given: Any) -> None:
+    def run(*, verbose: bool, quiet: bool, traceback: bool, **given: Any) -> None:
         logging.getLogger("qdv_gpu").setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
-        function(**given)
+        with shown_whole() if traceback else nullcontext():
+            function(**given)
 
     own = inspect.signature(function, eval_str=True).parameters.values()
-    app.command()(signed(run, function, [*own, *keywords({"verbose": Verbose, "quiet": Quiet}, default=False)]))
+    app.command()(signed(run, function, [*own, *keywords(OPTIONS, default=False)]))
     return function
 
 

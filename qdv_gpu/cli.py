@@ -11,7 +11,7 @@ import typer
 from qdv_gpu import cli_report as cli_report  # adds its commands
 from qdv_gpu import cli_sweep as cli_sweep
 from qdv_gpu.app import app, command
-from qdv_gpu.errors import InputError, of_machine
+from qdv_gpu.errors import InputError, in_line
 from qdv_gpu.options import (
     Crop,
     Data,
@@ -377,15 +377,11 @@ def _run() -> int:
             say(str(stopped))
         return stopped.code
     except Exception as error:
-        if isinstance(error, InputError):
-            message = str(error)
-        elif hasattr(error, "format_message"):  # the parser's own
+        if hasattr(error, "format_message"):  # the parser's own
             message = error.format_message()
             if not message:  # there were no arguments, and the help has been printed
                 return 2
-        else:
-            message = of_machine(error)
-            if not message:
-                raise
+        elif not (message := in_line(error)):
+            raise
         say("qdv-gpu: " + " ".join(message.split()))
         return 2

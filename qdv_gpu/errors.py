@@ -6,6 +6,8 @@ traceback.
 
 import difflib
 import numbers
+import sysconfig
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,37 @@ class InputError(ValueError):
 
 class MissingPackageError(InputError, ImportError):
     """An optional package is needed and not installed. The message holds the pip command."""
+
+
+def place(error: BaseException) -> str:
+    """The innermost line that an error passed in a file that is no library's, as "models.py:12"; "" if in none."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if is_own(frame.filename):
+            return f"{frame.filename}:{frame.lineno}"
+    return ""
+
+
+def reason(error: BaseException) -> str:
+    """An error in one line: its type, what it says, and its `place`."""
+    try:
+        said = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+    except Exception:  # its own __str__ fails
+        said = type(error).__name__
+    where = place(error)
+    return f"{said} ({where})" if where else said
+
+
+def is_own(file: str) -> bool:
+    """Whether a line of code is in a file of the user's, and of no library."""
+    library = file.startswith((*(f"{folder}/" for folder in LIBRARIES), "<frozen", "<eval"))
+    return not library and not {"site-packages", "dist-packages"} & set(Path(file).parts)
+
+
+def in_line(error: BaseException) -> str:
+    """What a user can mend, in words: his input, his code, what the machine did not give; "" for a bug of ours."""
+    if isinstance(error, InputError):
+        return str(error)
+    return of_machine(error) or (f"code that was run failed: {reason(error)}" if place(error) else "")
 
 
 def of_machine(error: BaseException) -> str:
@@ -31,6 +64,8 @@ def of_machine(error: BaseException) -> str:
     return ""
 
 
+OURS = str(Path(__file__).parent)
+LIBRARIES = (OURS, *{sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 # In what libraries say of what the machine did not give.
 LIMITS = ("DataLoader worker", "shared memory", "start new thread", "failed to map segment", "static TLS block")
 SIDE = 1 << 20  # pixels of an image's side at most

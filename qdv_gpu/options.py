@@ -54,6 +54,7 @@ StorePath = Annotated[
 ]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out image files that cannot be read, and count them.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on the way.")]
+Traceback = Annotated[bool, typer.Option("--traceback", help="Show of an error where it comes from, before its line.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but warnings and results.")]
 
 

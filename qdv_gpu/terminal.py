@@ -5,9 +5,12 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
+
+from qdv_gpu.errors import InputError, in_line, reason
 
 if TYPE_CHECKING:
     from qdv_gpu.results.records import Analysis
@@ -122,6 +125,17 @@ def _shown() -> Iterator[None]:
             _bar = None
 
 
+@contextmanager
+def shown_whole() -> Iterator[None]:
+    """Say of an error that leaves the block all that led to it."""
+    try:
+        yield
+    except Exception as error:
+        if in_line(error):
+            say("".join(traceback.format_exception(error)).rstrip())
+        raise
+
+
 class StoppedError(Exception):
     """A command is stopped, by Ctrl-C, SIGTERM or a standard output that takes no more; `code` is what it exits with.
 
@@ -164,7 +178,9 @@ def _stoppable() -> Iterator[None]:
         signal.signal(one, _interrupt)
     try:
         yield
-    except BaseException:
+    except BaseException as error:
+        if not _signal and isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):  # that nobody sent
+            raise InputError(f"stopped by code that was run: {reason(error)}") from error
         if not _signal:
             raise
     finally:

@@ -18,6 +18,7 @@ from qdv_gpu.deconv.nodes import between, children, is_relu, keep_active, mark, 
 from qdv_gpu.deconv.rules import check_rules
 from qdv_gpu.deconv.unpool import DTYPES, max_pool
 from qdv_gpu.errors import InputError
+from qdv_gpu.networks.guard import guarded
 from qdv_gpu.networks.hooks import hooked
 from qdv_gpu.networks.layers import LayerName, check_size, numbered
 from qdv_gpu.networks.network import Network
@@ -88,9 +89,10 @@ def record_forward(network: Network, images: Tensor, layer: str, mode: str) -> R
             _Watch(running, mode),
         ):
             leaf = images.clone().requires_grad_()
-            torch.func.functional_call(module, weights, (leaf.clone(),))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        if not isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError | InputError):
+            with guarded(f"{network.name} cannot be run on a batch of {len(images)} with gradients"):
+                torch.func.functional_call(module, weights, (leaf.clone(),))
+    except InputError as error:
+        if error.__cause__ is not None:  # raised by the network's code
             check_size(network, images.shape[1:])  # which says so if it is the size that the network cannot take
         raise
     if not outputs:

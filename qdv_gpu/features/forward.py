@@ -17,6 +17,7 @@ from qdv_gpu.data.images import Images, prepare
 from qdv_gpu.errors import InputError, check_count, unknown
 from qdv_gpu.machine import Halving, in_parallel, product_precision, threads
 from qdv_gpu.networks.copies import shared_copy
+from qdv_gpu.networks.guard import guarded
 from qdv_gpu.networks.hooks import hooked
 from qdv_gpu.networks.layers import LayerName, check_memory, numbered, read_layers, trace_calls
 from qdv_gpu.networks.load import Source, load_network
@@ -306,11 +307,12 @@ class ForwardPass:
                 inputs = network_input(network, pixels, self.image_size)
                 if inputs.is_cuda and self.channels_last:  # convolutions pass it on
                     inputs = inputs.contiguous(memory_format=torch.channels_last)
-                module(inputs)
+                with guarded(f"{network.name} cannot be run on a batch of {len(inputs)}"):
+                    module(inputs)
         except _LastLayerSeenError:
             pass
-        except (RuntimeError, ValueError, AssertionError) as error:
-            if not isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError | InputError):
+        except InputError as error:
+            if error.__cause__ is not None:  # raised by the network's code
                 if pixels.is_cuda and self.channels_last:  # of which `Tensor.view` cannot flatten a map
                     self.channels_last = False
                     return self._forward(store, pixels, rows)

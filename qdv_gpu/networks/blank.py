@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdv_gpu.errors import InputError
+from qdv_gpu.errors import InputError, reason
 from qdv_gpu.networks.copies import shared_copy
 from qdv_gpu.networks.hooks import hooked
 from qdv_gpu.networks.network import Network
@@ -85,16 +85,16 @@ def _in_one_line(network: Network, running: list[tuple[str, nn.Module, Any]]) ->
         yield
     except InputError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit, GeneratorExit) as error:
         if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError):
             raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        said = reason(error)
         if running:
             path, module, given = running[-1]
             kind = type(module).__name__
             for name, value in needed(module, given).items():
                 has = f"{path} ({kind}) has {name}={getattr(module, name)}"
                 raise InputError(f"{network.name} does not fit together: {has}; add {path}.{name}={value}") from None
-            reason = f"at {path} ({kind}), {reason}" if path else reason
+            said = f"at {path} ({kind}), {said}" if path else said
         size = f"{network.image_size} x {network.image_size}"
-        raise InputError(f"{network.name} cannot take images of {size} pixels: {reason}") from None
+        raise InputError(f"{network.name} cannot take images of {size} pixels: {said}") from error

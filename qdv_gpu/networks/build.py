@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from qdv_gpu.errors import InputError, MissingPackageError, unknown
+from qdv_gpu.errors import InputError, MissingPackageError, place, reason, unknown
+from qdv_gpu.networks.guard import guarded
 from qdv_gpu.networks.zoo import OWN
 
 AUXILIARY = ("googlenet", "inception_v3")  # have side heads for training, which are left out
@@ -106,9 +107,9 @@ def _from_timm(name: str, arguments: Mapping[str, Any], *, pretrained: bool) -> 
         except (OSError, RuntimeError) as error:
             if not pretrained or "retrained" in str(error):  # a tag or weights that do not exist
                 raise
-            reason = " ".join(str(error).split())
+            said = " ".join(str(error).split())
             raise InputError(
-                f"the weights of {TIMM}{name} could not be downloaded or read ({reason}): "
+                f"the weights of {TIMM}{name} could not be downloaded or read ({said}): "
                 f"pass {TIMM}{name}=FILE or --weights none"
             ) from None
 
@@ -117,32 +118,55 @@ def _from_factory(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     module_name, _, factory_name = name.partition(":")
     if "" not in sys.path:
         sys.path.append("")  # the current folder may hold the factory
+    with _kept(), guarded(f"network {name} cannot be built"):
+        with guarded(f"network {name}: {module_name} cannot be imported"):
+            module = importlib.import_module(module_name)
+        if not hasattr(module, factory_name):
+            raise InputError(f"network {name}: {module_name} has no {factory_name!r}")
+        factory = made = getattr(module, factory_name)
+        if callable(factory) and not isinstance(factory, nn.Module):
+            try:
+                made = factory(**arguments)
+            except Exception as error:
+                if not place(error):  # as where it is not called as it wants to be
+                    raise InputError(f"network {name} cannot be built: {reason(error)}{_defined(factory)}") from error
+                raise
+    if not isinstance(made, nn.Module):
+        kind = type(made).__name__
+        raise InputError(f"network {name}: the factory must return an nn.Module, got {kind}{_defined(factory)}")
+    return made
+
+
+def _defined(factory: Any) -> str:
+    """Where a function or class is defined, in brackets; "" if that is not known."""
+    code = getattr(factory, "__code__", getattr(getattr(factory, "__init__", None), "__code__", None))
+    return f" ({code.co_filename}:{code.co_firstlineno})" if code else ""
+
+
+@contextmanager
+def _kept() -> Iterator[None]:
+    """Put back what a program of the user's may change that all of this process depends on."""
+    argv, folder, dtype = list(sys.argv), os.getcwd(), torch.get_default_dtype()
+    grad, streams = torch.is_grad_enabled(), (sys.stdout, sys.stderr)
     try:
-        factory = getattr(importlib.import_module(module_name), factory_name)
-    except (ImportError, ValueError, SystemExit) as error:
-        raise InputError(f"network {name}: {module_name} cannot be imported ({error})") from None
-    except AttributeError:
-        raise InputError(f"network {name}: {module_name} has no {factory_name!r}") from None
-    if callable(factory) and not isinstance(factory, nn.Module):
-        with _building(name):
-            factory = factory(**arguments)
-    if not isinstance(factory, nn.Module):
-        raise InputError(f"network {name}: the factory must return an nn.Module, got {type(factory).__name__}")
-    return factory
+        yield
+    finally:
+        sys.argv[:] = argv
+        os.chdir(folder)
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(grad)
+        sys.stdout, sys.stderr = streams
 
 
 @contextmanager
 def _building(name: str) -> Iterator[None]:
-    """Say in one line what a network's own code raised while it was built."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (Exception, SystemExit) as error:  # a factory may be of a program that ends itself
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        if isinstance(error, pickle.UnpicklingError):  # whose text tells how to run what is in the file
-            reason = "it holds other things than tensors, which are not loaded"
-        raise InputError(f"network {name} cannot be built: {reason}") from error
+    """Say in one line what a library raised while a network was built."""
+    with guarded(f"network {name} cannot be built"):
+        try:
+            yield
+        except pickle.UnpicklingError as error:  # whose text tells how to run what is in the file
+            held = "it holds other things than tensors, which are not loaded"
+            raise InputError(f"network {name} cannot be built: {held}") from error
 
 
 def _download(url: str, file: Path) -> None:

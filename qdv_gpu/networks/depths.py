@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qdv_gpu.errors import InputError, check_count
+from qdv_gpu.errors import InputError, check_count, reason
 from qdv_gpu.networks.rebuild import rebuild
 
 
@@ -68,11 +68,10 @@ def set_depth(stage: nn.Module, depth: Any, path: str, between: nn.Module) -> tu
             if reset is not None:
                 try:
                     reset()
-                except Exception as error:
-                    reason = " ".join(f"{type(error).__name__}: {error}".split())
+                except (Exception, SystemExit) as error:
                     raise InputError(
-                        f"{path}.depth: a {type(module).__name__} cannot be initialised anew: {reason}"
-                    ) from None
+                        f"{path}.depth: a {type(module).__name__} cannot be initialised anew: {reason(error)}"
+                    ) from error
                 fresh |= {*module.parameters(recurse=False), *module.buffers(recurse=False)}
         own = [*block.parameters(), *block.buffers()]
         copied |= {a: b for a, b in zip(own, [*last.parameters(), *last.buffers()], strict=True) if a not in fresh}

@@ -13,6 +13,7 @@ from qdv_gpu.errors import InputError, check_side, check_whole
 from qdv_gpu.files import readable
 from qdv_gpu.machine import free_memory, product_precision
 from qdv_gpu.networks.blank import on_meta, run_blank
+from qdv_gpu.networks.guard import guarded
 from qdv_gpu.networks.hooks import hooked
 from qdv_gpu.networks.network import Network
 
@@ -157,12 +158,10 @@ def check_size(network: Network, shape: Sequence[int]) -> None:
     """
     check_memory(network, max(shape[1:]))
     image = torch.zeros(1, *shape, dtype=network.dtype, device=network.device)
-    try:
-        lazy = any(is_lazy(one) for one in network.module.parameters())  # it gets its weights here, for good
-        with torch.no_grad() if lazy else torch.inference_mode(), product_precision("ieee"):
-            network.module(image)
-    except (RuntimeError, ValueError, AssertionError) as error:
-        if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError):
-            raise
-        pixels = " x ".join(map(str, shape[1:]))
-        raise InputError(f"{network.name} cannot take images of {pixels} pixels: {error}") from error
+    lazy = any(is_lazy(one) for one in network.module.parameters())  # it gets its weights here, for good
+    with (
+        torch.no_grad() if lazy else torch.inference_mode(),
+        product_precision("ieee"),
+        guarded(f"{network.name} cannot take images of {' x '.join(map(str, shape[1:]))} pixels"),
+    ):
+        network.module(image)

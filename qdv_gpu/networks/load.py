@@ -19,6 +19,7 @@ from qdv_gpu.machine import resolve_device
 from qdv_gpu.networks.build import build
 from qdv_gpu.networks.copies import shared_copy
 from qdv_gpu.networks.fit import head_classes, load_state
+from qdv_gpu.networks.guard import guarded
 from qdv_gpu.networks.layers import check_memory, check_size
 from qdv_gpu.networks.network import Network
 from qdv_gpu.networks.spec import Spec, flat_edits
@@ -122,6 +123,8 @@ def load_network(
             module, about = shared_copy(given), dict[str, Any]()
         else:
             module, about = build(asked.name, asked.arguments, pretrained=str(source) == "imagenet")
+        with guarded(f"network {asked.built} cannot be put in evaluation mode"):
+            module.eval()
         _check_names(module, asked.built)
         as_made = state is None and (shared or (":" in asked.name and not _is_timm(module)))
         network = _described(module, asked, "given" if as_made else str(source), about, metadata, image_size)
@@ -141,6 +144,9 @@ def load_network(
         network = replace(network, spec=asked.built, name=asked.label or asked.short)
         if num_classes is not None and head_classes(network.module) != num_classes:
             network = with_head(network, asked.name, num_classes)
+    for key, tensor in network.module.state_dict().items():
+        if tensor.is_meta:
+            raise InputError(f"{asked.built} has no numbers in {key}, which is on the meta device: give it weights")
     if image_size is not None:
         check_memory(network, image_size)
     moved = network.module.eval() if device is None else network.module.eval().to(resolve_device(device))
@@ -235,7 +241,7 @@ def _described(  # noqa: PLR0917 - what is known of it
         spec=asked.base,
         source=source,
         name=asked.label or asked.short,
-        module=module.eval(),
+        module=module,
         layers={},
         image_size=size or SIZES[0],
         resize=0,
@@ -402,7 +408,10 @@ def _weights(weights: Any) -> tuple[str | Path, Tensors | None, dict[str, Any]]:
     if not isinstance(weights, str | Path):
         raise InputError(f"weights must be a name, a file or a state dict, got {type(weights).__name__}")
     file = _weights_file(weights)
-    return file, *read_weights(file)
+    tensors, metadata = read_weights(file)
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("network", ""), str):
+        raise InputError(f"{file} is damaged (what it says of its network is no text)")
+    return file, tensors, metadata
 
 
 def _weights_file(checkpoint: str | Path) -> Path:

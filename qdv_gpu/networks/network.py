@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from qdv_gpu.errors import InputError, check_side, unknown
+from qdv_gpu.networks.guard import guarded
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,11 @@ class Network:
     @property
     def _first(self) -> torch.Tensor:
         return next(self.module.parameters(), torch.empty(0))
+
+    def __call__(self, inputs: torch.Tensor) -> Any:
+        """What the module gives for inputs [B, C, H, W]; InputError, with its line, for what its code raises."""
+        with guarded(f"{self.name} cannot be run on a batch of {len(inputs)}"):
+            return self.module(inputs)
 
     def at_size(self, image_size: int | None) -> "Network":
         """The same network for images of another side in pixels; None leaves it as it is."""

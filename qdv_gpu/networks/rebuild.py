@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdv_gpu.errors import InputError, unknown
+from qdv_gpu.errors import InputError, reason, unknown
 from qdv_gpu.networks.copies import shared_copy
 from qdv_gpu.networks.identity import structure_digest
 
@@ -89,8 +89,8 @@ def _initialised(what: str) -> Iterator[list[nn.Module]]:
         yield made
     except InputError:
         raise
-    except Exception as error:
-        raise InputError(f"{what} cannot be built: {' '.join(f'{type(error).__name__}: {error}'.split())}") from None
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{what} cannot be built: {reason(error)}") from error
     finally:
         torch.use_deterministic_algorithms(mode=before[0], warn_only=before[1])
     for name, tensor in (pair for module in made for pair in module.state_dict().items()):

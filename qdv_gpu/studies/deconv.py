@@ -148,7 +148,7 @@ def picture(
             seen = shown(source.image, network, crop=crop)[0].cpu()
             searched = shown(source.images, network, crop=crop) if top and source.images is not None else None
             for layer in [str(one) for one in asked if one.path in names] or _each_call(network, names):
-                found = Deconvnet(network).reconstruct(seen, layer, mode=mode).cpu()
+                found = Deconvnet(network).reconstruct(seen, layer, mode=mode).float().cpu()
                 title = f"{network.name} {layer}: {len(found)} maps from {source.name}, {mode}, contrast per {contrast}"
                 about = {"network": network.name, "weights": network.source, "layer": layer, "mode": mode}
                 path = folder / safe_name(network.name) / safe_name(layer)

@@ -105,7 +105,7 @@ def finetune(
     kept = Store.beside(out, store)
     kept.check(out)
     with kept.used(), kept.computing(key), folder.locked({"training": about}):
-        run = _Run(loaded, about, out, settings)
+        run = _Run(loaded, about, out, settings, len(train.classes))
         metadata = {name: about[name] for name in ("network", "image_size", "data")}
         metadata |= {"image_mean": loaded.mean, "image_std": loaded.std, "crop": settings.crop}
         record = kept.read(key, partial(_check_result, module=loaded.module))
@@ -284,9 +284,9 @@ class _OtherRunError(InputError):
 class _Run:
     """A network, its optimizer and how far they have come; `checkpoint.safetensors` holds all of it."""
 
-    def __init__(self, network: Network, about: dict[str, Any], out: Path, settings: Training) -> None:
+    def __init__(self, network: Network, about: dict[str, Any], out: Path, settings: Training, classes: int) -> None:
         self.network, self.about, self.settings = network, json.loads(json.dumps(about)), settings
-        self.checkpoint = out / CHECKPOINT
+        self.checkpoint, self.classes = out / CHECKPOINT, classes
         self.parameters = dict(network.module.named_parameters())
         self.optimizer = torch.optim.Adam(self.parameters.values(), lr=settings.lr)
         self.history: list[dict[str, float]] = []
@@ -384,6 +384,15 @@ class _Run:
             raise InputError(f"the loss is not a number after epoch {self.epoch + 1}: lower --lr")
         return mean_loss, hits.item() / done
 
+    def _check_logits(self, logits: Tensor) -> None:
+        if logits.shape[1] < self.classes:
+            got = f"got {logits.shape[1]}"
+            raise InputError(f"{self.network.name} must return a logit for each of {self.classes} classes, {got}")
+        if not logits.requires_grad:
+            raise InputError(
+                f"{self.network.name} must return logits that depend on its weights: they cannot be trained"
+            )
+
     def _step(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One Adam step on a batch, in `self.tiles` tiles; returns its loss and number of hits."""
         while True:
@@ -394,6 +403,7 @@ class _Run:
                 for x, y in zip(pixels.chunk(self.tiles), labels.chunk(self.tiles), strict=True):
                     with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda):
                         logits = logits_of(self.network, x)
+                    self._check_logits(logits)
                     share = functional.cross_entropy(logits.float(), y, reduction="sum") / len(labels)
                     share.backward()
                     loss += share.detach()
@@ -430,10 +440,13 @@ def deterministic(device: torch.device) -> Iterator[None]:
 
 def logits_of(network: Network, pixels: Tensor) -> Tensor:
     """Logits [B, classes] of images [B, C, H, W] on the network's device."""
-    output = network.module(network_input(network, pixels))
+    output = network(network_input(network, pixels))
     logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-    if logits is None:
+    if not isinstance(logits, Tensor):
         raise InputError(f"{network.name} must return a tensor of logits, got {type(output).__name__}")
+    if logits.ndim != 2 or len(logits) != len(pixels) or not logits.is_floating_point():
+        got = f"{list(logits.shape)} of {str(logits.dtype).removeprefix('torch.')}"
+        raise InputError(f"{network.name} must return logits [{len(pixels)}, classes], floating point, got {got}")
     return logits
 
 

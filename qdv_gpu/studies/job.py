@@ -203,7 +203,7 @@ def _tried(network: Network, images: Images, layers: Mapping[str, str], settings
         computing(settings.precision, network.device),
         suppress(RuntimeError, ValueError, AssertionError),  # it may not run to its end
     ):
-        output = network.module(network_input(network, pixels, settings.image_size))
+        output = network(network_input(network, pixels, settings.image_size))
         if isinstance(output, Tensor) and output.shape == (2, len(images.classes)):
             predicts = len(images.classes)
     calls = {path: pass_.calls[name] for name, path in layers.items()} | ({OUTPUT: [predicts]} if predicts else {})

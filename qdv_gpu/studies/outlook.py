@@ -93,7 +93,7 @@ def _step_seconds(network: Network, batch: int, threads: int | None) -> float:
         with on_threads(threads):
             for _ in range(3):
                 begun = time.perf_counter()
-                functional.cross_entropy(network.module(network_input(network, x)), y).backward()
+                functional.cross_entropy(network(network_input(network, x)), y).backward()
                 if x.is_cuda:
                     torch.cuda.synchronize(x.device)
                 times.append(time.perf_counter() - begun)

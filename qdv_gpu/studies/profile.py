@@ -20,6 +20,7 @@ from qdv_gpu.errors import InputError, as_path, check_count, check_whole
 from qdv_gpu.features.forward import check_precision, computing
 from qdv_gpu.files import replacing, write_json
 from qdv_gpu.machine import threads
+from qdv_gpu.networks.guard import guarded
 from qdv_gpu.networks.hooks import hooked
 from qdv_gpu.networks.layers import LayerName, check_memory, trace_calls
 from qdv_gpu.networks.load import Source, load_network
@@ -224,7 +225,8 @@ def _profiles(loaded: Network, batch_sizes: Sequence[int], size: int, precision:
         if channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         try:
-            found = _profile(loaded, images, precision, operations, bandwidth)
+            with guarded(f"{loaded.name} cannot be run on a batch of {batch}"):
+                found = _profile(loaded, images, precision, operations, bandwidth)
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             logger.warning("batch size %d does not fit the device's memory: left out", batch)
