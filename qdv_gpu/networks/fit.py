@@ -26,7 +26,7 @@ def load_state(module: nn.Module, state: Tensors, name: str, source: str | Path,
     Raises
     ------
     InputError
-        If the file lacks a tensor, has one too many, or of another shape.
+        If the file lacks a tensor, has one too many, of another shape, or integers for floating-point numbers.
     """
     if name in AUXILIARY:
         for side in [side for side in module._modules if side.lower().startswith("aux")]:
@@ -44,7 +44,11 @@ def load_state(module: nn.Module, state: Tensors, name: str, source: str | Path,
     state = {**{key: own[key] for key in own if key.endswith(COUNTER)}, **state}
     missing, surplus = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     misfits = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
-    problems = (("lacks", missing), ("has no place for", surplus), ("has another shape of", misfits))
+    whole = sorted(
+        key for key in own.keys() & state.keys() if own[key].is_floating_point() and not state[key].is_floating_point()
+    )
+    problems = (("lacks", missing), ("has no place for", surplus), ("has another shape of", misfits),
+                ("has integers in the place of", whole))  # fmt: skip
     for problem, names in problems:
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import pickle
+import warnings
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,9 @@ def read_weights(path: str | Path) -> tuple[Tensors, dict[str, Any]]:
 def read_tensors(path: str | Path) -> tuple[Tensors, dict[str, Any]]:
     """As `read_weights`, which warns of what is no number besides."""
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"weights file {path} does not exist")
+    if not path.is_file():  # a pipe would be waited for
+        what = "is no regular file" if path.exists() else "does not exist"
+        raise InputError(f"weights file {path} {what}")
     readers = {".safetensors": _read_safetensors, ".npy": _read_caffe, **dict.fromkeys(TORCH_SUFFIXES, _read_torch)}
     if path.suffix not in readers:
         raise InputError(f"weights file {path} must end in {', '.join(readers)}")
@@ -88,6 +90,10 @@ def _unusable(tensor: Tensor) -> str:
         return "the quantised"
     if tensor.layout != torch.strided:
         return "the sparse"
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():  # of which few numbers are kept
+        return "the repeated"
+    if tensor.dtype == torch.float4_e2m1fn_x2:
+        return "the packed"
     return "the complex" if tensor.is_complex() else ""
 
 
@@ -112,7 +118,7 @@ def _read_safetensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
             metadata = json.loads((file.metadata() or {}).get("qdv_gpu", "{}"))
-    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+    except (OSError, SafetensorError, ValueError, RuntimeError, MemoryError) as error:
         raise InputError(f"{path} is truncated or not a safetensors file ({_first_line(error)})") from None
     written = metadata.pop(HASH, None) if isinstance(metadata, dict) else ""
     if written is not None and written != _digest(tensors, metadata):
@@ -139,7 +145,9 @@ def _read_torch(path: Path) -> tuple[Tensors, dict[str, Any]]:
         if "TorchScript" in str(error):
             raise InputError(f"{path} is a TorchScript archive: save the state_dict() of the module") from None
         raise InputError(f"{path} is truncated or not a PyTorch file ({_first_line(error)})") from None
-    while isinstance(state, dict):
+    seen: list[Any] = []
+    while isinstance(state, dict) and not any(state is one for one in seen):  # one may hold itself
+        seen.append(state)
         inner = [key for key in WRAPPINGS if isinstance(state.get(key), dict) and state[key]]
         if not inner:
             break
@@ -160,7 +168,8 @@ def _load_inert(path: Path) -> Any:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except ValueError:  # files from before torch 1.6 are not searched
         names = []
-    with torch.serialization.safe_globals([(_Inert, name) for name in names]):
+    with torch.serialization.safe_globals([(_Inert, name) for name in names]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what an old torch wrote
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -177,15 +186,27 @@ class _Inert:
         pass
 
 
+class _Array(np.ndarray[Any, Any]):
+    """An array that takes no more memory than its pickle: of objects one, as numpy.save makes it of a dict."""
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, *_ = state
+        if dtype.hasobject and shape != ():
+            raise pickle.UnpicklingError("an array of objects is not an array of numbers")
+        super().__setstate__(state)
+
+
 class _ArrayUnpickler(pickle.Unpickler):
     """Unpickles dicts and lists of numpy arrays, and refuses every other class or function."""
 
     def find_class(self, module: str, name: str) -> Any:
         module = module.replace("numpy.core.", "numpy._core.")
         if (module, name) == ("numpy._core.multiarray", "_reconstruct"):
-            return np._core.multiarray._reconstruct  # type: ignore[attr-defined]  # numpy's own, absent from its stubs
-        if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
-            return getattr(np, name)
+            return lambda *_: np.ndarray.__new__(_Array, (0,), np.int8)
+        if (module, name) == ("numpy", "ndarray"):
+            return None  # called, it would take any memory
+        if (module, name) == ("numpy", "dtype"):
+            return np.dtype
         if (module, name) == ("_codecs", "encode"):  # how Python 2 strings arrive
             return codecs.encode
         raise pickle.UnpicklingError(f"{module}.{name} is not an array")
@@ -217,7 +238,7 @@ def _read_caffe(path: Path) -> tuple[Tensors, dict[str, Any]]:
             tensors[f"classifier.{position}.weight"] = torch.from_numpy(matrix.T.copy())
             tensors[f"classifier.{position}.bias"] = torch.from_numpy(bias.ravel().copy())
         return tensors, {}
-    except (ValueError, KeyError, AttributeError, TypeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # an unpickler raises anything
         raise InputError(f"{path} is not in the layout of bvlc_alexnet.npy ({_first_line(error)})") from None
 
 
