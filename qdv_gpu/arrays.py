@@ -5,24 +5,35 @@ from typing import Any
 import numpy as np
 import torch
 
-from qdv_gpu.errors import InputError
+from qdv_gpu.errors import InputError, short
 from qdv_gpu.machine import resolve_device
 
 
 def to_tensor(array: Any, device: str | torch.device | None = None) -> torch.Tensor:
     """View a numpy, torch or CuPy array (or a nested list) as a tensor, moved only if `device` differs.
 
-    With `device` None or "auto" a tensor stays where it is.
+    With `device` None or "auto" a tensor stays where it is. Raises InputError for what is no dense array of numbers.
     """
     if isinstance(array, torch.Tensor):
+        kind = next((kind for kind in ("is_meta", "is_quantized", "is_nested") if getattr(array, kind)), None)
+        if kind or array.layout != torch.strided:
+            kind = kind.removeprefix("is_") if kind else str(array.layout).removeprefix("torch.")
+            raise InputError(f"a dense array of numbers is required, got a {kind} tensor")
         tensor = array.detach()
     elif hasattr(array, "__cuda_array_interface__"):
         strides = array.__cuda_array_interface__.get("strides") or ()
         tensor = torch.from_dlpack(array.copy() if any(stride < 0 for stride in strides) else array)
     else:
-        array = np.asarray(array)
-        if array.dtype == object or np.issubdtype(array.dtype, np.str_):
+        if np.ma.is_masked(array):
+            raise InputError(f"an array without gaps is required, got a masked one: {np.ma.count_masked(array)} are")
+        try:
+            array = np.asarray(array)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"an array of numbers is required, got {short(array)} ({error})") from None
+        if array.dtype.kind not in "biufc" or array.dtype.itemsize > (16 if array.dtype.kind == "c" else 8):
             raise InputError(f"an array of numbers is required, got dtype {array.dtype}")
+        if not array.dtype.isnative:
+            array = array.astype(array.dtype.newbyteorder("="))
         if any(stride < 0 for stride in array.strides) or not array.flags.writeable:
             array = array.copy()  # torch can view neither
         tensor = torch.from_numpy(array)

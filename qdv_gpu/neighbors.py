@@ -157,6 +157,8 @@ def distances_to_all(XT: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 def _validated(X: torch.Tensor, k: int) -> torch.Tensor:
     if X.ndim != 2:
         raise InputError(f"points must have shape [N, d], got {list(X.shape)}")
+    if X.is_complex():
+        raise InputError(f"points must be real, got {X.dtype}")
     check_count("k", k)
     if k >= len(X):
         raise InputError(f"k must be smaller than the number of points N, got k={k}, N={len(X)}")
