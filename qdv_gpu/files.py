@@ -170,6 +170,19 @@ def umask() -> int:
     return mask
 
 
+def contents_of(path: str | Path) -> bytes:
+    """The bytes of a regular file; OSError for any other, such as a pipe, which would be waited for."""
+    check_regular(path)
+    return Path(path).read_bytes()
+
+
+def check_regular(path: str | Path) -> None:
+    """OSError for what is neither a regular file nor a folder."""
+    path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` to `path` atomically."""
     with replacing(path) as temporary:
@@ -190,7 +203,7 @@ def read_json(path: str | Path) -> Any:
         If the file is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(contents_of(path).decode())
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON ({error})") from None
 
@@ -215,7 +228,7 @@ def parse_bytes(text: str) -> int:
     InputError
         If it is not a positive number with or without a unit.
     """
-    match = re.fullmatch(r"\s*([\d.]+(?:e\d+)?)\s*([kmgt]?i?)b?\s*", text.lower())
+    match = re.fullmatch(r"\s*([\d.]+(?:e\+?\d+)?)\s*([kmgt]?i?)b?\s*", text.lower())
     try:
         number = float(match[1]) * UNITS[match[2].upper()] if match else 0
     except (ValueError, KeyError):

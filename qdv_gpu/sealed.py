@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qdv_gpu.errors import InputError
-from qdv_gpu.files import read_json, write_json
+from qdv_gpu.files import check_regular, read_json, write_json
 
 SEAL = "seal"  # the key of the hash
 
@@ -57,5 +57,6 @@ def read_sealed(path: str | Path, **needed: Any) -> dict[str, Any]:
 
 def hash_of(file: str | Path) -> str:
     """Hash of a file's bytes: hexadecimal SHA-256."""
+    check_regular(file)
     with Path(file).open("rb") as stream:
         return file_digest(stream, "sha256").hexdigest()

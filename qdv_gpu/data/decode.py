@@ -11,6 +11,7 @@ from torch import Tensor
 from qdv_gpu.arrays import to_tensor
 from qdv_gpu.data.geometry import Geometry
 from qdv_gpu.errors import InputError
+from qdv_gpu.files import check_regular, contents_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -91,11 +92,11 @@ def image_tensor(image: Any) -> Tensor:
 
 def as_pixels(array: Any) -> Tensor:
     """View an array as a tensor of uint8, or of float32 if it is floating point; InputError for other contents."""
-    if isinstance(array, np.ndarray) and not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
     try:
         pixels = to_tensor(array).as_subclass(Tensor)
     except (TypeError, ValueError) as error:
+        if isinstance(array, Tensor | np.ma.MaskedArray):
+            raise
         kind = getattr(array, "dtype", type(array).__name__)
         raise InputError(f"an image or an array of uint8 or floating point is required, got {kind}") from error
     if pixels.dtype != torch.uint8 and not pixels.is_floating_point():
@@ -140,7 +141,7 @@ def decode(
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(path.read_bytes() if contents is None else contents)) as file:
+        with Image.open(io.BytesIO(contents_of(path) if contents is None else contents)) as file:
             return from_pil(file, mode=mode, geometry=geometry)
     except Exception as error:  # of a damaged file Pillow raises anything
         return complaint(path, error)
@@ -151,6 +152,7 @@ def header(path: Path) -> Header | str:
     from PIL import Image, ImageOps
 
     try:
+        check_regular(path)
         with Image.open(path) as image:
             gray = image.mode in GRAY
             rotated = image.getexif().get(ImageOps.ExifTags.Base.Orientation, 1) >= 5

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from qdv_gpu.data.decode import complaint, decode, from_pil, image_tensor
 from qdv_gpu.data.geometry import Geometry
 from qdv_gpu.errors import InputError
+from qdv_gpu.files import contents_of
 from qdv_gpu.machine import end_with, free_memory, threads
 from qdv_gpu.progress import advance
 
@@ -83,7 +84,7 @@ class FileReader(Dataset[Item | str]):
     def __getitem__(self, index: int) -> Item | str:
         path = self.files[index]
         try:
-            contents = path.read_bytes()
+            contents = contents_of(path)
         except OSError as error:
             return complaint(path, error)
         pixels = decode(path, contents, mode=self.mode, geometry=self.geometry)
@@ -96,7 +97,7 @@ class FileReader(Dataset[Item | str]):
     def digest(self, index: int) -> bytes:
         """sha256 of a file's bytes and of the geometry that it is decoded to; InputError if it cannot be read."""
         try:
-            return self._hash(self.files[index].read_bytes())
+            return self._hash(contents_of(self.files[index]))
         except OSError as error:
             raise InputError(complaint(self.files[index], error) + self.advice) from None
 

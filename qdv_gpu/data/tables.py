@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import NamedTuple
 
 from qdv_gpu.data.folders import Listing, some
 from qdv_gpu.errors import InputError
+from qdv_gpu.files import contents_of
 
 TABLE_SUFFIXES = {".csv": ",", ".tsv": "\t"}
 COLUMNS = {
@@ -69,9 +71,9 @@ def list_table(table: Path, split: str | None = None) -> Listing:
         if not name:
             raise InputError(f"table {table}, line {row.line}: the name of the file is empty")
         path = table.parent / name
-        if not path.is_file():
+        if not os.path.isfile(path):  # a Path raises for a name that is too long
             hint = "" if row.line > 1 else " (a header must name a column 'file')"
-            raise InputError(f"table {table}, line {row.line}: there is no image file {path}{hint}")
+            raise InputError(f"table {table}, line {row.line}: there is no image file {path!s:.300}{hint}")
         files.append(path)
     if "label" not in columns:
         return Listing(table, table.parent, files, None, ())
@@ -82,7 +84,7 @@ def list_table(table: Path, split: str | None = None) -> Listing:
 def _rows(table: Path) -> list[_Row]:
     """The rows that are not empty, with the lines that they begin at."""
     try:
-        contents = table.read_bytes()
+        contents = contents_of(table)
     except OSError as error:
         raise InputError(f"table {table} cannot be read: {error.strerror}") from None
     try:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from qdv_gpu.errors import InputError, MissingPackageError, unknown
+from qdv_gpu.files import contents_of
 from qdv_gpu.machine import threads
 from qdv_gpu.results.store import Store
 from qdv_gpu.sealed import read_sealed, write_sealed
@@ -301,10 +302,10 @@ def read_slurm(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     except ImportError:
         raise MissingPackageError('--slurm needs submitit: pip install "qdv_gpu[cluster]"') from None
     try:
-        options = dict(source) if isinstance(source, Mapping) else tomllib.loads(Path(source).read_text("utf-8"))
+        options = dict(source) if isinstance(source, Mapping) else tomllib.loads(contents_of(source).decode())
     except OSError as error:
         raise InputError(f"--slurm {source} cannot be read: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"--slurm {source}: {error}") from None
     allowed = SlurmExecutor._valid_parameters()
     for name in options:

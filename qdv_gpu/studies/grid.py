@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from qdv_gpu.errors import InputError, check_count, unknown
+from qdv_gpu.files import contents_of
 from qdv_gpu.networks.spec import Spec
 from qdv_gpu.networks.variant import Variant
 from qdv_gpu.studies.point import Point
@@ -65,13 +66,13 @@ class Sheet:
             sheet = cls(dict(source))
         else:
             try:
-                text = Path(source).read_text(encoding="utf-8")
+                text = contents_of(source).decode().replace("\r\n", "\n")
                 sheet = cls(tomllib.loads(text), str(source), text)
             except OSError as error:
                 raise InputError(f"sweep file {source} cannot be read: {error.strerror or error}") from None
             except UnicodeDecodeError:
                 raise InputError(f"sweep file {source} is no text in UTF-8") from None
-            except tomllib.TOMLDecodeError as error:
+            except (tomllib.TOMLDecodeError, RecursionError) as error:
                 raise InputError(f"{source}: {error}") from None
         for part, value in sheet.table.items():
             if part not in PARTS:
