@@ -5,7 +5,9 @@ traceback.
 """
 
 import difflib
+import errno
 import numbers
+import os
 import sysconfig
 import traceback
 from collections.abc import Iterable
@@ -113,10 +115,15 @@ def check_count(name: str, value: Any, *, least: int = 1, most: int = 2**63 - 1)
 
 
 def as_path(name: str, value: Any) -> Path:
-    """A path; InputError unless it is text or a path."""
-    if isinstance(value, str | Path) and "\0" not in str(value):
-        return Path(value)
-    raise InputError(f"{name} must be a path, got {value!r:.60}")
+    """A path; InputError unless it is text or a path, of names that the file system takes."""
+    try:
+        os.lstat(value if isinstance(value, str | Path) else "\0")
+    except ValueError:  # no type, or no text, of a path
+        raise InputError(f"{name} must be a path, got {value!r:.60}") from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # of which pathlib makes a traceback
+            raise InputError(f"{name} must be a path of shorter names, got {value!r:.60}") from None
+    return Path(value)
 
 
 def unknown(kind: str, value: str, allowed: Iterable[str], *, alike: float = 0.5) -> InputError:

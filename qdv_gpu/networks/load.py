@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qdv_gpu.errors import LARGEST, SIDE, InputError, check_count, check_side, short
+from qdv_gpu.errors import LARGEST, SIDE, InputError, as_path, check_count, check_side, short
 from qdv_gpu.files import text_of
 from qdv_gpu.machine import resolve_device
 from qdv_gpu.networks.build import build
@@ -415,7 +415,7 @@ def _weights(weights: Any) -> tuple[str | Path, Tensors | None, dict[str, Any]]:
 
 
 def _weights_file(checkpoint: str | Path) -> Path:
-    path = Path(checkpoint)
+    path = as_path("weights", checkpoint)
     if not path.is_dir():
         return path
     if not (path / "weights.safetensors").is_file():

@@ -62,3 +62,14 @@ def test_a_folder(warm, tmp_path, name):
     assert done.code == 0 or done.refused, done.err
     where = tmp_path if name == ".." else tmp_path / "work"
     assert everything(tmp_path) <= {str(tmp_path / "work")} | everything(where)
+
+
+@pytest.mark.parametrize("name", ["n" * 256, "n/" * 2100, "\0", "\ud800"], ids=["name", "path", "null", "surrogate"])
+@pytest.mark.parametrize(
+    "call",
+    ["load_network('alexnet', weights={})", "load_network({})", "load_images({})", "plot({})", "export({}, to='npz')"],
+)
+def test_a_path_to_read(warm, tmp_path, name, call):
+    done = warm.run(code=f"import qdv_gpu\nqdv_gpu.{call.format(repr(name))}", cwd=tmp_path)
+    assert done.refused, done.err
+    assert not everything(tmp_path)
