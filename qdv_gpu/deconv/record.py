@@ -91,8 +91,9 @@ def record_forward(network: Network, images: Tensor, layer: str, mode: str) -> R
             leaf = images.clone().requires_grad_()
             with guarded(f"{network.name} cannot be run on a batch of {len(images)} with gradients"):
                 torch.func.functional_call(module, weights, (leaf.clone(),))
-    except InputError as error:
-        if error.__cause__ is not None:  # raised by the network's code
+    except (RuntimeError, ValueError, AssertionError) as error:
+        told = isinstance(error, InputError) and error.__cause__ is None  # else the network's code raised it
+        if not told and not isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError):
             check_size(network, images.shape[1:])  # which says so if it is the size that the network cannot take
         raise
     if not outputs:
