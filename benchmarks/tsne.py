@@ -26,6 +26,7 @@ from benchmarks.data import fashion
 from qdv_gpu import TSNE, activations, load_images, load_network, neighborhood_hit
 from qdv_gpu.data.images import Images
 from qdv_gpu.features.pca import reduce
+from qdv_gpu.machine import on_threads
 from qdv_gpu.scores.quality import trustworthiness
 from qdv_gpu.tsne.affinities import SparseAffinities, joint_affinities
 from qdv_gpu.tsne.engines.cuml import cuml_model
@@ -104,14 +105,10 @@ def validate(X: torch.Tensor, stage: Stage) -> None:
 
     Run on a few points, it also warms up every kernel.
     """
-    import numba
-
     model = TSNE(perplexity=PERPLEXITY, iterations=300)
     Z = model.fit_transform(X)
-    threads = numba.get_num_threads()
-    numba.set_num_threads(1)
-    again = ours(X, 300, 0)
-    numba.set_num_threads(threads)
+    with on_threads(1):
+        again = ours(X, 300, 0)
     stage.bar("coordinates that one thread moves", int((Z != again).sum()), "<=", 0)
     P = joint_affinities(X, perplexity=PERPLEXITY)
     p, z = torch.zeros(len(X), len(X), dtype=torch.float64), Z.double().cpu()

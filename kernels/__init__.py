@@ -4,21 +4,9 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import numba
 import torch
 
-from qdv_gpu.errors import InputError
-
 FOLDER = Path(__file__).parent
-
-# numba gets as many threads as torch has, which OMP_NUM_THREADS sets. To start numba's OpenMP layer, which this does,
-# raises torch's number to that of all cores, so torch is told again.
-_threads = torch.get_num_threads()
-try:
-    numba.set_num_threads(min(_threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]  # set at run time
-except ValueError as error:
-    raise InputError(f"numba cannot start with what NUMBA_... variables say: {error}") from None
-torch.set_num_threads(_threads)
 
 
 def load(name: str, /, *, fast_math: bool = False, **defines: int) -> Any:

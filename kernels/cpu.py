@@ -26,13 +26,10 @@ Cost
 from typing import Any
 
 import numpy as np
-from numba import config, njit, prange, types
+from numba import njit, types
 from numba.extending import intrinsic
 
-from qdv_gpu.errors import InputError
-
-if config.DISABLE_JIT:  # type: ignore[attr-defined]  # set at run time
-    raise InputError("NUMBA_DISABLE_JIT is set: the loops on the CPU run compiled alone, so it must be unset")
+from qdv_gpu.kernels.rows import compiled, spread
 
 # Sums may be reordered into SIMD lanes and products fused; NaN and infinity keep their meaning.
 # Without numpy's error model the test for a zero divisor would keep the loops from becoming SIMD.
@@ -351,7 +348,7 @@ def descend(
         _meet(part, arrived, 2 * turn + 2)
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def _log_normaliser(x, y, xi, yi, gaussian):
     """log of the sum over j of the similarity in float64; -inf for no points."""
     nearest, total = np.inf, 0.0
@@ -366,10 +363,14 @@ def _log_normaliser(x, y, xi, yi, gaussian):
     return np.log(total) - nearest
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
 def log_normalisers(x, y, gaussian, out):
     """log of the sum over j != i of the similarity of every point, for x, y and out float64 [N]."""
-    for i in prange(x.size):
+    spread(_log_normalisers, len(x), x, y, gaussian, out, work=(40 if gaussian else 8) * len(x))
+
+
+@compiled
+def _log_normalisers(low, high, x, y, gaussian, out):
+    for i in range(low, high):
         before = _log_normaliser(x[:i], y[:i], x[i], y[i], gaussian)
         after = _log_normaliser(x[i + 1 :], y[i + 1 :], x[i], y[i], gaussian)
         out[i] = np.logaddexp(before, after) if i and i + 1 < x.size else max(before, after)

@@ -10,16 +10,23 @@ over neighbouring memory. A tile is ROWS x COLUMNS distances, DEPTH coordinates 
 the second-level cache). Cost: 3 flops per pair and coordinate.
 """
 
+# ruff: noqa: PLR0917 - numba passes arguments by position
+
 import numpy as np
-from numba import njit, prange
+
+from qdv_gpu.kernels.rows import compiled, spread
 
 ROWS, COLUMNS, DEPTH = 16, 256, 64
 
 
-@njit(cache=True, parallel=True)
 def listed(X, indices, out):
     """Write to out[i, c] the squared distance of point i and point indices[i, c]; infinity for i itself."""
-    for i in prange(indices.shape[0]):
+    spread(_listed, len(indices), X, indices, out, work=3 * indices.shape[1] * X.shape[1])
+
+
+@compiled
+def _listed(low, high, X, indices, out):
+    for i in range(low, high):
         for c in range(indices.shape[1]):
             j = indices[i, c]
             total = 0.0
@@ -32,7 +39,7 @@ def listed(X, indices, out):
             out[i, c] = total
 
 
-@njit(cache=True)
+@compiled
 def _tile(XT, rows, first, last, tile):
     """Squared distances of the points `rows` to the points first .. last - 1; infinity to themselves."""
     width = last - first
@@ -51,15 +58,20 @@ def _tile(XT, rows, first, last, tile):
             tile[r, rows[r] - first] = np.inf
 
 
-@njit(cache=True, parallel=True)
 def nearest(XT, rows, indices, distances):
     """Write the indices.shape[1] nearest points of each point in `rows`, by (distance, index), over all points.
 
     `indices` and `distances` are [len(rows), k]; where there are fewer than k other points, the last ones stay
     -1 and infinity.
     """
+    blocks = (rows.size + ROWS - 1) // ROWS
+    spread(_nearest, blocks, XT, rows, indices, distances, work=3 * ROWS * XT.size)
+
+
+@compiled
+def _nearest(begin, end, XT, rows, indices, distances):
     N, k = XT.shape[1], indices.shape[1]
-    for block in prange((rows.size + ROWS - 1) // ROWS):
+    for block in range(begin, end):
         low, high = block * ROWS, min((block + 1) * ROWS, rows.size)
         tile = np.empty((ROWS, COLUMNS))
         indices[low:high] = -1
@@ -80,14 +92,19 @@ def nearest(XT, rows, indices, distances):
                         indices[r, c] = first + j
 
 
-@njit(cache=True, parallel=True)
 def ranks(XT, indices, limits, out):
     """Write to out[i, c] the rank, from 1, of point indices[i, c] among the others by (distance to i, index).
 
     `limits` [N, m] are the distances of the listed points, from `listed`.
     """
+    blocks = (XT.shape[1] + ROWS - 1) // ROWS
+    spread(_ranks, blocks, XT, indices, limits, out, work=ROWS * (3 * XT.size + indices.shape[1] * XT.shape[1]))
+
+
+@compiled
+def _ranks(begin, end, XT, indices, limits, out):
     N = XT.shape[1]
-    for block in prange((N + ROWS - 1) // ROWS):
+    for block in range(begin, end):
         rows = np.arange(block * ROWS, min((block + 1) * ROWS, N))
         tile = np.empty((ROWS, COLUMNS))
         out[rows[0] : rows[-1] + 1] = 1

@@ -7,10 +7,10 @@ GPU, and nothing may be reordered: the same bits on both, with any number of thr
 # ruff: noqa: PLR0917 - numba passes arguments by position
 
 import numpy as np
-from numba import njit, prange
+
+from qdv_gpu.kernels.rows import compiled, spread
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
 def max_pool(maps, pooled, switches, kernel, stride, padding, dilation):
     """The largest pixel of each window, and its number in the window.
 
@@ -22,7 +22,13 @@ def max_pool(maps, pooled, switches, kernel, stride, padding, dilation):
         ky * kernel[1] + kx of the first pixel that is largest.
     kernel, stride, padding, dilation : int64 [2]
     """
-    for plane in prange(len(maps)):
+    work = 4 * kernel.prod() * pooled[:1].size
+    spread(_max_pool, len(maps), maps, pooled, switches, kernel, stride, padding, dilation, work=work)
+
+
+@compiled
+def _max_pool(low, high, maps, pooled, switches, kernel, stride, padding, dilation):
+    for plane in range(low, high):
         for oy in range(pooled.shape[1]):
             for ox in range(pooled.shape[2]):
                 winner, best = -1, maps[plane, 0, 0]
@@ -38,7 +44,6 @@ def max_pool(maps, pooled, switches, kernel, stride, padding, dilation):
                 switches[plane, oy, ox] = max(winner, 0)
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
 def unpool(signal, switches, origin, out, kernel, stride, padding, dilation, rectify):
     """Put each element of the signal back to the pixel that its window chose; elements of one pixel add.
 
@@ -54,11 +59,18 @@ def unpool(signal, switches, origin, out, kernel, stride, padding, dilation, rec
     rectify : bool
         Set negative outputs to 0.
     """
+    work = 10 * signal[:1, :1].size + out[:1, :1].size
+    arguments = (signal, switches, origin, out, kernel, stride, padding, dilation, rectify)
+    spread(_unpool, len(signal) * signal.shape[1], *arguments, work=work)
+
+
+@compiled
+def _unpool(low, high, signal, switches, origin, out, kernel, stride, padding, dilation, rectify):
     channels, rows, columns = signal.shape[1:]
     down, across = np.empty(kernel[0] * kernel[1], np.int64), np.empty(kernel[0] * kernel[1], np.int64)
     for code in range(down.size):  # a division for each element would take most of the time
         down[code], across[code] = code // kernel[1] * dilation[0], code % kernel[1] * dilation[1]
-    for plane in prange(len(signal) * channels):
+    for plane in range(low, high):
         b, c = plane // channels, plane % channels
         source, top, left = origin[b, 0], origin[b, 1], origin[b, 2]
         pixels = out[b, c]

@@ -21,7 +21,7 @@ from qdv_gpu.errors import InputError
 S = TypeVar("S")
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
-_THREADS = torch.get_num_threads()  # before anything changes it; the kernels tell numba the same
+_THREADS = torch.get_num_threads()  # before anything changes it
 
 
 def command_line() -> str | None:

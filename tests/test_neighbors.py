@@ -8,6 +8,8 @@ import torch
 from qdv_gpu import neighbors
 from qdv_gpu.errors import InputError, MissingPackageError
 from qdv_gpu.kernels import distances as kernels
+from qdv_gpu.kernels import rows
+from qdv_gpu.machine import on_threads
 from qdv_gpu.neighbors import knn
 
 ENGINES = ["torch", "direct"] + (["faiss"] if importlib.util.find_spec("faiss") else [])
@@ -124,17 +126,13 @@ def test_torch_and_numba_distances_have_the_same_bits(name):
     assert torch.equal(everything.gather(1, indices[rows]), listed[rows])
 
 
-def test_threads_do_not_matter():
-    import numba
-
+def test_threads_do_not_matter(monkeypatch):
+    monkeypatch.setattr(rows, "WORTH", 1)
     X = INPUTS["random"]
     expected = knn(X, 9, engine="direct")
-    threads = numba.get_num_threads()
-    numba.set_num_threads(1)
-    try:
-        assert torch.equal(knn(X, 9, engine="direct").squared_distances, expected.squared_distances)
-    finally:
-        numba.set_num_threads(threads)
+    for threads in (1, 3):
+        with on_threads(threads):
+            assert torch.equal(knn(X, 9, engine="direct").squared_distances, expected.squared_distances)
 
 
 def test_odd_sizes_of_the_kernels():

@@ -168,7 +168,7 @@ def test_bits_do_not_depend_on_the_threads_or_the_batch():
         done = subprocess.run([sys.executable, "-c", BITS], env=environment, capture_output=True, text=True, check=True)
         *lines, after = done.stdout.splitlines()
         if threads == "1":
-            assert after == "1"  # numba has not raised it
+            assert after == "1"  # nothing has raised it
         outputs[threads] = lines
     assert outputs["1"] == outputs["2"] == outputs["3"] == outputs[None]
     first = {line.partition(" ")[2] for line in outputs["1"] if line[1] == " "}

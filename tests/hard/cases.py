@@ -41,9 +41,7 @@ class Warm:
     """A process that forks itself for each case; with one thread, which a fork cannot lose."""
 
     def __enter__(self):
-        # numba's own threads are started again behind a fork, those of OpenMP are not.
-        single = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "NUMBA_THREADING_LAYER": "workqueue"}
-        environment = {**os.environ, **single, "PYTHONPATH": f"{TESTS}:{TESTS.parent}"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS}:{TESTS.parent}"}
         self.server = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
         )

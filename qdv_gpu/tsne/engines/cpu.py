@@ -16,8 +16,6 @@ PAIRS_AT_ONCE = 4_000_000_000  # about 0.2 s on two cores between two looks at t
 def descend_cpu(problem: Problem, start: torch.Tensor, done: Callable[[int], None]) -> torch.Tensor:
     """Some iterations from `start` float32 [E, N, 2] on; `done` is called with the number of those just done."""
     rows, phase, learning_rate, gaussian = problem
-    import numba
-
     from qdv_gpu.kernels import cpu
 
     E, N, _ = start.shape
@@ -27,7 +25,7 @@ def descend_cpu(problem: Problem, start: torch.Tensor, done: Callable[[int], Non
     P = (rows.first.numpy(), rows.indptr.numpy(), rows.indices.numpy().view(np.uint32), rows.values.numpy())
     forces = (np.empty_like(Z), np.empty((cpu.BANDS, *Z.shape), dtype=np.float32), np.empty((E, cpu.BANDS)))
     scalars = np.array([phase.exaggeration, learning_rate, phase.momentum], dtype=np.float32)
-    threads = max(1, min(numba.get_num_threads(), E * N**2 // PAIRS_PER_THREAD))
+    threads = max(1, min(torch.get_num_threads(), E * N**2 // PAIRS_PER_THREAD))
     at_once = max(1, PAIRS_AT_ONCE // (E * N**2))
 
     with ThreadPoolExecutor(threads) as pool:
