@@ -10,7 +10,7 @@ import torch
 
 from qdv_gpu.errors import InputError, MissingPackageError, check_count, unknown
 
-ENGINES = ("auto", "faiss", "torch", "direct")
+ENGINES = ("auto", "faiss", "torch", "direct", "inverted")
 BLOCK = 1 << 24  # distances held at once on a GPU, in elements
 HOST_BLOCK = 1 << 19  # and on a CPU
 FAISS_GPU_LIMIT = 2048  # faiss aborts the process when a GPU is asked for more neighbours
@@ -64,9 +64,10 @@ def knn(X: torch.Tensor, k: int, *, engine: str = "auto") -> Neighbors:
         Points [N, d], real, on a CPU or CUDA device.
     k : int
         Number of neighbours, from 1 to N - 1.
-    engine : {"auto", "faiss", "torch", "direct"}
+    engine : {"auto", "faiss", "torch", "direct", "inverted"}
         "auto" is, on the CPU, "direct" for up to 16 coordinates; then faiss where it can be imported (for CUDA
-        tensors: with GPU support); else "torch" for CUDA and "direct" for the CPU.
+        tensors: with GPU support); else "torch" for CUDA and "direct" for the CPU. "inverted", of faiss on the CPU,
+        finds nearly all of the neighbours, as `qdv_gpu.inverted` says.
 
     Raises
     ------
@@ -105,7 +106,7 @@ def neighbor_blocks(
         width = min(width, FAISS_GPU_LIMIT) if X.is_cuda and engine == "faiss" else width
         twice = torch.cat([X, X])  # from a block's first point on, it holds all points, those of the block in front
         X = twice[:N]
-        size, propose = _faiss_proposer(X, width) if engine == "faiss" else _torch_proposer(X, width)
+        size, propose = PROPOSERS[engine](X, width)
         unproven = []
         for start in range(0, N, size):
             rows = missing[start : start + size]
@@ -175,22 +176,25 @@ def _resolved_engine(X: torch.Tensor, k: int, engine: str) -> str:
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
     within_limit = not X.is_cuda or k + 2 <= FAISS_GPU_LIMIT
-    if engine == "faiss":
-        if not _has_faiss(X.device):
+    if engine == "inverted" and X.is_cuda:
+        raise InputError(f"engine inverted works on the CPU, got points on {X.device}")
+    if engine in ("faiss", "inverted"):
+        if not has_faiss(X.device):
             command = f'pip install "qdv_gpu[{"cuda13" if X.is_cuda else "cpu"}]"'
-            raise MissingPackageError(f"engine faiss on {X.device.type} needs a package that is absent: {command}")
+            raise MissingPackageError(f"engine {engine} on {X.device.type} needs a package that is absent: {command}")
         if not within_limit:
             raise InputError(f"engine faiss finds at most {FAISS_GPU_LIMIT - 2} neighbours on a GPU, got k={k}")
     if engine != "auto":
         return engine
     if not X.is_cuda and X.shape[1] <= DIRECT_COLUMNS:
         return "direct"
-    if within_limit and _has_faiss(X.device):
+    if within_limit and has_faiss(X.device):
         return "faiss"
     return "torch" if X.is_cuda else "direct"
 
 
-def _has_faiss(device: torch.device) -> bool:
+def has_faiss(device: torch.device) -> bool:
+    """Whether faiss searches points on a device."""
     if importlib.util.find_spec("faiss") is None:
         return False
     if device.type == "cpu":
@@ -287,6 +291,16 @@ def _faiss_proposer(X: torch.Tensor, width: int) -> tuple[int, Proposer]:
         return candidates, (D[:, -1].to(torch.float64) - error[rows]) * scale**2
 
     return _block_size(X, width) if X.is_cuda else FAISS_QUERIES, propose
+
+
+def _inverted_proposer(X: torch.Tensor, width: int) -> tuple[int, Proposer]:
+    """As `_torch_proposer`, nearly complete, by faiss's inverted file."""
+    from qdv_gpu.inverted import InvertedFile
+
+    return FAISS_QUERIES, InvertedFile(_centred(X)[0].to(torch.float32).contiguous().numpy(), width).propose
+
+
+PROPOSERS = {"torch": _torch_proposer, "faiss": _faiss_proposer, "inverted": _inverted_proposer}
 
 
 @functools.cache

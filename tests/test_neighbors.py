@@ -1,6 +1,7 @@
 """Neighbours are exact, ordered by (distance, index), and the same from every engine."""
 
 import importlib.util
+import re
 
 import pytest
 import torch
@@ -182,7 +183,7 @@ def test_bad_engine_and_shape():
 
 
 def test_faiss_absent(monkeypatch):
-    monkeypatch.setattr(neighbors, "_has_faiss", lambda device: False)
+    monkeypatch.setattr(neighbors, "has_faiss", lambda device: False)
     with pytest.raises(MissingPackageError, match=r'pip install "qdv_gpu\[cpu\]"'):
         knn(torch.zeros(10, 2), 3, engine="faiss")
     assert torch.equal(knn(INPUTS["random"], 5).indices, reference(INPUTS["random"], 5)[0])
@@ -198,3 +199,31 @@ def test_faiss_resources_are_made_once_a_device(gpu):
     for device in ("cuda:0", "cuda:1", "cuda:0"):
         knn(INPUTS["random"].to(device), 5)
     assert [made.pinned for made in gpu.faiss_resources] == [0, 0]  # faiss would page-lock 256 MiB
+
+
+CLOUDS = {
+    "clusters": torch.cat([_normal(400, 20, seed=c) * 0.3 + 10 * _normal(1, 20, seed=c + 50) for c in range(8)]),
+    "copies": _normal(40, 20).repeat(60, 1),
+    "a point and far ones": torch.cat([torch.zeros(1500, 20), 1e9 * _normal(10, 20)]),
+}
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_an_inverted_file_finds_nearly_all(name, monkeypatch):
+    pytest.importorskip("faiss")
+    X = CLOUDS[name]
+    exact, nearly = knn(X, 30), knn(X, 30, engine="inverted")
+    assert not (nearly.indices == torch.arange(len(X))[:, None]).any()
+    kth = exact.squared_distances[:, -1:]
+    assert (nearly.squared_distances <= kth).double().mean() >= 0.98
+    assert (nearly.squared_distances.diff(dim=1) >= 0).all()
+    for threads in (1, 3):
+        with on_threads(threads):
+            assert torch.equal(knn(X, 30, engine="inverted").indices, nearly.indices)
+
+
+def test_an_inverted_file_says_what_it_finds(caplog):
+    pytest.importorskip("faiss")
+    with caplog.at_level("INFO", "qdv_gpu"):
+        knn(CLOUDS["clusters"], 30, engine="inverted")
+    assert re.fullmatch(r"\d\d\d?\.\d % of the nearest neighbours are found, by an inverted file", caplog.messages[-1])

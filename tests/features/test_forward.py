@@ -117,9 +117,7 @@ def test_a_networks_own_mistake_is_no_matter_of_size(images):
                 raise RuntimeError("a mistake of the network's")
             return super().forward(x)
 
-    with pytest.raises(
-        InputError, match=r"on a batch of \d+: RuntimeError: a mistake of the network's \("
-    ):
+    with pytest.raises(InputError, match=r"on a batch of \d+: RuntimeError: a mistake of the network's \("):
         activations(Wrong(), images, layers=["conv1"])
     with pytest.raises(InputError, match="Tiny cannot take images of 2 x 2 pixels"):
         activations(tiny_networks.Tiny(), images, image_size=2)
