@@ -1,6 +1,6 @@
-"""The README's table of measurements, from benchmarks/results/*.json.
+"""The tables of measurements in docs/numbers.md, and a few of their rows in the README, from benchmarks/results/*.json.
 
-python -m benchmarks.readme    writes it into README.md
+python -m benchmarks.readme    writes them
 """
 
 import json
@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-BEGIN, END = "<!-- benchmarks -->\n", "<!-- end of benchmarks -->\n"
+PAGES = {"docs/numbers.md": "benchmarks", "README.md": "some benchmarks"}
+QUOTED = ("5 layers of", "t-SNE, Fashion-MNIST", "Deconvnet, 256 maps", "Table 3 of")  # work, as its row begins
 
 
 def tables() -> str:
@@ -43,12 +44,23 @@ def seconds(value: float) -> str:
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
-def updated(readme: str) -> str:
-    """The README with the tables of now."""
-    before, _, rest = readme.partition(BEGIN)
-    return before + BEGIN + tables() + END + rest.partition(END)[2]
+def some(tables: str) -> str:
+    """The heads of the tables, and of their rows those that the README quotes."""
+    return "".join(
+        line
+        for line in tables.splitlines(keepends=True)
+        if not line.startswith("| ") or line.startswith(("| work", "| ---", *(f"| {work}" for work in QUOTED)))
+    )
+
+
+def updated(page: str) -> str:
+    """A page with the tables of now."""
+    name = PAGES[page]
+    before, begin, rest = (ROOT / page).read_text().partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition(f"<!-- end of {name} -->\n")
+    return before + begin + (some(tables()) if name.startswith("some") else tables()) + end + after
 
 
 if __name__ == "__main__":
-    file = ROOT / "README.md"
-    file.write_text(updated(file.read_text()))
+    for page in PAGES:
+        (ROOT / page).write_text(updated(page))

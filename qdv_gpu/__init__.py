@@ -6,7 +6,7 @@ The names below are imported when first used, so that `import qdv_gpu` and `qdv-
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from qdv_gpu.data.convert import as_images

@@ -14,7 +14,9 @@ from qdv_gpu.terminal import show_sweep, show_table, working
 
 @command
 def sweep(
-    file: Annotated[Path, typer.Argument(metavar="SWEEP.toml", help="[run], [grid] and [[points]]; see the README.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="SWEEP.toml", help="[run], [grid] and [[points]]; see docs/howto/sweeps.md.")
+    ],
     *,
     out: Out,
     workers: Annotated[int | None, typer.Option(help="Processes at a time; by default in this one.")] = None,
