@@ -1,4 +1,4 @@
-"""What README, docs and examples show: links lead somewhere, code runs as it stands, errors are those that are quoted."""
+"""What README, docs and examples show: links lead somewhere, code runs as it stands, errors are as quoted."""
 
 import importlib.util
 import json

@@ -1,8 +1,8 @@
 """Another rule for a Deconvnet: lead signals through the branches of a ResNet's blocks, and not through their skips.
 
-The rules are a table, `qdv_gpu.deconv.rules.RULES`, of autograd's operations to functions. The table is not public yet: its
-names may change in any version. It can be given another rule for an operation that it knows; operations without a rule
-(GELU, SiLU, ...) are refused before the table is asked, so for them change the network: "resnet18[activation=relu]".
+The rules are a table, `qdv_gpu.deconv.rules.RULES`, of autograd's operations to functions. The table is not public yet:
+its names may change in any version. It can be given another rule for an operation that it knows; operations without a
+rule (GELU, SiLU, ...) are refused before the table is asked, so for them change the network: NAME[activation=relu].
 
 python docs/examples/deconvnet_rule.py
 """

@@ -1,4 +1,4 @@
-"""Two networks of one's own on the images of a DataLoader: train them, and ask which keeps the classes apart, and where.
+"""Two networks of one's own on the images of a DataLoader: which keeps the classes apart, and at which layer?
 
 python docs/examples/own_network.py
 """

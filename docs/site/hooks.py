@@ -1,4 +1,4 @@
-"""What the site has beside the pages of docs/: the repository's own pages, files that a page links to, the command line.
+"""What the site has beside the pages of docs/: the repository's own, files that pages link to, the command line.
 
 Pages link to files as they lie in the repository, so that the same links work on a forge, on disk and here.
 """
@@ -72,6 +72,8 @@ def command_line() -> str:
     """Every command with its arguments and options, as the program itself knows them."""
     command = [sys.executable, "-m", "typer", "qdv_gpu.cli", "utils", "docs", "--name", "qdv-gpu"]
     made = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    made = re.sub(r"\*\*Commands\*\*:\n\n.*?(?=^## )", "", made, flags=re.M | re.S)  # a list of what follows, cut short
+    made = re.sub(r"\{([A-Z.]+?)(?:\.\.\.)?\}\.\.\.", r"\1...", made)  # typer writes RUN... as {RUN...}...
     lines = made.partition("\n")[2].splitlines()
     return "\n".join(["# The command line", *(as_text(line) if line.startswith("* ") else line for line in lines)])
 
