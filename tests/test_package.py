@@ -1,9 +1,12 @@
 """The package as a whole: its public names, and what a wheel carries."""
 
+import re
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+
+import qdv_gpu
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,3 +45,11 @@ def test_wheel_carries_the_kernels(tmp_path):
             name = path.relative_to(ROOT)
             assert f"{'qdv_gpu/' if name.parts[0] == 'kernels' else ''}{name}" in names
     assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
+
+
+def test_the_version_is_the_same_wherever_it_stands():
+    log = re.search(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    citation = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.M)
+    assert log
+    assert citation
+    assert {log[1], citation[1]} == {qdv_gpu.__version__.removesuffix(".dev0")}

@@ -73,7 +73,7 @@ def command_line() -> str:
     command = [sys.executable, "-m", "typer", "qdv_gpu.cli", "utils", "docs", "--name", "qdv-gpu"]
     made = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
     made = re.sub(r"\*\*Commands\*\*:\n\n.*?(?=^## )", "", made, flags=re.M | re.S)  # a list of what follows, cut short
-    made = re.sub(r"\{([A-Z.]+?)(?:\.\.\.)?\}\.\.\.", r"\1...", made)  # typer writes RUN... as {RUN...}...
+    made = re.sub(r"\{([^}]+?)(?:\.\.\.)?\}(\.\.\.)?(?=.*\n```)", r"\1\2", made)  # typer writes RUN... as {RUN...}...
     lines = made.partition("\n")[2].splitlines()
     return "\n".join(["# The command line", *(as_text(line) if line.startswith("* ") else line for line in lines)])
 

@@ -268,7 +268,7 @@ def _max_pool(
 
 
 @_max_pool.register_fake
-def _(maps, kernel, stride, padding, dilation, ceil_mode):
+def _(maps: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any) -> tuple[Tensor, Tensor]:
     pool = Pool.of(kernel, stride, padding, dilation)
     shape = (*maps.shape[:2], *pool.pooled(maps.shape, ceil_mode=ceil_mode))
     return maps.new_empty(shape), maps.new_empty(shape, dtype=pool.code_dtype)
@@ -298,7 +298,9 @@ def _unpool(
 
 
 @_unpool.register_fake
-def _(signal, switches, size, kernel, stride, padding, dilation, rectify):
+def _(
+    signal: Tensor, switches: Any, size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, rectify: Any
+) -> Tensor:
     return signal.new_empty((*signal.shape[:2], *size))
 
 
@@ -344,14 +346,14 @@ _unpool.register_autograd(_unpool_backward, setup_context=_keep_unpool)
 
 
 @_max_pool.register_vmap
-def _(info, dims, maps, *args):
+def _(info: Any, dims: Any, maps: Tensor, *args: Any) -> Any:
     V, folded = info.batch_size, maps.movedim(dims[0], 0).flatten(0, 1)  # [V * B, C, H, W]
     pooled, switches = _max_pool(folded, *args)
     return (pooled.unflatten(0, (V, -1)), switches.unflatten(0, (V, -1))), (0, 0)
 
 
 @_unpool.register_vmap
-def _(info, dims, signal, switches, *args):
+def _(info: Any, dims: Any, signal: Tensor, switches: Tensor, *args: Any) -> Any:
     V = info.batch_size
     if dims[1] is None and len(switches) == 1:  # one set of switches serves the whole batch
         shared = switches
