@@ -98,6 +98,10 @@ def test_the_reference_has_every_public_name():
     assert sorted(shown) == sorted(qdv_gpu.__all__)
 
 
+def test_the_readme_is_short_enough_to_be_read():
+    assert (ROOT / "README.md").read_text().count("\n") <= 150
+
+
 def test_the_notebook_shows_what_it_printed():
     cells = json.loads((ROOT / "docs" / "tour.ipynb").read_text())["cells"]
     shown = [output for cell in cells for output in cell.get("outputs", ())]
