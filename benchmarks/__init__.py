@@ -1,1 +1,1 @@
-"""Measurements behind the figures in the README."""
+"""Measurements behind the numbers in README and docs."""
