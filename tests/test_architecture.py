@@ -7,8 +7,8 @@ import qdv_gpu
 
 ORDER = [
     "errors", "progress", "files", "sealed", "machine", "arrays", "kernels", "data", "networks", "features",
-    "inverted", "neighbors", "tsne", "scores", "deconv", "results", "report", "studies", "doctor", "terminal", "options", "app",
-    "cli_report", "cli_sweep", "cli", "__main__",
+    "inverted", "neighbors", "tsne", "scores", "deconv", "results", "report", "studies", "doctor", "terminal",
+    "options", "app", "cli_report", "cli_sweep", "cli", "__main__",
 ]  # fmt: skip
 ROOT = Path(qdv_gpu.__file__).parent
 
