@@ -1,7 +1,7 @@
 """What is in the store of one network's analysis, and what is missing."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ from torch import Tensor
 from qdv_gpu.data.images import Images
 from qdv_gpu.errors import unknown
 from qdv_gpu.features.forward import ForwardPass, computing, network_input
-from qdv_gpu.networks.layers import LayerName, numbered
+from qdv_gpu.networks.layers import LayerName, numbered, trace_calls
 from qdv_gpu.networks.network import Network
 from qdv_gpu.results.checks import check_outputs, check_predictions
 from qdv_gpu.results.records import AnalysedLayer, Predictions
@@ -91,6 +91,8 @@ class Job:
                 raise unknown(f"call of a layer of {network.name}", str(one), [str(o.name) for o in outputs])
         if asked is not None:
             outputs = [o for o in outputs if o.name in asked or LayerName(o.name.path) in asked]
+        if asked is not None or any(output.name.call for output in outputs):
+            outputs.sort(key=_place(network, layers, asked, settings))
         job = cls(network, images, subject, layers, found, looked, settings, outputs)
         job.look(store)
         return job
@@ -187,6 +189,18 @@ class Job:
         """The layers, when all is there."""
         outputs = enumerate(self.outputs, start=1)
         return [output.record(self.network.name, position, samples) for position, output in outputs]
+
+
+def _place(
+    network: Network, layers: Mapping[str, str], asked: Sequence[LayerName] | None, settings: Settings
+) -> Callable[[Output], int]:
+    """Where an output stands: as it was asked for, or in the forward pass, in which a module may be called again."""
+    if asked is not None:
+        return lambda output: min(n for n, one in enumerate(asked) if one in (output.name, LayerName(output.name.path)))
+    turns: dict[str, list[int]] = {}
+    for turn, call in enumerate(trace_calls(network, settings.image_size)):
+        turns.setdefault(call.path, []).append(turn)
+    return lambda output: turns[layers[output.name.path]][(output.name.call or 1) - 1]
 
 
 def _tried(network: Network, images: Images, layers: Mapping[str, str], settings: Settings) -> dict[str, Any]:

@@ -305,6 +305,18 @@ def test_infinite_activations_name_their_layer(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_layers_are_in_the_order_asked_for_or_of_the_forward_pass(tmp_path):
+    """In which a module that is called again has other layers between its calls."""
+    for layers, names in (
+        ("pool@2,conv2,pool@1", ["pool@2", "conv2", "pool@1"]),
+        ("conv2,pool", ["conv2", "pool@1", "pool@2"]),
+        (None, ["pool@1", "conv2", "pool@2"]),
+    ):
+        network = replace(load_network("tiny_networks:cnn"), layers={"conv2": "conv2", "pool": "pool"})
+        result = run(tmp_path / str(layers), replace(TINY, layers=layers, iterations=10), network)
+        assert [layer.layer for layer in result.layers] == names
+
+
 def test_full_disk(tmp_path, monkeypatch):
     def full(_descriptor):
         raise OSError(28, "No space left on device")
