@@ -240,6 +240,14 @@ def attract(low, high, Z, packed, member, start, first_row, indptr, indices, val
 
 
 @njit(inline="always", **_SIMD)
+def _moved(slope, velocity, gain, learning_rate, momentum):
+    """The gain and the velocity of a coordinate after a step."""
+    gain = gain + np.float32(0.2) if slope * velocity < _ZERO else gain * np.float32(0.8)
+    gain = max(gain, np.float32(0.01))
+    return gain, momentum * velocity - learning_rate * gain * slope
+
+
+@njit(inline="always", **_SIMD)
 def update(Z, packed, velocity, gains, attraction, partial, weight, start, exaggeration, learning_rate, momentum):
     """One step of gradient descent with momentum and gains (van der Maaten & Hinton 2008, section 3.4), in place.
 
@@ -259,7 +267,7 @@ def update(Z, packed, velocity, gains, attraction, partial, weight, start, exagg
     start : int64 [E + 1]
     exaggeration, learning_rate, momentum : float32
     """
-    four, grow, shrink, least = np.float32(4), np.float32(0.2), np.float32(0.8), np.float32(0.01)
+    four = np.float32(4)
     repulsion, bits = partial[0], Z.view(np.uint32)
     for e in range(start.size - 1):
         total = 2 * weight[e].sum()
@@ -270,9 +278,7 @@ def update(Z, packed, velocity, gains, attraction, partial, weight, start, exagg
                     repulsion[c, t] += partial[band, c, t]
             for t in range(start[e], start[e + 1]):
                 slope = four * (exaggeration * attraction[c, t] - inverse * repulsion[c, t])
-                gain = gains[c, t] + grow if slope * velocity[c, t] < _ZERO else gains[c, t] * shrink
-                gain = max(gain, least)
-                step = momentum * velocity[c, t] - learning_rate * gain * slope
+                gain, step = _moved(slope, velocity[c, t], gains[c, t], learning_rate, momentum)
                 gains[c, t] = gain
                 velocity[c, t] = step
                 Z[c, t] += step

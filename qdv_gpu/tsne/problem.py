@@ -1,5 +1,6 @@
-"""What an engine of the exact method gets: rows of P, and phases of the descent."""
+"""What an engine gets: rows of P, and phases of the descent."""
 
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,25 @@ def phases(iterations: int, exaggeration: float, exaggeration_iterations: int) -
     """The two phases of an embedding (van der Maaten & Hinton 2008, section 3.4)."""
     early = min(exaggeration_iterations, iterations)
     return [Phase(early, exaggeration, MOMENTUM[0]), Phase(iterations - early, 1.0, MOMENTUM[1])]
+
+
+@dataclass
+class Repulsion:
+    """How the repulsion is summed.
+
+    Attributes
+    ----------
+    engine : {"exact", "fft", "auto"}
+        Over all pairs, on a grid, or as takes less for the size that the map has.
+    tolerance : float
+        Of the force on a grid: its rms error, relative to its rms.
+    used : dict
+        Afterwards, the engines that did so, in the order of their first use.
+    """
+
+    engine: str = "exact"
+    tolerance: float = 0.01
+    used: dict[str, None] = field(default_factory=dict)
 
 
 class Rows(NamedTuple):

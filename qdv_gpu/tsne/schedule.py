@@ -1,12 +1,15 @@
 """The descent of a batch of embeddings, phase after phase, by numba or by CUDA kernels."""
 
+from functools import partial
+
 import torch
 
 from qdv_gpu.progress import advance
 from qdv_gpu.tsne.affinities import Affinities
 from qdv_gpu.tsne.engines.cpu import descend_cpu
 from qdv_gpu.tsne.engines.cuda import descend_cuda
-from qdv_gpu.tsne.problem import Phase, Problem, stacked
+from qdv_gpu.tsne.engines.fft import always_exact, descend_fft
+from qdv_gpu.tsne.problem import Phase, Problem, Repulsion, stacked
 
 COLLAPSED = 1e-6  # standard deviation of an embedding that is a point; random starts have 1e-4
 
@@ -18,6 +21,7 @@ def descend(
     phases: list[Phase],
     learning_rate: float,
     gaussian: bool,
+    repulsion: Repulsion | None = None,
 ) -> torch.Tensor:
     """Minimise KL(P || Q) with momentum and gains (van der Maaten & Hinton 2008, section 3.4).
 
@@ -34,13 +38,21 @@ def descend(
     learning_rate : float
     gaussian : bool
         Similarity exp(-d^2) instead of 1 / (1 + d^2).
+    repulsion : Repulsion, optional
+        By default exact.
 
     Returns
     -------
     float32 [E, N, 2] on the device of `start`.
     """
     rows = stacked(P, copies=len(start) // len(P))
-    run = descend_cuda if start.is_cuda else descend_cpu
+    repulsion = repulsion or Repulsion()
+    exact = repulsion.engine == "exact" or start.is_cuda or (repulsion.engine == "auto" and always_exact(start.shape[1]))
+    if exact:
+        repulsion.used["exact"] = None
+        run = descend_cuda if start.is_cuda else descend_cpu
+    else:
+        run = partial(descend_fft, repulsion=repulsion)
     Z, total, before = start, sum(phase.iterations for phase in phases), 0
 
     def done(count: int) -> None:

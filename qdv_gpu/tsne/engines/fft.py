@@ -1,0 +1,160 @@
+"""The repulsion on a grid, on the CPU: numba, on every core; and where the exact sum takes less, that."""
+
+import math
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+from qdv_gpu.tsne.engines.grid import Grid, check_grid, fits, grid_for, kernel_for
+from qdv_gpu.tsne.problem import Problem, Repulsion
+
+STRETCH = 25  # iterations between two looks at the map: which engine, which grid
+POINTS_AT_ONCE = 5_000_000  # points times iterations of a stretch at most, about 1 s between two looks at Ctrl-C
+POINTS_PER_THREAD = 1000
+# Nanoseconds on one core, measured on two cores with AVX-512 by `python -m benchmarks.tsne --costs`.
+EXACT_PAIR = 0.2
+FFT_NODE, FFT_POINT, FFT_ITERATION = 2.5, 16.0, 4000.0
+
+
+def seconds(N: int, nodes: int | None) -> float:
+    """What the repulsion of an iteration takes, on a grid of so many nodes or (None) exactly; by a model, not a clock."""
+    if nodes is None:
+        return EXACT_PAIR * 1e-9 * N**2 / 2
+    return 1e-9 * (FFT_NODE * nodes * math.log2(nodes) / 16 + FFT_POINT * N + FFT_ITERATION)
+
+
+def always_exact(N: int) -> bool:
+    """Whether the exact sum takes less than even the smallest grid."""
+    return seconds(N, None) <= seconds(N, 32 * 32)
+
+
+def descend_fft(
+    problem: Problem, start: torch.Tensor, done: Callable[[int], None], repulsion: Repulsion
+) -> torch.Tensor:
+    """As `descend_cpu`, with the repulsion on a grid where `repulsion` says so.
+
+    Embeddings know nothing of each other: as many as there are threads are moved side by side, each by one thread, and
+    those left over one by one, by all threads.
+    """
+    import numba
+
+    E, N, _ = start.shape
+    threads = numba.get_num_threads()
+    embeddings = [_Embedding(problem, e, start[e], repulsion) for e in range(E)]
+    alone = E % threads
+    at_once = max(1, min(STRETCH, POINTS_AT_ONCE // N))
+    with ThreadPoolExecutor(threads) as pool:
+        for first in range(0, problem.phase.iterations, at_once):
+            turns = min(at_once, problem.phase.iterations - first)
+            for _ in pool.map(lambda one, turns=turns: one.move(turns), embeddings[alone:]):
+                pass
+            for one in embeddings[:alone]:
+                one.move(turns, pool, max(1, min(threads, N // POINTS_PER_THREAD)))
+            done(turns)
+    return torch.from_numpy(np.stack([one.Z.T for one in embeddings]))
+
+
+class _Embedding:
+    """An embedding of N points on its way through a phase."""
+
+    def __init__(self, problem: Problem, number: int, start: torch.Tensor, repulsion: Repulsion) -> None:
+        rows, self.phase, self.rate, self.gaussian = problem
+        N, first = len(start), int(rows.first[number])
+        self.repulsion = repulsion
+        self.Z = start.numpy().T.copy()
+        self.packed = np.ascontiguousarray(start.numpy()).view(np.uint64)[:, 0].copy()
+        self.velocity, self.gains = np.zeros_like(self.Z), np.ones_like(self.Z)
+        self.indptr = rows.indptr.numpy()[first : first + N + 1]
+        self.indices, self.values = rows.indices.numpy().view(np.uint32), rows.values.numpy()
+        self.scalars = np.array([self.phase.exaggeration, self.rate, self.phase.momentum], dtype=np.float32)
+        self.attraction, self.force = np.empty_like(self.Z), np.empty_like(self.Z)
+        self.cells, self.order = np.empty_like(self.Z), np.empty(N, dtype=np.int32)
+
+    def move(self, turns: int, pool: ThreadPoolExecutor | None = None, threads: int = 1) -> None:
+        """Do so many iterations; the choice of engine and grid depends on the map alone."""
+        exact = False
+        while turns > 0:
+            low, high = self.Z.min(axis=1), self.Z.max(axis=1)
+            if not (np.isfinite(low).all() and np.isfinite(high).all()):
+                return  # nothing brings it back
+            grid = grid_for(low, high, self.repulsion.tolerance)
+            if self.repulsion.engine == "auto":
+                N = self.Z.shape[1]
+                exact |= not fits(grid) or seconds(N, None) <= seconds(N, grid.ny * grid.nx)
+            elif not exact:
+                check_grid(grid, low, high)
+            moved = self._exact(turns, pool, threads) if exact else self._on_grid(turns, grid, pool, threads)
+            if moved:
+                self.repulsion.used["exact" if exact else "fft"] = None
+            exact |= not moved  # too sparse for a grid
+            turns -= moved
+
+    def _on_grid(self, turns: int, grid: Grid, pool: ThreadPoolExecutor | None, threads: int) -> int:
+        """Up to so many iterations; returns how many were done."""
+        from qdv_gpu.kernels import fft, tsne_fft
+
+        ny, nx, spacing, origin = grid
+        N = self.Z.shape[1]
+        kernel = kernel_for(ny, nx, spacing, gaussian=self.gaussian)
+        blocks = -(-N // tsne_fft.BLOCK)
+        weight, state = np.empty(blocks), np.zeros(2 + blocks, dtype=np.int64)
+        nodes = np.empty(ny * (nx + tsne_fft.MARGIN) + tsne_fft.MARGIN, dtype=np.float32)
+        work = np.empty((nx // fft.LANES, ny * fft.LINE), dtype=np.float32)
+        lines = np.empty((threads, 2, nx * fft.LINE), dtype=np.float32)
+        tables = (
+            (np.array(fft.radices_of(ny)), np.array(fft.radices_of(nx))),
+            (fft.twiddles_of(ny), fft.twiddles_of(nx)),
+            (fft.angles_of(ny, 4), fft.angles_of(nx, 2)),
+        )
+        arrived = np.zeros((threads, 8), dtype=np.int64)
+        claimed = np.zeros((turns * tsne_fft.PHASES, 8), dtype=np.int64)
+        arguments = (
+            turns, self.Z, self.packed, self.velocity, self.gains, self.indptr, self.indices, self.values, self.gaussian,
+            self.attraction, self.force, weight, np.array(origin, dtype=np.float32), np.float32(1 / spacing),
+            kernel.far, (ny, nx), nodes, work, lines, kernel.influence, kernel.core, *tables,
+            np.empty(ny + 1, dtype=np.int64), self.order, self.cells, *self.scalars, arrived, claimed, state,
+        )  # fmt: skip
+        together(tsne_fft.descend, arguments, threads, pool)
+        return int(state[0])
+
+    def _exact(self, turns: int, pool: ThreadPoolExecutor | None, threads: int) -> int:
+        from qdv_gpu.kernels import cpu
+
+        N = self.Z.shape[1]
+        state = (self.Z, self.packed, self.velocity, self.gains, np.zeros(N, dtype=np.int64), np.array([0, N]))
+        P = (np.zeros(1, dtype=np.int64), self.indptr, self.indices, self.values)
+        partial, weight = np.empty((cpu.BANDS, 2, N), dtype=np.float32), np.empty((1, cpu.BANDS))
+        arrived = np.zeros((threads, 8), dtype=np.int64)
+        arguments = (turns, *state, *P, self.gaussian, self.attraction, partial, weight, *self.scalars, arrived)
+        together(cpu.descend, arguments, threads, pool)
+        return turns
+
+
+def together(
+    descend: Callable[..., None], arguments: tuple[Any, ...], parts: int, pool: ThreadPoolExecutor | None
+) -> None:
+    """Call descend(part, *arguments) for every part, each in a thread of the pool; without one, the only part here.
+
+    Parts wait for each other, so either all begin or, after an interrupt, none.
+    """
+    if pool is None:
+        descend(0, *arguments)
+        return
+    gate, complete = threading.Event(), False
+
+    def work(part: int) -> None:
+        gate.wait()
+        if complete:
+            descend(part, *arguments)
+
+    try:
+        others = [pool.submit(work, part) for part in range(parts)]
+        complete = True
+    finally:
+        gate.set()
+    for other in others:
+        other.result()
