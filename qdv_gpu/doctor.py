@@ -96,14 +96,16 @@ def _engines(device: torch.device) -> Iterator[tuple[str, str, str]]:
     else:
         yield "neighbours", "numba", "every distance; faiss is absent"
     if cuda and importlib.util.find_spec("cupy") is None:
-        yield "t-SNE", "exact", "numba, on the CPU, because CuPy is absent"
+        yield "t-SNE", "auto", "numba, on the CPU, because CuPy is absent"
         return
-    yield "t-SNE", "exact", f"{'CUDA kernels' if cuda else 'numba'}, up to {EXACT_UP_TO:,} points"
-    if cuda and importlib.util.find_spec("cuml") is not None:
+    if not cuda:
+        yield "t-SNE", "auto", "numba: exact for few points, or on a grid by FFT"
+        return
+    yield "t-SNE", "exact", f"CUDA kernels, up to {EXACT_UP_TO:,} points"
+    if importlib.util.find_spec("cuml") is not None:
         yield "", "cuml", f"above {EXACT_UP_TO:,} points"
     else:
-        why = "cuml is absent" if cuda else "cuml needs a CUDA device"
-        yield "", "exact", f"above {EXACT_UP_TO:,} points too: {why}"
+        yield "", "exact", f"above {EXACT_UP_TO:,} points too: cuml is absent"
 
 
 def _faiss_works(device: torch.device) -> bool:
@@ -159,6 +161,8 @@ def _tests(device: torch.device) -> Iterator[tuple[str, Callable[[], str]]]:
     for place in places:
         if place.type == "cpu" or importlib.util.find_spec("cupy") is not None:
             yield f"t-SNE, exact, {place}", partial(tsne, "exact", place)
+            if place.type == "cpu":
+                yield f"t-SNE, fft, {place}", partial(tsne, "fft", place)
             yield f"unpooling, {place}", partial(unpooling, place)
     if device.type == "cuda" and importlib.util.find_spec("cuml") is not None:
         yield f"t-SNE, cuml, {device}", partial(tsne, "cuml", device)

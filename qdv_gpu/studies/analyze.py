@@ -335,7 +335,7 @@ def _embed_and_score(job: Job, output: Output, X: Tensor, store: Store, also: Se
     where = f"{network.name} {output.name}"
     seeds = output.missing_seeds
     if seeds:
-        beside = output.beside(also, store) if output.engine == "exact" else []
+        beside = output.beside(also, store) if output.engine != "cuml" else []
         batch = [output, *(one for one in beside if one.missing_seeds == seeds)]
         with measured(network.device) as spent, part(output.maps_cost(), where):
             tsne = tsne_of(settings, network.device)

@@ -189,7 +189,7 @@ class Settings:
         Number of t-SNE maps of each layer, from seeds 0, 1, ...
     k : int or sequence of int
         Numbers of neighbours that the neighborhood hit is computed for; kept as a tuple.
-    engine : {"auto", "exact", "cuml"}
+    engine : {"auto", "exact", "fft", "cuml"}
         Of t-SNE.
     precision : {"fp32", "tf32", "bf16"}
         Of the forward pass: float32, on CUDA with products in TF32, or automatic mixed precision with bfloat16.
@@ -243,7 +243,9 @@ class Settings:
     k: int | Sequence[int] = setting(
         (5,), "Neighbours of the neighborhood hit, e.g. 1,5,10.", stage="scores", read=read_integers
     )
-    engine: str = setting("auto", "Of t-SNE: auto, exact or cuml.", stage="map", among=("auto", "exact", "cuml"))
+    engine: str = setting(
+        "auto", "Of t-SNE: auto, exact, fft or cuml.", stage="map", among=("auto", "exact", "fft", "cuml")
+    )
     precision: str = setting(
         "fp32", "Of the forward pass: fp32, tf32 or bf16.", stage="components", among=("fp32", "tf32", "bf16")
     )

@@ -1,4 +1,4 @@
-"""Exact, reproducible, batched t-SNE, with cuML behind it for sizes where every pair is too many."""
+"""Reproducible, batched t-SNE: exact, or on a grid by FFT where every pair is too many; cuML beside it."""
 
 import importlib.util
 import numbers
@@ -15,16 +15,17 @@ from qdv_gpu.errors import LARGEST, InputError, MissingPackageError, check_count
 from qdv_gpu.machine import resolve_device
 from qdv_gpu.tsne.affinities import KINDS, check_perplexity, joint_affinities
 from qdv_gpu.tsne.engines.cuml import MAX_NEIGHBORS, cuml_embeddings
+from qdv_gpu.tsne.engines.fft import always_exact
+from qdv_gpu.tsne.engines.grid import TOLERANCES
 from qdv_gpu.tsne.objective import SIMILARITIES, kl_divergence
-from qdv_gpu.tsne.problem import phases
+from qdv_gpu.tsne.problem import Repulsion, phases
 from qdv_gpu.tsne.schedule import descend
 
-ENGINES = ("auto", "exact", "cuml")
-# Up to this N, "auto" is exact. Not measured: it is where the exact engine's time by an H200's roof, 2.7 s for 1,000
+ENGINES = ("auto", "exact", "fft", "cuml")
+# Up to this N, "auto" is exact on a GPU. Not measured: it is where the exact engine's time by an H200's roof, 2.7 s for 1,000
 # iterations, passes what an approximation of O(N) plausibly takes.
 EXACT_UP_TO = 100_000
-# Seconds per pair and iteration. CPU: measured on two cores with AVX-512. CUDA: the roof of an H200, not measured.
-SECONDS_PER_PAIR = {"cpu": 8e-11, "cuda": 2.7e-13}
+SECONDS_PER_PAIR = 2.7e-13  # and iteration of the exact engine on a GPU: the roof of an H200, not measured
 INIT_STD = 1e-4
 
 
@@ -32,8 +33,8 @@ class TSNE(BaseEstimator):
     """t-distributed stochastic neighbour embedding in two dimensions (van der Maaten & Hinton 2008).
 
     Minimises KL(P || Q), with P of Wang & Liu (CIKM 2024), eq. 4. The exact engine sums over every pair in an order
-    that depends on N alone: the same seed gives the same bits on the same device, on the CPU with any number of
-    threads, alone or in a batch.
+    that depends on N alone, the FFT engine in one that depends on the map alone: the same seed gives the same bits on
+    the same device, on the CPU with any number of threads, alone or in a batch.
 
     Parameters
     ----------
@@ -57,9 +58,15 @@ class TSNE(BaseEstimator):
         q_ij proportional to 1 / (1 + d_ij^2), or to exp(-d_ij^2): symmetric SNE, eq. 5 of the paper.
     affinities : {"knn", "full"}
         p_ij > 0 for the 3 * perplexity nearest neighbours, or for all pairs (memory N^2).
-    engine : {"auto", "exact", "cuml"}
-        "auto" is exact up to 100,000 points (an estimate, not measured yet), then cuML where it is installed and
-        can do what is asked, else exact; without CuPy it moves from a GPU to the CPU.
+    engine : {"auto", "exact", "fft", "cuml"}
+        How the repulsion is summed: over every pair; on a grid by FFT, in a time that grows with the points and with
+        the map's area (CPU only); or t-SNE by cuML. On the CPU "auto" takes exact or fft, anew every 25
+        iterations, as a model of their costs says of the points and the size of the map, never a clock. On a GPU it
+        is exact up to 100,000 points (an estimate, not measured yet), then cuML where it is installed and can
+        do what is asked, else exact; without CuPy it moves from a GPU to the CPU.
+    fft_tolerance : float
+        Error of the force on a grid, root mean square relative to that of the force itself, from 0.0002 to 0.05: it
+        decides the spacing. Maps of few points far apart, which a grid does not resolve, are summed exactly.
     seed : int
         Of the random start.
     device : str or torch.device
@@ -72,7 +79,7 @@ class TSNE(BaseEstimator):
         KL(P || Q) over all pairs, in float64.
     iterations_ : int
     engine_ : str
-        "exact" or "cuml".
+        "exact", "fft" or "cuml"; in the order of their first use where "auto" took both: "fft, exact".
     learning_rate_ : float
     n_features_in_ : int
     """
@@ -89,6 +96,7 @@ class TSNE(BaseEstimator):
         similarity: str = "student-t",
         affinities: str = "knn",
         engine: str = "auto",
+        fft_tolerance: float = 0.01,
         seed: int = 0,
         device: str | torch.device = "auto",
     ) -> None:
@@ -101,6 +109,7 @@ class TSNE(BaseEstimator):
         self.similarity = similarity
         self.affinities = affinities
         self.engine = engine
+        self.fft_tolerance = fft_tolerance
         self.seed = seed
         self.device = device
 
@@ -163,13 +172,16 @@ class TSNE(BaseEstimator):
             options = self.get_params()
             Z = torch.cat([cuml_embeddings(x, {**options, "perplexity": p}, chosen, rate) for x, p in pairs])
         else:
+            repulsion = Repulsion(engine, float(self.fft_tolerance))
             Z = descend(
                 P,
                 start,
                 phases=phases(self.iterations, float(self.early_exaggeration), self.exaggeration_iterations),
                 learning_rate=rate,
                 gaussian=self.similarity == "gaussian",
+                repulsion=repulsion,
             )
+            engine = ", ".join(repulsion.used)
         if not Z.isfinite().all():
             raise InputError(f"the embedding overflowed with learning_rate {rate:g}: a smaller one or auto is needed")
         kl = np.array([kl_divergence(P[e // S], z, similarity=self.similarity) for e, z in enumerate(Z)])
@@ -187,8 +199,10 @@ class TSNE(BaseEstimator):
         check_count("exaggeration_iterations", self.exaggeration_iterations, least=0)
         check_count("seed", self.seed, least=0)
         _check_number("early_exaggeration", self.early_exaggeration, 1)
+        low, high = TOLERANCES
+        _check_number("fft_tolerance", self.fft_tolerance, low, high, f"a number within {low:g} and {high:g}")
         if not (isinstance(self.learning_rate, str) and self.learning_rate == "auto"):
-            _check_number("learning_rate", self.learning_rate, 1 / LARGEST, "auto or a number within 1e-30 and 1e+30")
+            _check_number("learning_rate", self.learning_rate, 1 / LARGEST, rule="auto or a number within 1e-30 and 1e+30")
         for name, allowed in (("similarity", SIMILARITIES), ("affinities", KINDS), ("engine", ENGINES)):
             if getattr(self, name) not in allowed:
                 raise unknown(name, str(getattr(self, name)), allowed)
@@ -216,19 +230,28 @@ class TSNE(BaseEstimator):
         """Raise InputError or MissingPackageError if the engine asked for cannot run on "cpu" or "cuda"."""
         if device == "cuda" and self.engine == "exact" and importlib.util.find_spec("cupy") is None:
             raise MissingPackageError('engine exact on a GPU needs CuPy: pip install "qdv_gpu[cuda13]"')
+        if device != "cpu" and self.engine == "fft":
+            raise InputError(f"engine fft runs on the CPU only, got device {device}: device cpu or engine exact is needed")
         hindrance = self._why_not_cuml(device) if self.engine == "cuml" else None
         if hindrance is not None:
             raise hindrance
 
     def engine_for(self, N: int, device: str) -> str:
-        """Which engine embeds N points on "cpu" or "cuda"; errors as `check_engine`."""
+        """Which engine embeds N points on "cpu" or "cuda"; errors as `check_engine`.
+
+        "auto" where the map's size will decide between exact and fft.
+        """
         self.check_engine(device)
-        if self.engine == "exact" or (self.engine == "auto" and N <= EXACT_UP_TO):
+        if self.engine in ("exact", "fft"):
+            return self.engine
+        if self.engine == "auto" and device == "cpu":
+            return "exact" if always_exact(N) else "auto"
+        if self.engine == "auto" and N <= EXACT_UP_TO:
             return "exact"
         hindrance = self._why_not_cuml(device)
         if hindrance is None:
             return "cuml"
-        seconds = SECONDS_PER_PAIR[device] * N**2 * self.iterations
+        seconds = SECONDS_PER_PAIR * N**2 * self.iterations
         warnings.warn(
             f"{N} points with the exact engine may take {seconds:.0f} s an embedding ({hindrance})", stacklevel=3
         )
@@ -297,9 +320,9 @@ def _validated(X: Any, device: str | torch.device) -> torch.Tensor:
     return points
 
 
-def _check_number(name: str, value: Any, least: float, rule: str | None = None) -> None:
+def _check_number(name: str, value: Any, least: float, most: float = LARGEST, rule: str | None = None) -> None:
     real: bool = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not real or not least <= value <= LARGEST:
+    if not real or not least <= value <= most:
         raise InputError(f"{name} must be {rule or f'a finite number of at least {least:g}'}, got {short(value)}")
 
 

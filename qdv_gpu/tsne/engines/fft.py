@@ -81,7 +81,7 @@ class _Embedding:
             low, high = self.Z.min(axis=1), self.Z.max(axis=1)
             if not (np.isfinite(low).all() and np.isfinite(high).all()):
                 return  # nothing brings it back
-            grid = grid_for(low, high, self.repulsion.tolerance)
+            grid = grid_for(low, high, self.repulsion.tolerance, gaussian=self.gaussian)
             if self.repulsion.engine == "auto":
                 N = self.Z.shape[1]
                 exact |= not fits(grid) or seconds(N, None) <= seconds(N, grid.ny * grid.nx)
