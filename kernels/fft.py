@@ -36,19 +36,18 @@ from numba.extending import intrinsic
 LANES = 16
 LINE = 2 * LANES  # floats: real and imaginary parts
 _FLOAT = ir.FloatType()
-_VECTOR = ir.VectorType(_FLOAT, LANES)
 Complex = tuple[ir.Value, ir.Value]
 
 
 class Vectors:
-    """Instructions on vectors of `lanes` floats; nothing may be reordered, so the bits are those written down."""
+    """Instructions on vectors of floats; nothing may be reordered, so the bits are those written down."""
 
-    def __init__(self, context: Any, builder: Any, lanes: int = LANES) -> None:
+    def __init__(self, context: Any, builder: Any, lanes: int = LANES, kind: Any = _FLOAT) -> None:
         self.context, self.builder, self.lanes = context, builder, lanes
-        self.type = ir.VectorType(_FLOAT, lanes)
+        self.type = ir.VectorType(kind, lanes)
         self.add, self.sub, self.mul = builder.fadd, builder.fsub, builder.fmul
         self._fma = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(self.type, [self.type] * 3), f"llvm.fma.v{lanes}f32"
+            builder.module, ir.FunctionType(self.type, [self.type] * 3), f"llvm.fma.v{lanes}f{32 if kind is _FLOAT else 64}"
         )
 
     def data(self, kind: Any, array: Any) -> ir.Value:
@@ -389,3 +388,36 @@ def even_transform(signal: np.ndarray, parts: int) -> np.ndarray:
     n = signal.shape[-1]
     shift = np.exp(-2j * np.pi * np.arange(n) / (parts * n)) if parts else 1.0
     return (2 * np.fft.fft(signal * shift).real - signal[..., :1])[..., order_of(n)]
+
+
+@intrinsic
+def _add_product(typing, total, at, left, place, factor):  # type: ignore[no-untyped-def]
+    """Add 16 float64 of `left`, times a factor, to 16 of `total`."""
+
+    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        v = Vectors(context, builder, LANES, ir.DoubleType())
+        start, source = v.data(signature.args[0], args[0]), v.data(signature.args[2], args[2])
+        v.store(v.fma(v.load(source, args[3]), v.spread(args[4]), v.load(start, args[1])), start, args[1])
+        return context.get_dummy_value()
+
+    return types.void(total, types.int64, left, types.int64, types.float64), generate
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def sum_of_products(left, right, out):
+    """sum_q left[q, i] right[q, k] for left float64 [q, m] and right [q, n]; out float32 [m / 16, n, 16], i in 16ths.
+
+    One thread and one order, so the bits are the same anywhere; a library's matrix product promises none.
+    """
+    (terms, m), n, flat = left.shape, right.shape[1], left.reshape(left.size)
+    total = np.empty(64 * LANES)  # fits the first-level cache
+    for block in range(m // LANES):
+        for start in range(0, n, 64):
+            end = min(n, start + 64)
+            total[:] = 0.0
+            for q in range(terms):
+                for k in range(start, end):
+                    _add_product(total, (k - start) * LANES, flat, q * m + block * LANES, right[q, k])
+            for k in range(start, end):
+                for lane in range(LANES):
+                    out[block, k, lane] = total[(k - start) * LANES + lane]

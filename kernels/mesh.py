@@ -79,7 +79,7 @@ def spread(typing, grid, at, stride, tx, ty):
     """Add a point's charge to a flat grid; `at` is its first node."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        v, start = Vectors(context, builder, WIDTH), None
+        v = Vectors(context, builder, WIDTH)
         start = v.data(signature.args[0], args[0])
         weights, _, _, _ = _tables()
         wx, wy = (_polynomial(v, weights, v.spread(t)) for t in args[3:])

@@ -96,7 +96,7 @@ class TSNE(BaseEstimator):
         similarity: str = "student-t",
         affinities: str = "knn",
         engine: str = "auto",
-        fft_tolerance: float = 0.01,
+        fft_tolerance: float = 0.005,
         seed: int = 0,
         device: str | torch.device = "auto",
     ) -> None:

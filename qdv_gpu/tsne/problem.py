@@ -39,7 +39,7 @@ class Repulsion:
     """
 
     engine: str = "exact"
-    tolerance: float = 0.01
+    tolerance: float = 0.005
     used: dict[str, None] = field(default_factory=dict)
 
 

@@ -15,16 +15,17 @@ from qdv_gpu.tsne.problem import Problem, Repulsion
 STRETCH = 25  # iterations between two looks at the map: which engine, which grid
 POINTS_AT_ONCE = 5_000_000  # points times iterations of a stretch at most, about 1 s between two looks at Ctrl-C
 POINTS_PER_THREAD = 1000
-# Nanoseconds on one core, measured on two cores with AVX-512 by `python -m benchmarks.tsne --costs`.
-EXACT_PAIR = 0.2
-FFT_NODE, FFT_POINT, FFT_ITERATION = 2.5, 16.0, 4000.0
+# Nanoseconds on one core, measured with AVX-512 by `python -m benchmarks.tsne_costs`; FFT_ITERATION is for meeting, and
+# for the phases that two threads cannot share.
+EXACT_PAIR, EXACT_POINT = 0.095, 58.0
+FFT_NODE, FFT_POINT, FFT_ITERATION = 0.19, 34.0, 50_000.0
 
 
 def seconds(N: int, nodes: int | None) -> float:
     """What the repulsion of an iteration takes, on a grid of so many nodes or (None) exactly; by a model, not a clock."""
     if nodes is None:
-        return EXACT_PAIR * 1e-9 * N**2 / 2
-    return 1e-9 * (FFT_NODE * nodes * math.log2(nodes) / 16 + FFT_POINT * N + FFT_ITERATION)
+        return 1e-9 * (EXACT_PAIR * N**2 / 2 + EXACT_POINT * N)
+    return 1e-9 * (FFT_NODE * nodes * math.log2(nodes) + FFT_POINT * N + FFT_ITERATION)
 
 
 def always_exact(N: int) -> bool:
@@ -76,7 +77,7 @@ class _Embedding:
 
     def move(self, turns: int, pool: ThreadPoolExecutor | None = None, threads: int = 1) -> None:
         """Do so many iterations; the choice of engine and grid depends on the map alone."""
-        exact = False
+        exact = self.repulsion.engine == "exact"
         while turns > 0:
             low, high = self.Z.min(axis=1), self.Z.max(axis=1)
             if not (np.isfinite(low).all() and np.isfinite(high).all()):

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -86,13 +86,16 @@ def fits(grid: Grid) -> bool:
 
 
 def _side(cells: float) -> int:
+    """The least number of nodes that a transform takes and that is no less."""
+    return math.ceil(cells) if cells > 2 * LARGEST_SIDE else _smooth_above(max(2 * LANES, math.ceil(cells)))
+
+
+def _smooth_above(n: int) -> int:
     """The least multiple of 16 with no prime factor above 5 that is no less."""
-    if cells > 2 * LARGEST_SIDE:
-        return math.ceil(cells)
-    side = max(2 * LANES, math.ceil(cells / LANES) * LANES)
-    while not _smooth(side):
-        side += LANES
-    return side
+    n = -(-n // LANES) * LANES
+    while not _smooth(n):
+        n += LANES
+    return n
 
 
 @functools.cache
@@ -115,40 +118,69 @@ def kernel_for(ny: int, nx: int, spacing: float, *, gaussian: bool) -> Kernel:
     """
     from qdv_gpu.kernels import fft, mesh
 
-    if gaussian:
-        exponents, weights = np.ones(1), np.ones(1)
-    else:
-        step = 0.45  # the trapezoidal rule in log(s) then errs by 1e-9
-        logs = np.arange(-20 - math.log1p((nx * spacing) ** 2 + (ny * spacing) ** 2), 3.4, step)
-        exponents = np.exp(logs)
-        weights = step * exponents * np.exp(-exponents)
-    y, x = (_sampled(exponents, n, spacing, mesh.values_at_nodes()) for n in (ny, nx))
+    exponents, weights = _gaussians(gaussian=gaussian)
+    y, x = (_side_of(n, spacing, gaussian=gaussian) for n in (ny, nx))
     square = (nx**2 + ny**2) * spacing**2
-    lift = -float(weights @ np.expm1(-exponents * square))
-    # w_q (1 + y_q) (1 + x_q) - far = w_q y_q x_q + w_q y_q + w_q x_q + lift
-    left = np.concatenate([y, [weights @ y], np.ones((2, ny))])
-    right = np.concatenate([x, np.ones((1, nx)), [weights @ x], np.full((1, nx), lift)])
-    left[: len(weights)] *= weights[:, None]
-    near = left[:, :ORDER].T @ right[:, :ORDER]
+    lift = -float(_weighted(weights, np.expm1(-exponents * square)))
+
+    def product(a: np.ndarray, one: np.ndarray, b: np.ndarray, other: np.ndarray, out: np.ndarray) -> np.ndarray:
+        # w_q (1 + y_q) (1 + x_q) - far = w_q y_q x_q + w_q y_q + w_q x_q + lift; `one` and `other` stand for 1
+        left = np.concatenate([weights[:, None] * a, [_weighted(weights, a) + lift * one, one]])
+        right = np.concatenate([b, [other, _weighted(weights, b)]])
+        fft.sum_of_products(left, right, out)
+        return out
+
+    ones = np.ones(LANES)
+    near = product(
+        y.values[:, :LANES], ones, x.values[:, :LANES], ones, np.empty((1, LANES, LANES), dtype=np.float32)
+    )  # [1, x, y]
     core = np.zeros((ORDER, mesh.WIDTH), dtype=np.float32)
-    core[:, :ORDER] = near
-    rows = fft.even_transform(left, 4) / (2 * nx * ny)
-    columns = np.concatenate([fft.even_transform(right, 0), fft.even_transform(right, 2)], axis=1)  # [q, 2 nx]
-    influence = (rows.T @ columns).astype(np.float32).reshape(ny // LANES, LANES, 2 * nx)
-    return Kernel(
-        np.ascontiguousarray(influence.transpose(0, 2, 1)).reshape(ny // LANES, -1),
-        core.ravel(),
-        float(weights @ np.exp(-exponents * square)),
-    )
+    core[:, :ORDER] = near[0].T[:ORDER, :ORDER]
+    influence = product(
+        y.quarter / (2 * nx * ny), y.quarter_of_one / (2 * nx * ny), x.halves, x.halves_of_one,
+        np.empty((ny // LANES, 2 * nx, LANES), dtype=np.float32),
+    ).reshape(ny // LANES, -1)  # fmt: skip
+    return Kernel(influence, core.ravel(), float(_weighted(weights, np.exp(-exponents * square))))
 
 
-def _sampled(exponents: np.ndarray, n: int, spacing: float, spline: np.ndarray) -> np.ndarray:
-    """exp(-s y^2) - 1 at the nodes, over the square of the spline's transform; float64 [exponents, n]."""
-    period = 2 * (n + 4 * ORDER)  # what the period folds back has decayed before it reaches the first n nodes
+class _Side(NamedTuple):
+    """exp(-s y^2) - 1 of some s at a side's nodes [s, n], and its transforms and those of 1 as `kernels.fft` has them."""
+
+    values: np.ndarray
+    quarter: np.ndarray
+    quarter_of_one: np.ndarray
+    halves: np.ndarray
+    halves_of_one: np.ndarray
+
+
+def _weighted(weights: np.ndarray, values: np.ndarray) -> Any:
+    """The sum over the first axis; not by `@`, whose bits may depend on the threads."""
+    return (weights.reshape(-1, *[1] * (values.ndim - 1)) * values).sum(axis=0)
+
+
+@functools.cache
+def _gaussians(*, gaussian: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Exponents s and weights of the Gaussians whose sum is the similarity."""
+    if gaussian:
+        return np.ones(1), np.ones(1)
+    step = 0.45  # the trapezoidal rule in log(s) then errs by 1e-9
+    exponents = np.exp(np.arange(-38.0, 3.4, step))  # as far as (1 + d^2) = 1e8 needs
+    return exponents, step * exponents * np.exp(-exponents)
+
+
+@functools.lru_cache(maxsize=8)
+def _side_of(n: int, spacing: float, *, gaussian: bool) -> _Side:
+    from qdv_gpu.kernels import fft, mesh
+
+    exponents, _ = _gaussians(gaussian=gaussian)
+    period = _smooth_above(2 * n + 8 * ORDER)  # what it folds back has decayed before it reaches the first n nodes
     places = np.arange(period // 2 + 1)
-    squares = (places * spacing) ** 2
-    half = np.expm1(-exponents[:, None] * squares)
+    half = np.expm1(-exponents[:, None] * (places * spacing) ** 2)
     whole = np.concatenate([half, half[:, -2:0:-1]], axis=1)
-    angle = 2 * np.pi * places / period
+    angle, spline = 2 * np.pi * places / period, mesh.values_at_nodes()
     symbol = spline[0] + 2 * sum(value * np.cos(k * angle) for k, value in enumerate(spline[1:], 1))
-    return np.fft.irfft(np.fft.rfft(whole).real / symbol**2, period)[:, :n]
+    values = np.fft.irfft(np.fft.rfft(whole).real / symbol**2, period)[:, :n]  # over the spline's transform, twice
+    all_values = np.concatenate([values, np.ones((1, n))])
+    quarter = fft.even_transform(all_values, 4)
+    halves = np.concatenate([fft.even_transform(all_values, 0), fft.even_transform(all_values, 2)], axis=1)
+    return _Side(values, quarter[:-1], quarter[-1], halves[:-1], halves[-1])

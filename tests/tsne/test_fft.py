@@ -1,0 +1,272 @@
+"""The repulsion on a grid: as exact as asked for, the same bits whoever adds them up, and nothing silently wrong."""
+
+import os
+import subprocess
+import sys
+
+import numba
+import numpy as np
+import pytest
+import scipy.signal
+import torch
+from sklearn.datasets import load_digits
+
+from qdv_gpu import TSNE
+from qdv_gpu.errors import InputError
+from qdv_gpu.kernels import fft
+from qdv_gpu.tsne.affinities import joint_affinities
+from qdv_gpu.tsne.engines import fft as engine
+from qdv_gpu.tsne.engines import grid as grids
+from qdv_gpu.tsne.engines.grid import grid_for, kernel_for, spacing_for
+from qdv_gpu.tsne.objective import SIMILARITIES
+from qdv_gpu.tsne.problem import Phase, Problem, Repulsion, Rows, phases
+from qdv_gpu.tsne.schedule import descend
+
+DIGITS = load_digits().data.astype(np.float32)
+similarities = pytest.mark.parametrize("similarity", SIMILARITIES)
+
+
+def clouds(n, seed=0):
+    """Points [n, 2] of several kinds, in a square of side 1."""
+    rng = np.random.default_rng(seed)
+    angle, radius = 2 * np.pi * rng.random(n), np.sqrt(rng.random(n))
+    two = 0.3 * rng.normal(size=(n, 2))
+    two[: n // 2, 0] += 5
+    found = {
+        "blob": rng.normal(size=(n, 2)),
+        "ring": np.stack([np.cos(angle), np.sin(angle)], axis=1) + 0.02 * rng.normal(size=(n, 2)),
+        "disk": np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1),
+        "two clusters": two,
+    }
+    for name, Z in found.items():
+        Z = Z - Z.min(axis=0)
+        found[name] = Z / Z.max()
+    return found
+
+
+def on_grid(Z, *, gaussian, tolerance=0.01):
+    """Repulsion [N, 2] of float32 Z [N, 2] by one iteration, and the sum of the similarities."""
+    N = len(Z)
+    nothing = Rows(
+        torch.zeros(1, dtype=torch.int64), torch.zeros(N + 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int32),
+        torch.zeros(0),
+    )  # fmt: skip
+    repulsion = Repulsion("fft", tolerance)
+    one = engine._Embedding(Problem(nothing, Phase(1, 1.0, 0.0), 1.0, gaussian), 0, torch.from_numpy(Z), repulsion)
+    one.move(1)
+    assert list(repulsion.used) == ["fft"]
+    moved = np.abs(one.velocity).argmax()  # by 4 times the gain, 0.8 at first, of the force over the sum
+    return one.force.T.astype(float), 3.2 * float(one.force.flat[moved]) / float(one.velocity.flat[moved])
+
+
+def over_all_pairs(Z, *, gaussian):
+    """The same in float64."""
+    Z = Z.astype(np.float64)
+    difference = Z[:, None] - Z
+    square = (difference**2).sum(axis=2)
+    similarity = np.exp(-square) if gaussian else 1 / (1 + square)
+    np.fill_diagonal(similarity, 0)
+    force = similarity if gaussian else similarity**2
+    return np.einsum("ij,ijk->ik", force, difference), similarity.sum()
+
+
+def error(found, truth):
+    return np.sqrt(((found - truth) ** 2).sum() / (truth**2).sum())
+
+
+@pytest.mark.parametrize("span", [1e-4, 1e-2, 1, 5, 7, 12, 30, 100, 300, 1000])
+@similarities
+def test_the_force_errs_by_no_more_than_the_tolerance(similarity, span):
+    gaussian = similarity == "gaussian"
+    for tolerance, n in ((0.01, 1300), (0.001, 900)):
+        for name, Z in clouds(n).items():
+            Z = (span * Z).astype(np.float32)
+            truth, total = over_all_pairs(Z, gaussian=gaussian)
+            if total < 0.02 * n:  # too far apart for a grid: another test
+                continue
+            force, found = on_grid(Z, gaussian=gaussian, tolerance=tolerance)
+            assert error(force, truth) <= tolerance, name
+            assert abs(found / total - 1) <= tolerance, name
+
+
+def test_the_force_of_a_real_map():
+    Z = TSNE(iterations=400, engine="exact").fit_transform(DIGITS)
+    truth, total = over_all_pairs(Z, gaussian=False)
+    for tolerance in (0.05, 0.01, 0.0002):
+        force, found = on_grid(Z, gaussian=False, tolerance=tolerance)
+        assert error(force, truth) <= tolerance
+        assert abs(found / total - 1) <= tolerance
+    assert error(on_grid(Z, gaussian=False, tolerance=0.05)[0], truth) > 0.005  # a coarse grid is one
+
+
+@pytest.mark.parametrize(("ny", "nx"), [(32, 48), (80, 144), (96, 32), (240, 400)])
+def test_convolution(ny, nx):
+    rng = np.random.default_rng(0)
+    values = rng.random((ny, nx))
+    y, x = np.exp(-0.1 * np.arange(ny)), 1 / (1 + np.arange(nx) ** 2)
+    influence = np.empty((ny // 16, 2 * nx, 16), np.float32)
+    halves = [fft.even_transform(x[None], parts) for parts in (0, 2)]
+    fft.sum_of_products(fft.even_transform(y[None], 4) / (2 * nx * ny), np.concatenate(halves, axis=1), influence)
+    stride = nx + 3
+    grid = np.zeros((ny, stride), np.float32)
+    grid[:, :nx] = values
+    work = np.empty((nx // 16, ny * 32), np.float32)
+    first, second = np.empty((2, nx * 32), np.float32)
+    radices = [np.array(fft.radices_of(n)) for n in (ny, nx)]
+    for block in range(nx // 16):
+        fft.down(
+            work[block], grid.reshape(-1), stride, 16 * block, ny, radices[0], fft.twiddles_of(ny), fft.angles_of(ny, 4)
+        )
+    for block in range(ny // 16):
+        fft.across(
+            work.reshape(-1), ny, 16 * block, nx, radices[1], fft.twiddles_of(nx), fft.angles_of(nx, 2),
+            influence[block].ravel(), first, second,
+        )  # fmt: skip
+    for block in range(nx // 16):
+        fft.up(
+            work[block], grid.reshape(-1), stride, 16 * block, ny, radices[0], fft.twiddles_of(ny), fft.angles_of(ny, 4)
+        )
+    kernel = np.outer(np.r_[y[:0:-1], y], np.r_[x[:0:-1], x])
+    truth = scipy.signal.fftconvolve(values, kernel)[ny - 1 : 2 * ny - 1, nx - 1 : 2 * nx - 1]
+    np.testing.assert_allclose(grid[:, :nx], truth, rtol=0, atol=2e-6 * truth.max())
+
+
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads")
+@similarities
+@pytest.mark.parametrize("affinities", ["knn", "full"])
+def test_bits_depend_on_no_thread_and_no_batch(similarity, affinities):
+    model = TSNE(engine="fft", iterations=120, exaggeration_iterations=60, similarity=similarity, affinities=affinities)
+    before, results = numba.get_num_threads(), []
+    for threads in (1, 2):
+        numba.set_num_threads(threads)
+        results.append(model.fit_transform(DIGITS[:1203], seeds=3))
+        results.append(np.stack([model.set_params(seed=seed).fit_transform(DIGITS[:1203]) for seed in range(3)]))
+        model.set_params(seed=0)
+    numba.set_num_threads(before)
+    for other in results[1:]:
+        np.testing.assert_array_equal(results[0], other)
+    assert len(np.unique(results[0][:, 0, 0])) == 3
+    assert model.engine_ == "fft"
+
+
+def test_bits_do_not_depend_on_who_compiled(tmp_path):
+    code = (
+        "import numpy as np; from qdv_gpu import TSNE\n"
+        "X = np.random.default_rng(0).normal(size=(300, 5))\n"
+        "model = TSNE(perplexity=8, iterations=60, device='cpu', engine='fft')\n"
+        "print(model.fit_transform(X).tobytes().hex(), model.kl_divergence_)"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    runs = [
+        subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        for _ in range(2)
+    ]
+    assert runs[0].stdout == runs[1].stdout
+
+
+def test_the_divergence_is_that_of_the_exact_engine():
+    divergence = {}
+    for name in ("exact", "fft"):
+        model = TSNE(engine=name, iterations=750)
+        model.fit_transform(DIGITS, seeds=2)
+        divergence[name] = model.kl_divergence_.mean()
+    assert divergence["fft"] == pytest.approx(divergence["exact"], rel=0.005)
+
+
+def test_auto_decides_by_the_map(monkeypatch):
+    assert TSNE().engine_for(500, "cpu") == "exact"
+    assert TSNE().engine_for(1_000_000, "cpu") == "auto"
+    assert TSNE(engine="fft").engine_for(500, "cpu") == "fft"
+    X = DIGITS[:400]
+    exact = TSNE(engine="exact", iterations=60).fit_transform(X)
+    model = TSNE(iterations=60)
+    np.testing.assert_array_equal(model.fit_transform(X), exact)
+    assert model.engine_ == "exact"
+    monkeypatch.setattr(engine, "EXACT_PAIR", 10.0)
+    asked = []
+    monkeypatch.setattr(engine, "seconds", lambda N, nodes, model=engine.seconds: asked.append(nodes) or model(N, nodes))
+    model.set_params(iterations=300)
+    first, questions = model.fit_transform(X), list(asked)
+    assert model.engine_ == "fft"
+    asked.clear()
+    np.testing.assert_array_equal(model.fit_transform(X), first)
+    assert asked == questions
+    monkeypatch.setattr(engine, "EXACT_PAIR", 0.16)  # takes less once the map has grown
+    model.fit_transform(X)
+    assert model.engine_ == "fft, exact"
+
+
+@similarities
+def test_few_points_far_apart_are_summed_exactly(similarity):
+    X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    model = TSNE(engine="fft", perplexity=1, iterations=300, similarity=similarity)
+    assert model.fit_transform(X).isfinite().all()
+    start = np.random.default_rng(0).uniform(0, 1000, (60, 2))
+    settings = {"perplexity": 5, "iterations": 3, "exaggeration_iterations": 0, "init": start, "similarity": similarity}
+    few = TSNE(engine="fft", **settings)
+    np.testing.assert_array_equal(
+        few.fit_transform(DIGITS[:60]), TSNE(engine="exact", **settings).fit_transform(DIGITS[:60])
+    )
+    assert few.engine_ == "exact"
+
+
+def test_a_map_too_wide_for_a_grid_is_refused_or_summed_exactly():
+    start = np.random.default_rng(0).normal(size=(300, 2))
+    start[150:] += 1e6
+    settings = {"perplexity": 5, "iterations": 3, "exaggeration_iterations": 0, "init": start}
+    with pytest.raises(InputError, match=r"spans 1e\+06.*engine auto or exact") as raised:
+        TSNE(engine="fft", **settings).fit_transform(DIGITS[:300])
+    assert "\n" not in str(raised.value)
+    exact = TSNE(engine="exact", **settings).fit_transform(DIGITS[:300])
+    np.testing.assert_array_equal(TSNE(**settings).fit_transform(DIGITS[:300]), exact)
+    problem = joint_affinities(torch.from_numpy(DIGITS[:300]), perplexity=5)
+    used = Repulsion("auto")
+    Z = torch.from_numpy(start.astype(np.float32))
+    engine.descend_fft(
+        Problem(Rows(torch.zeros(1, dtype=torch.int64), *problem), Phase(3, 1.0, 0.8), 50.0, gaussian=False), Z[None],
+        lambda count: None, used,
+    )  # fmt: skip
+    assert list(used.used) == ["exact"]
+
+
+def test_equal_points_and_points_that_overflow():
+    with pytest.warns(UserWarning, match="all points are equal"):
+        assert np.isfinite(TSNE(engine="fft", iterations=300, perplexity=5).fit_transform(np.ones((40, 3)))).all()
+    zeros = np.zeros((40, 2), np.float32)
+    force, total = on_grid(zeros + np.float32([[1e-9, 0]]) * np.arange(40)[:, None].astype(np.float32), gaussian=False)
+    assert np.abs(force).max() < 1e-3
+    assert total == pytest.approx(40 * 39, rel=1e-5)
+    with pytest.raises(InputError, match="smaller one or auto"):
+        TSNE(engine="fft", perplexity=5, learning_rate=1e30, iterations=50, similarity="gaussian").fit_transform(
+            DIGITS[:40]
+        )
+
+
+@pytest.mark.parametrize("tolerance", [0, 1e-5, 0.5, float("nan"), "fine", True])
+def test_bad_tolerances_are_refused(tolerance):
+    with pytest.raises(InputError, match=r"fft_tolerance must be a number within 0.0002 and 0.05"):
+        TSNE(fft_tolerance=tolerance, perplexity=5).fit_transform(DIGITS[:40])
+
+
+def test_grids():
+    low, high = np.float32([-80, -30]), np.float32([90, 20])
+    grid = grid_for(low, high, 0.01, gaussian=False)
+    assert grid.spacing == spacing_for(0.01, gaussian=False)
+    assert grid.nx % 16 == grid.ny % 16 == 0
+    assert (grid.nx - 6) * grid.spacing > 170 > 0.7 * grid.nx * grid.spacing
+    assert grid.origin[0] < -80 - 3 * grid.spacing
+    assert grid.origin[0] + (grid.nx - 9) * grid.spacing > 90
+    assert spacing_for(0.001, gaussian=False) < 0.8 * grid.spacing < spacing_for(0.01, gaussian=True)
+    kernel = kernel_for(grid.ny, grid.nx, grid.spacing, gaussian=False)
+    assert kernel_for(grid.ny, grid.nx, grid.spacing, gaussian=False) is kernel
+    assert kernel.far == pytest.approx(1 / (1 + (grid.nx**2 + grid.ny**2) * grid.spacing**2), rel=1e-6)
+
+
+def test_progress_and_phases():
+    P, start = joint_affinities(torch.from_numpy(DIGITS[:600])), 1e-4 * torch.randn(1, 600, 2)
+    exact = descend([P], start, phases=phases(40, 12.0, 20), learning_rate=50.0, gaussian=False)
+    found = descend(
+        [P], start, phases=phases(40, 12.0, 20), learning_rate=50.0, gaussian=False, repulsion=Repulsion("fft", 2e-4)
+    )
+    assert error(found[0].double().numpy(), exact[0].double().numpy()) < 0.02
+    assert grids.fits(grid_for(found[0].amin(0).numpy(), found[0].amax(0).numpy(), 0.01, gaussian=False))
