@@ -26,9 +26,12 @@ Cost
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
+from qdv_gpu.kernels.fft import Vectors
 from qdv_gpu.kernels.rows import compiled, spread
 
 # Sums may be reordered into SIMD lanes and products fused; NaN and infinity keep their meaning.
@@ -354,29 +357,65 @@ def descend(
         _meet(part, arrived, 2 * turn + 2)
 
 
+@intrinsic
+def _similarities(typing, x, y, start, stop, xi, yi):
+    """Sum of 1 / (1 + d^2) over the points start <= j < stop, a multiple of 16 of them, in 16 sums of float64."""
+
+    def generate(context, builder, signature, args):
+        v = Vectors(context, builder, 16, ir.DoubleType())
+        places = [v.data(signature.args[k], args[k]) for k in range(2)]
+        own, one = [v.spread(value) for value in args[4:]], v.constant(1.0)
+        total = cgutils.alloca_once_value(builder, v.constant(0.0))
+        with cgutils.for_range_slice(builder, args[2], args[3], args[2].type(16), args[2].type) as (j, _):
+            dx, dy = (v.sub(mine, v.load(place, j)) for mine, place in zip(own, places, strict=True))
+            weight = builder.fdiv(one, v.fma(dy, dy, v.fma(dx, dx, one)))
+            builder.store(v.add(builder.load(total), weight), total)
+        lanes = builder.load(total)
+        result = builder.extract_element(lanes, ir.IntType(32)(0))
+        for lane in range(1, 16):
+            result = builder.fadd(result, builder.extract_element(lanes, ir.IntType(32)(lane)))
+        return result
+
+    return types.float64(x, y, types.int64, types.int64, types.float64, types.float64), generate
+
+
+def student_normalisers(x, y, out):
+    """Sum of 1 / (1 + d^2) over all points j > i, and those j > N - 1 - i, in out[i], for i < (N + 1) / 2.
+
+    x and y are float64 [N], out float64 [(N + 1) / 2]. A pair is computed once, and no share takes longer than another.
+    """
+    spread(_student_normalisers, len(out), x, y, out, work=8 * len(x))
+
+
 @compiled
-def _log_normaliser(x, y, xi, yi, gaussian):
-    """log of the sum over j of the similarity in float64; -inf for no points."""
-    nearest, total = np.inf, 0.0
-    if not gaussian:
-        for j in range(x.size):
-            total += 1.0 / (1.0 + (xi - x[j]) ** 2 + (yi - y[j]) ** 2)
-        return np.log(total)
-    for j in range(x.size):
-        nearest = min(nearest, (xi - x[j]) ** 2 + (yi - y[j]) ** 2)
-    for j in range(x.size):
-        total += np.exp(nearest - ((xi - x[j]) ** 2 + (yi - y[j]) ** 2))
-    return np.log(total) - nearest
+def _student_normalisers(low, high, x, y, out):
+    N = x.size
+    for share in range(low, high):
+        first, total = share, 0.0
+        for turn in range(2):
+            i = first if turn == 0 else N - 1 - first
+            if turn == 1 and i == first:
+                continue
+            stop = i + 1 + (N - 1 - i) // 16 * 16
+            total += _similarities(x, y, i + 1, stop, x[i], y[i])
+            for j in range(stop, N):
+                total += 1.0 / (1.0 + (x[i] - x[j]) ** 2 + (y[i] - y[j]) ** 2)
+        out[share] = total
 
 
-def log_normalisers(x, y, gaussian, out):
-    """log of the sum over j != i of the similarity of every point, for x, y and out float64 [N]."""
-    spread(_log_normalisers, len(x), x, y, gaussian, out, work=(40 if gaussian else 8) * len(x))
+def gaussian_normalisers(x, y, out):
+    """log of the sum over j != i of exp(-d^2) of every point, for x, y and out float64 [N]."""
+    spread(_gaussian_normalisers, len(x), x, y, out, work=40 * len(x))
 
 
 @compiled
-def _log_normalisers(low, high, x, y, gaussian, out):
+def _gaussian_normalisers(low, high, x, y, out):
     for i in range(low, high):
-        before = _log_normaliser(x[:i], y[:i], x[i], y[i], gaussian)
-        after = _log_normaliser(x[i + 1 :], y[i + 1 :], x[i], y[i], gaussian)
-        out[i] = np.logaddexp(before, after) if i and i + 1 < x.size else max(before, after)
+        nearest, total = np.inf, 0.0
+        for j in range(x.size):
+            if j != i:
+                nearest = min(nearest, (x[i] - x[j]) ** 2 + (y[i] - y[j]) ** 2)
+        for j in range(x.size):
+            if j != i:
+                total += np.exp(nearest - ((x[i] - x[j]) ** 2 + (y[i] - y[j]) ** 2))
+        out[i] = np.log(total) - nearest

@@ -20,23 +20,34 @@ ROWS, COLUMNS, DEPTH = 16, 256, 64
 
 
 def listed(X, indices, out):
-    """Write to out[i, c] the squared distance of point i and point indices[i, c]; infinity for i itself."""
+    """Write to out[i, c] the squared distance of point i and point indices[i, c]; infinity for i itself.
+
+    Four points at a time: one sum alone would wait for each addition.
+    """
     spread(_listed, len(indices), X, indices, out, work=3 * indices.shape[1] * X.shape[1])
 
 
 @compiled
 def _listed(low, high, X, indices, out):
+    width = indices.shape[1]
     for i in range(low, high):
-        for c in range(indices.shape[1]):
-            j = indices[i, c]
-            total = 0.0
-            if j == i:
-                total = np.inf
-            else:
-                for a in range(X.shape[1]):
-                    difference = X[j, a] - X[i, a]
-                    total += difference * difference
-            out[i, c] = total
+        for c in range(0, width, 4):
+            last = width - 1
+            p, q = indices[i, c], indices[i, min(c + 1, last)]
+            r, s = indices[i, min(c + 2, last)], indices[i, min(c + 3, last)]
+            t = u = v = w = 0.0
+            for a in range(X.shape[1]):
+                x = X[i, a]
+                d, e, f, g = X[p, a] - x, X[q, a] - x, X[r, a] - x, X[s, a] - x
+                t += d * d
+                u += e * e
+                v += f * f
+                w += g * g
+            out[i, c], out[i, min(c + 1, last)] = t, u
+            out[i, min(c + 2, last)], out[i, min(c + 3, last)] = v, w
+        for c in range(width):
+            if indices[i, c] == i:
+                out[i, c] = np.inf
 
 
 @compiled

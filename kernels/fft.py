@@ -68,7 +68,9 @@ class Vectors:
     def constant(self, values: Sequence[float] | float) -> ir.Value:
         """A vector of these floats."""
         several = [values] * self.lanes if isinstance(values, float) else list(values)
-        return ir.Constant(self.type, [ir.Constant(_FLOAT, float(np.float32(value))) for value in several])
+        if self.type.element is _FLOAT:
+            several = [float(np.float32(value)) for value in several]
+        return ir.Constant(self.type, [ir.Constant(self.type.element, value) for value in several])
 
     def spread(self, scalar: ir.Value) -> ir.Value:
         """A vector with the scalar in every lane."""

@@ -43,22 +43,26 @@ def kl_divergence(P: Affinities, Z: torch.Tensor, *, similarity: str = "student-
         D = (x[i] - x[j]).square_().add_((y[i] - y[j]).square_())
         attraction += (D if gaussian else D.log1p_()).mul_(p).add_(torch.xlogy(p, p)).sum()
         total += p.sum()
-    return float(attraction + total * _log_normalisers(x, y, gaussian=gaussian).logsumexp(0))
+    return float(attraction + total * _log_normaliser(x, y, gaussian=gaussian))
 
 
 def _block(points: torch.Tensor) -> int:
     return CUDA_BLOCK if points.is_cuda else KL_BLOCK
 
 
-def _log_normalisers(x: torch.Tensor, y: torch.Tensor, *, gaussian: bool) -> torch.Tensor:
-    """log of the sum over j != i of the similarity, float64 [N], for coordinates float64 [N]."""
+def _log_normaliser(x: torch.Tensor, y: torch.Tensor, *, gaussian: bool) -> torch.Tensor:
+    """log of the sum of the similarity over all pairs i != j, float64 [], for coordinates float64 [N]."""
     if x.is_cuda:
-        return _log_normalisers_torch(x, y, gaussian=gaussian)
+        return _log_normalisers_torch(x, y, gaussian=gaussian).logsumexp(0)
     from qdv_gpu.kernels import cpu
 
     result = torch.empty_like(x)
-    cpu.log_normalisers(x.numpy(), y.numpy(), gaussian, result.numpy())
-    return result
+    if gaussian:
+        cpu.gaussian_normalisers(x.numpy(), y.numpy(), result.numpy())
+        return result.logsumexp(0)
+    shares = result[: (len(x) + 1) // 2]
+    cpu.student_normalisers(x.numpy(), y.numpy(), shares.numpy())
+    return shares.sum().mul_(2).log_()
 
 
 def _log_normalisers_torch(x: torch.Tensor, y: torch.Tensor, *, gaussian: bool) -> torch.Tensor:
