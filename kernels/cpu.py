@@ -31,7 +31,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from qdv_gpu.kernels.fft import Vectors
+from qdv_gpu.kernels.fft import Vectors, instruction
 from qdv_gpu.kernels.rows import compiled, spread
 
 # Sums may be reordered into SIMD lanes and products fused; NaN and infinity keep their meaning.
@@ -357,7 +357,7 @@ def descend(
         _meet(part, arrived, 2 * turn + 2)
 
 
-@intrinsic
+@instruction
 def _similarities(typing, x, y, start, stop, xi, yi):
     """Sum of 1 / (1 + d^2) over the points start <= j < stop, a multiple of 16 of them, in 16 sums of float64."""
 

@@ -33,6 +33,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+instruction: Any = intrinsic  # numba's stubs count the typing context as an argument
 LANES = 16
 LINE = 2 * LANES  # floats: real and imaginary parts
 _FLOAT = ir.FloatType()
@@ -47,7 +48,9 @@ class Vectors:
         self.type = ir.VectorType(kind, lanes)
         self.add, self.sub, self.mul = builder.fadd, builder.fsub, builder.fmul
         self._fma = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(self.type, [self.type] * 3), f"llvm.fma.v{lanes}f{32 if kind is _FLOAT else 64}"
+            builder.module,
+            ir.FunctionType(self.type, [self.type] * 3),
+            f"llvm.fma.v{lanes}f{32 if kind is _FLOAT else 64}",
         )
 
     def data(self, kind: Any, array: Any) -> ir.Value:
@@ -142,9 +145,9 @@ def _dft(v: Vectors, x: list[Complex]) -> list[Complex]:
 def _butterfly(radix: int, *, back: bool) -> Any:
     """A step of a transform, in place; back, with real and imaginary parts exchanged and the product before."""
 
-    @intrinsic
-    def step(typing, data, at, stride, twiddles, first):  # type: ignore[no-untyped-def]
-        def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    @instruction
+    def step(typing, data, at, stride, twiddles, first):
+        def generate(context, builder, signature, args):
             v, integer = Vectors(context, builder), ir.IntType(64)
             start, table = v.data(signature.args[0], args[0]), v.data(signature.args[3], args[3])
             shift = (integer(LANES), integer(0)) if back else (integer(0), integer(LANES))
@@ -179,7 +182,7 @@ _back2, _back3, _back4, _back5 = (_butterfly(radix, back=True) for radix in (2, 
 def _lanewise(arrays: int, body: Callable[..., None], scalars: int = 0) -> Any:
     """An intrinsic with so many pairs of an array and an index, and then floats for all lanes."""
 
-    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, args):
         v = Vectors(context, builder)
         places = [(v.data(signature.args[2 * a], args[2 * a]), args[2 * a + 1]) for a in range(arrays)]
         body(v, *places, *(v.spread(value) for value in args[2 * arrays :]))
@@ -187,15 +190,15 @@ def _lanewise(arrays: int, body: Callable[..., None], scalars: int = 0) -> Any:
 
     if (arrays, scalars) == (2, 2):
 
-        @intrinsic
-        def lanewise(typing, a, i, b, j, c, s):  # type: ignore[no-untyped-def]
+        @instruction
+        def lanewise(typing, a, i, b, j, c, s):
             return types.void(a, types.int64, b, types.int64, types.float32, types.float32), generate
 
     else:
         assert (arrays, scalars) == (2, 0)
 
-        @intrinsic
-        def lanewise(typing, a, i, b, j):  # type: ignore[no-untyped-def]
+        @instruction
+        def lanewise(typing, a, i, b, j):
             return types.void(a, types.int64, b, types.int64), generate
 
     return lanewise
@@ -392,11 +395,11 @@ def even_transform(signal: np.ndarray, parts: int) -> np.ndarray:
     return (2 * np.fft.fft(signal * shift).real - signal[..., :1])[..., order_of(n)]
 
 
-@intrinsic
-def _add_product(typing, total, at, left, place, factor):  # type: ignore[no-untyped-def]
+@instruction
+def _add_product(typing, total, at, left, place, factor):
     """Add 16 float64 of `left`, times a factor, to 16 of `total`."""
 
-    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, args):
         v = Vectors(context, builder, LANES, ir.DoubleType())
         start, source = v.data(signature.args[0], args[0]), v.data(signature.args[2], args[2])
         v.store(v.fma(v.load(source, args[3]), v.spread(args[4]), v.load(start, args[1])), start, args[1])

@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 from numpy.polynomial import Polynomial
 from scipy.interpolate import BSpline, PPoly
 
-from qdv_gpu.kernels.fft import Vectors
+from qdv_gpu.kernels.fft import Vectors, instruction
 
 ORDER = 6
 WIDTH = 8  # lanes, and floats that are read and written in each row from a point's first node on
@@ -74,7 +73,7 @@ def _sum(v: Vectors, a: ir.Value) -> ir.Value:
     return v.builder.extract_element(a, ir.IntType(32)(0))
 
 
-@intrinsic
+@instruction
 def spread(typing, grid, at, stride, tx, ty):
     """Add a point's charge to a flat grid; `at` is its first node."""
 
@@ -100,7 +99,7 @@ def _bilinear(v: Vectors, rows: list[ir.Value], x: list[ir.Value], y: list[ir.Va
     return [v.mul(x[0], plain), v.mul(x[1], plain), v.mul(x[0], sloped)]
 
 
-@intrinsic
+@instruction
 def gather(typing, grid, at, stride, tx, ty, core):
     """The potential at a point and its derivatives by x and y in cells, without the point's own charge.
 
@@ -111,9 +110,7 @@ def gather(typing, grid, at, stride, tx, ty, core):
         v, integer = Vectors(context, builder, WIDTH), ir.IntType(64)
         start, own = v.data(signature.args[0], args[0]), v.data(signature.args[5], args[5])
         weights, slopes, auto, auto_slope = _tables()
-        rows = [
-            v.load(start, builder.add(args[1], builder.mul(args[2], integer(row)))) for row in range(ORDER)
-        ]
+        rows = [v.load(start, builder.add(args[1], builder.mul(args[2], integer(row)))) for row in range(ORDER)]
         t = [v.spread(value) for value in args[3:5]]
         x, y = ([_polynomial(v, weights, one), _polynomial(v, slopes, one)] for one in t)
         whole = _bilinear(v, rows, x, y)

@@ -19,11 +19,10 @@ Cost, a thread
 
 import numpy as np
 from numba import njit, types
-from numba.extending import intrinsic
 
 from qdv_gpu.kernels.cpu import _HALF, _HIGH, _ONE, _SIMD, _ZERO, _attract_dense, _attract_sparse, _meet, _moved
-from qdv_gpu.kernels.fft import LANES, across, down, up
-from qdv_gpu.kernels.mesh import ORDER, WIDTH, gather, spread
+from qdv_gpu.kernels.fft import LANES, across, down, instruction, up
+from qdv_gpu.kernels.mesh import ORDER, gather, spread
 
 BAND = 8  # rows, at least ORDER - 1
 BLOCK = 256  # points
@@ -32,7 +31,7 @@ MARGIN = 16  # floats after a row of the grid that its last points read and writ
 SPARSE = 0.02  # mean similarity to all others below which float32 transforms do not resolve it
 
 
-@intrinsic
+@instruction
 def _claim(typing, counter):
     """The first entry of an int64 array, and add 1 to it; no other thread gets the same."""
 

@@ -202,7 +202,9 @@ class TSNE(BaseEstimator):
         low, high = TOLERANCES
         _check_number("fft_tolerance", self.fft_tolerance, low, high, f"a number within {low:g} and {high:g}")
         if not (isinstance(self.learning_rate, str) and self.learning_rate == "auto"):
-            _check_number("learning_rate", self.learning_rate, 1 / LARGEST, rule="auto or a number within 1e-30 and 1e+30")
+            _check_number(
+                "learning_rate", self.learning_rate, 1 / LARGEST, rule="auto or a number within 1e-30 and 1e+30"
+            )
         for name, allowed in (("similarity", SIMILARITIES), ("affinities", KINDS), ("engine", ENGINES)):
             if getattr(self, name) not in allowed:
                 raise unknown(name, str(getattr(self, name)), allowed)
@@ -231,7 +233,9 @@ class TSNE(BaseEstimator):
         if device == "cuda" and self.engine == "exact" and importlib.util.find_spec("cupy") is None:
             raise MissingPackageError('engine exact on a GPU needs CuPy: pip install "qdv_gpu[cuda13]"')
         if device != "cpu" and self.engine == "fft":
-            raise InputError(f"engine fft runs on the CPU only, got device {device}: device cpu or engine exact is needed")
+            raise InputError(
+                f"engine fft runs on the CPU only, got device {device}: device cpu or engine exact is needed"
+            )
         hindrance = self._why_not_cuml(device) if self.engine == "cuml" else None
         if hindrance is not None:
             raise hindrance

@@ -47,7 +47,9 @@ def descend(
     """
     rows = stacked(P, copies=len(start) // len(P))
     repulsion = repulsion or Repulsion()
-    exact = repulsion.engine == "exact" or start.is_cuda or (repulsion.engine == "auto" and always_exact(start.shape[1]))
+    exact = (
+        repulsion.engine == "exact" or start.is_cuda or (repulsion.engine == "auto" and always_exact(start.shape[1]))
+    )
     if exact:
         repulsion.used["exact"] = None
         run = descend_cuda if start.is_cuda else descend_cpu

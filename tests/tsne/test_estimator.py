@@ -311,8 +311,9 @@ def test_engine_that_is_not_installed_names_the_command(monkeypatch):
     with pytest.raises(MissingPackageError, match="pip install"):
         TSNE(perplexity=5, engine="cuml", device="cpu").fit_transform(DIGITS[:40])
     monkeypatch.setattr(tsne, "EXACT_UP_TO", 39)
+    monkeypatch.setattr(TSNE, "check_engine", lambda self, device: None)
     with pytest.warns(UserWarning, match=r"may take 0 s .*pip install"):
-        assert TSNE(perplexity=5, iterations=2, device="cpu").fit(DIGITS[:40]).engine_ == "exact"
+        assert TSNE(perplexity=5, iterations=2).engine_for(40, "cuda") == "exact"
 
 
 def test_cuml_refuses_what_it_cannot_do(monkeypatch):
@@ -386,8 +387,9 @@ def test_bits_do_not_depend_on_who_compiled(tmp_path):
     code = (
         "import numpy as np; from qdv_gpu import TSNE\n"
         "X = np.random.default_rng(0).normal(size=(150, 5))\n"
-        "model = TSNE(perplexity=8, iterations=60, device='cpu')\n"
-        "print(model.fit_transform(X).tobytes().hex(), model.kl_divergence_)"
+        "for engine in ('exact', 'fft'):\n"
+        "    model = TSNE(perplexity=8, iterations=60, device='cpu', engine=engine)\n"
+        "    print(model.fit_transform(X).tobytes().hex(), model.kl_divergence_)"
     )
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     runs = [

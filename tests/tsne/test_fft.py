@@ -1,9 +1,5 @@
 """The repulsion on a grid: as exact as asked for, the same bits whoever adds them up, and nothing silently wrong."""
 
-import os
-import subprocess
-import sys
-
 import numba
 import numpy as np
 import pytest
@@ -78,7 +74,7 @@ def error(found, truth):
 @similarities
 def test_the_force_errs_by_no_more_than_the_tolerance(similarity, span):
     gaussian = similarity == "gaussian"
-    for tolerance, n in ((0.01, 1300), (0.001, 900)):
+    for tolerance, n in ((0.01, 1100), (0.001, 600)):
         for name, Z in clouds(n).items():
             Z = (span * Z).astype(np.float32)
             truth, total = over_all_pairs(Z, gaussian=gaussian)
@@ -135,7 +131,7 @@ def test_convolution(ny, nx):
 @similarities
 @pytest.mark.parametrize("affinities", ["knn", "full"])
 def test_bits_depend_on_no_thread_and_no_batch(similarity, affinities):
-    model = TSNE(engine="fft", iterations=120, exaggeration_iterations=60, similarity=similarity, affinities=affinities)
+    model = TSNE(engine="fft", iterations=60, exaggeration_iterations=20, similarity=similarity, affinities=affinities)
     before, results = numba.get_num_threads(), []
     for threads in (1, 2):
         numba.set_num_threads(threads)
@@ -149,21 +145,6 @@ def test_bits_depend_on_no_thread_and_no_batch(similarity, affinities):
     assert model.engine_ == "fft"
 
 
-def test_bits_do_not_depend_on_who_compiled(tmp_path):
-    code = (
-        "import numpy as np; from qdv_gpu import TSNE\n"
-        "X = np.random.default_rng(0).normal(size=(300, 5))\n"
-        "model = TSNE(perplexity=8, iterations=60, device='cpu', engine='fft')\n"
-        "print(model.fit_transform(X).tobytes().hex(), model.kl_divergence_)"
-    )
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
-    runs = [
-        subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-        for _ in range(2)
-    ]
-    assert runs[0].stdout == runs[1].stdout
-
-
 def test_the_divergence_is_that_of_the_exact_engine():
     divergence = {}
     for name in ("exact", "fft"):
@@ -174,7 +155,7 @@ def test_the_divergence_is_that_of_the_exact_engine():
 
 
 def test_auto_decides_by_the_map(monkeypatch):
-    assert TSNE().engine_for(500, "cpu") == "exact"
+    assert TSNE().engine_for(1000, "cpu") == "exact"
     assert TSNE().engine_for(1_000_000, "cpu") == "auto"
     assert TSNE(engine="fft").engine_for(500, "cpu") == "fft"
     X = DIGITS[:400]
@@ -184,14 +165,16 @@ def test_auto_decides_by_the_map(monkeypatch):
     assert model.engine_ == "exact"
     monkeypatch.setattr(engine, "EXACT_PAIR", 10.0)
     asked = []
-    monkeypatch.setattr(engine, "seconds", lambda N, nodes, model=engine.seconds: asked.append(nodes) or model(N, nodes))
+    monkeypatch.setattr(
+        engine, "seconds", lambda N, nodes, model=engine.seconds: asked.append(nodes) or model(N, nodes)
+    )
     model.set_params(iterations=300)
     first, questions = model.fit_transform(X), list(asked)
     assert model.engine_ == "fft"
     asked.clear()
     np.testing.assert_array_equal(model.fit_transform(X), first)
     assert asked == questions
-    monkeypatch.setattr(engine, "EXACT_PAIR", 0.16)  # takes less once the map has grown
+    monkeypatch.setattr(engine, "EXACT_PAIR", 1.6)  # takes less once the map has grown
     model.fit_transform(X)
     assert model.engine_ == "fft, exact"
 
