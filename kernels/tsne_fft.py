@@ -124,7 +124,7 @@ def descend(
     """
     ny, nx = shape
     N, blocks, bands, stride = Z.shape[1], len(weight), ny // BAND, nx + MARGIN
-    parts, bits, flat = len(arrived), Z.view(np.uint32), work.reshape(work.size)
+    bits, flat = Z.view(np.uint32), work.reshape(work.size)
     stretch, factor = _ZERO if gaussian else _ONE, -_HALF * scale
     right, top = np.float32(nx - ORDER + 0.5), np.float32(ny - ORDER + 0.5)
     met = 0

@@ -22,8 +22,8 @@ from qdv_gpu.tsne.problem import Repulsion, phases
 from qdv_gpu.tsne.schedule import descend
 
 ENGINES = ("auto", "exact", "fft", "cuml")
-# Up to this N, "auto" is exact on a GPU. Not measured: it is where the exact engine's time by an H200's roof, 2.7 s for 1,000
-# iterations, passes what an approximation of O(N) plausibly takes.
+# Up to this N, "auto" is exact on a GPU. Not measured: it is where the exact engine's time by an H200's roof, 2.7 s for
+# 1,000 iterations, passes what an approximation of O(N) plausibly takes.
 EXACT_UP_TO = 100_000
 SECONDS_PER_PAIR = 2.7e-13  # and iteration of the exact engine on a GPU: the roof of an H200, not measured
 INIT_STD = 1e-4
@@ -233,9 +233,7 @@ class TSNE(BaseEstimator):
         if device == "cuda" and self.engine == "exact" and importlib.util.find_spec("cupy") is None:
             raise MissingPackageError('engine exact on a GPU needs CuPy: pip install "qdv_gpu[cuda13]"')
         if device != "cpu" and self.engine == "fft":
-            raise InputError(
-                f"engine fft runs on the CPU only, got device {device}: device cpu or engine exact is needed"
-            )
+            raise InputError(f"engine fft runs on the CPU only, got device {device}: give device cpu or engine exact")
         hindrance = self._why_not_cuml(device) if self.engine == "cuml" else None
         if hindrance is not None:
             raise hindrance

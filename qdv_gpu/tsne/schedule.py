@@ -47,10 +47,8 @@ def descend(
     """
     rows = stacked(P, copies=len(start) // len(P))
     repulsion = repulsion or Repulsion()
-    exact = (
-        repulsion.engine == "exact" or start.is_cuda or (repulsion.engine == "auto" and always_exact(start.shape[1]))
-    )
-    if exact:
+    few = repulsion.engine == "auto" and always_exact(start.shape[1])
+    if repulsion.engine == "exact" or few or start.is_cuda:
         repulsion.used["exact"] = None
         run = descend_cuda if start.is_cuda else descend_cpu
     else:

@@ -1,4 +1,9 @@
-"""The repulsion on a grid, on the CPU: numba, on every core; and where the exact sum takes less, that."""
+"""The repulsion on a grid, on the CPU: numba, on every core; and where the exact sum takes less, that.
+
+An iteration of N points with M entries of P on a grid of G nodes reads and writes, at least, 8 M bytes of P, 60 N of the
+points and 60 G of the grid (charges, transform, kernel, potential), and takes about 20 M, 400 N and 13 G log2(G) float
+operations. On one core with AVX-512: attraction 0.46 ns an entry, points 34 ns each, the grid 0.19 ns a node and log2(G).
+"""
 
 import math
 import threading
@@ -15,14 +20,14 @@ from qdv_gpu.tsne.problem import Problem, Repulsion
 STRETCH = 25  # iterations between two looks at the map: which engine, which grid
 POINTS_AT_ONCE = 5_000_000  # points times iterations of a stretch at most, about 1 s between two looks at Ctrl-C
 POINTS_PER_THREAD = 1000
-# Nanoseconds on one core, measured with AVX-512 by `python -m benchmarks.tsne_costs`; but FFT_ITERATION is a bound on what
-# threads lose where they meet and in what they cannot share, so that few points stay exact.
+# Nanoseconds on one core, measured with AVX-512 by `python -m benchmarks.tsne_costs`; but FFT_ITERATION is a bound on
+# what threads lose where they meet and in what they cannot share, so that few points stay exact.
 EXACT_PAIR, EXACT_POINT = 0.095, 58.0
 FFT_NODE, FFT_POINT, FFT_ITERATION = 0.19, 34.0, 100_000.0
 
 
 def seconds(N: int, nodes: int | None) -> float:
-    """What the repulsion of an iteration takes, on a grid of so many nodes or (None) exactly; by a model, not a clock."""
+    """What the repulsion takes in an iteration, on a grid of so many nodes or (None) exactly: a model, not a clock."""
     if nodes is None:
         return 1e-9 * (EXACT_PAIR * N**2 / 2 + EXACT_POINT * N)
     return 1e-9 * (FFT_NODE * nodes * math.log2(nodes) + FFT_POINT * N + FFT_ITERATION)
@@ -114,8 +119,8 @@ class _Embedding:
         arrived = np.zeros((threads, 8), dtype=np.int64)
         claimed = np.zeros((turns * tsne_fft.PHASES, 8), dtype=np.int64)
         arguments = (
-            turns, self.Z, self.packed, self.velocity, self.gains, self.indptr, self.indices, self.values, self.gaussian,
-            self.attraction, self.force, weight, np.array(origin, dtype=np.float32), np.float32(1 / spacing),
+            turns, self.Z, self.packed, self.velocity, self.gains, self.indptr, self.indices, self.values,
+            self.gaussian, self.attraction, self.force, weight, np.array(origin, dtype=np.float32), np.float32(1 / spacing),
             kernel.far, (ny, nx), nodes, work, lines, kernel.influence, kernel.core, *tables,
             np.empty(ny + 1, dtype=np.int64), self.order, self.cells, *self.scalars, arrived, claimed, state,
         )  # fmt: skip

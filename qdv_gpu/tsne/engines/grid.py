@@ -19,8 +19,12 @@ SMALLEST_SPAN = 1e-7  # a map that is smaller is a point
 # For each similarity, spacings and the rms error of the force, relative to its rms: 1.2 times the largest of a blob, a
 # ring, a disk and two clusters of 1,200 points that span 16 to 700 nodes. Of points on a line it is 1.6 times that.
 SPACINGS = {
-    "student-t": ((0.2, 1.9e-4), (0.25, 6e-4), (0.3, 1.8e-3), (0.35, 4.5e-3), (0.4, 9.6e-3), (0.5, 3.1e-2), (0.6, 6.2e-2)),
-    "gaussian": ((0.3, 1.9e-4), (0.35, 6.8e-4), (0.4, 1.6e-3), (0.45, 3.6e-3), (0.5, 7.9e-3), (0.6, 2.7e-2), (0.7, 6.4e-2)),
+    "student-t": (
+        (0.2, 1.9e-4), (0.25, 6e-4), (0.3, 1.8e-3), (0.35, 4.5e-3), (0.4, 9.6e-3), (0.5, 3.1e-2), (0.6, 6.2e-2),
+    ),
+    "gaussian": (
+        (0.3, 1.9e-4), (0.35, 6.8e-4), (0.4, 1.6e-3), (0.45, 3.6e-3), (0.5, 7.9e-3), (0.6, 2.7e-2), (0.7, 6.4e-2),
+    ),
 }  # fmt: skip
 TOLERANCES = (2e-4, 0.05)  # that may be asked for
 
@@ -144,7 +148,7 @@ def kernel_for(ny: int, nx: int, spacing: float, *, gaussian: bool) -> Kernel:
 
 
 class _Side(NamedTuple):
-    """exp(-s y^2) - 1 of some s at a side's nodes [s, n], and its transforms and those of 1 as `kernels.fft` has them."""
+    """exp(-s y^2) - 1 of some s at a side's nodes [s, n], its transforms, and those of 1, as `kernels.fft` has them."""
 
     values: np.ndarray
     quarter: np.ndarray
