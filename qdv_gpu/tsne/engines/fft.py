@@ -1,8 +1,9 @@
 """The repulsion on a grid, on the CPU: numba, on every core; and where the exact sum takes less, that.
 
-An iteration of N points with M entries of P on a grid of G nodes reads and writes, at least, 8 M bytes of P, 60 N of the
-points and 60 G of the grid (charges, transform, kernel, potential), and takes about 20 M, 400 N and 13 G log2(G) float
-operations. On one core with AVX-512: attraction 0.46 ns an entry, points 34 ns each, the grid 0.19 ns a node and log2(G).
+An iteration of N points with M entries of P on a grid of G nodes reads and writes, at least, 8 M bytes of P, 60 N of
+the points and 60 G of the grid (charges, transform, kernel, potential), and takes about 20 M, 400 N and 13 G log2(G)
+float operations. On one core with AVX-512: attraction 0.46 ns an entry, points 34 ns each, the grid 0.19 ns a node and
+log2(G).
 """
 
 import math
@@ -120,8 +121,8 @@ class _Embedding:
         claimed = np.zeros((turns * tsne_fft.PHASES, 8), dtype=np.int64)
         arguments = (
             turns, self.Z, self.packed, self.velocity, self.gains, self.indptr, self.indices, self.values,
-            self.gaussian, self.attraction, self.force, weight, np.array(origin, dtype=np.float32), np.float32(1 / spacing),
-            kernel.far, (ny, nx), nodes, work, lines, kernel.influence, kernel.core, *tables,
+            self.gaussian, self.attraction, self.force, weight, np.array(origin, dtype=np.float32),
+            np.float32(1 / spacing), kernel.far, (ny, nx), nodes, work, lines, kernel.influence, kernel.core, *tables,
             np.empty(ny + 1, dtype=np.int64), self.order, self.cells, *self.scalars, arrived, claimed, state,
         )  # fmt: skip
         together(tsne_fft.descend, arguments, threads, pool)

@@ -79,8 +79,9 @@ def check_grid(grid: Grid, low: np.ndarray, high: np.ndarray) -> None:
     if not fits(grid):
         span = float((high - low).max())
         raise InputError(
-            f"engine fft needs a grid of {grid.ny} x {grid.nx} nodes for a map that spans {span:g}, more than "
-            f"{LARGEST_GRID >> 20} MiB hold: engine auto or exact, or a larger fft_tolerance, does without"
+            f"engine fft needs a grid of {grid.ny:.4g} x {grid.nx:.4g} nodes for a map that spans {span:.4g}, more than"
+            f" {LARGEST_GRID >> 20} MiB hold: engine auto or exact does without; if the map should be smaller, a"
+            " smaller learning_rate may help"
         )
 
 
