@@ -6,7 +6,6 @@ python -m benchmarks.tsne_costs
 import math
 import time
 
-import numba
 import numpy as np
 import torch
 
@@ -35,7 +34,7 @@ def spent(N: int, span: float, engine: str) -> tuple[float, int]:
 
 def main() -> None:
     """Print the constants, and what those that are set predict."""
-    numba.set_num_threads(1)
+    torch.set_num_threads(1)
     exact = [(N, spent(N, 20.0, "exact")[0]) for N in POINTS if N <= 10_000]
     rows = [(N, *spent(N, span, "fft")) for N in POINTS for span in SPANS if N > span * span / 20]
     pair, point = fitted([[N * N / 2, N] for N, _ in exact], [t for _, t in exact])

@@ -1,6 +1,5 @@
 """The repulsion on a grid: as exact as asked for, the same bits whoever adds them up, and nothing silently wrong."""
 
-import numba
 import numpy as np
 import pytest
 import scipy.signal
@@ -10,6 +9,7 @@ from sklearn.datasets import load_digits
 from qdv_gpu import TSNE
 from qdv_gpu.errors import InputError
 from qdv_gpu.kernels import fft
+from qdv_gpu.machine import on_threads
 from qdv_gpu.tsne.affinities import joint_affinities
 from qdv_gpu.tsne.engines import fft as engine
 from qdv_gpu.tsne.engines import grid as grids
@@ -127,18 +127,16 @@ def test_convolution(ny, nx):
     np.testing.assert_allclose(grid[:, :nx], truth, rtol=0, atol=2e-6 * truth.max())
 
 
-@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads")
 @similarities
 @pytest.mark.parametrize("affinities", ["knn", "full"])
 def test_bits_depend_on_no_thread_and_no_batch(similarity, affinities):
     model = TSNE(engine="fft", iterations=60, exaggeration_iterations=20, similarity=similarity, affinities=affinities)
-    before, results = numba.get_num_threads(), []
-    for threads in (1, 2):
-        numba.set_num_threads(threads)
-        results.append(model.fit_transform(DIGITS[:1203], seeds=3))
-        results.append(np.stack([model.set_params(seed=seed).fit_transform(DIGITS[:1203]) for seed in range(3)]))
+    results = []
+    for threads in (1, 2, 3):
+        with on_threads(threads):
+            results.append(model.fit_transform(DIGITS[:1203], seeds=3))
+            results.append(np.stack([model.set_params(seed=seed).fit_transform(DIGITS[:1203]) for seed in range(3)]))
         model.set_params(seed=0)
-    numba.set_num_threads(before)
     for other in results[1:]:
         np.testing.assert_array_equal(results[0], other)
     assert len(np.unique(results[0][:, 0, 0])) == 3

@@ -47,10 +47,8 @@ def descend_fft(
     Embeddings know nothing of each other: as many as there are threads are moved side by side, each by one thread, and
     those left over one by one, by all threads.
     """
-    import numba
-
     E, N, _ = start.shape
-    threads = numba.get_num_threads()
+    threads = torch.get_num_threads()
     embeddings = [_Embedding(problem, e, start[e], repulsion) for e in range(E)]
     alone = E % threads
     at_once = max(1, min(STRETCH, POINTS_AT_ONCE // N))
