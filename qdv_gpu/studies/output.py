@@ -134,7 +134,9 @@ class Output:
 
     def maps_cost(self) -> float:
         """The same of the maps that are missing."""
-        return len(self.missing_seeds) * (0.1 + 6.7e-11 * self.samples**2 * self.settings.iterations)
+        N, iterations = self.samples, self.settings.iterations
+        descent = 6.7e-11 * N**2 * iterations if self.engine == "exact" else 1e-7 * N * iterations
+        return len(self.missing_seeds) * (0.1 + descent)
 
     def scores_cost(self) -> float:
         """The same of the scores that are missing."""
