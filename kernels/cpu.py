@@ -42,6 +42,9 @@ _HIGH = np.uint64(32)
 _sched_yield = types.ExternalFunction("sched_yield", types.int32())  # of the C library
 _LOG2E, _LN2, _FLUSH = np.float32(1 / np.log(2)), np.float32(np.log(2)), np.float32(127)
 
+# numba caches what it compiled by the text of this file alone: this digest of fft.py is part of it.
+_BUILT_OF = "64d165b0dddeb65a"
+
 SPINS = 10_000  # before a waiting thread offers its core to others
 BANDS = 32  # of the repulsion: as many threads can share one embedding
 TILE = 1024  # columns that a band works on at a time: x, y, fx and fy take 16 kB, half of a first-level cache

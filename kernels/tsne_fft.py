@@ -24,6 +24,9 @@ from qdv_gpu.kernels.cpu import _HALF, _HIGH, _ONE, _SIMD, _ZERO, _attract_dense
 from qdv_gpu.kernels.fft import LANES, across, down, instruction, up
 from qdv_gpu.kernels.mesh import ORDER, gather, spread
 
+# numba caches what it compiled by the text of this file alone: this digest of fft.py, mesh.py and cpu.py is part of it.
+_BUILT_OF = "044abba755b80202"
+
 BAND = 8  # rows, at least ORDER - 1
 BLOCK = 256  # points
 PHASES = 8  # of an iteration, between which the threads meet

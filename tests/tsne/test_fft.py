@@ -1,5 +1,8 @@
 """The repulsion on a grid: as exact as asked for, the same bits whoever adds them up, and nothing silently wrong."""
 
+import hashlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.signal
@@ -224,6 +227,14 @@ def test_equal_points_and_points_that_overflow():
 def test_bad_tolerances_are_refused(tolerance):
     with pytest.raises(InputError, match=r"fft_tolerance must be a number within 0.0002 and 0.05"):
         TSNE(fft_tolerance=tolerance, perplexity=5).fit_transform(DIGITS[:40])
+
+
+@pytest.mark.parametrize(("user", "used"), [("cpu", ["fft"]), ("tsne_fft", ["fft", "mesh", "cpu"])])
+def test_numbas_cache_sees_what_a_kernel_is_built_of(user, used):
+    """Else an upgrade that changes one file would go on with machine code from before."""
+    folder = Path(fft.__file__).parent
+    digest = hashlib.sha256(b"".join((folder / f"{name}.py").read_bytes() for name in used)).hexdigest()[:16]
+    assert f'_BUILT_OF = "{digest}"' in (folder / f"{user}.py").read_text()
 
 
 def test_grids():
