@@ -132,7 +132,8 @@ def test_convolution(ny, nx):
 
 @similarities
 @pytest.mark.parametrize("affinities", ["knn", "full"])
-def test_bits_depend_on_no_thread_and_no_batch(similarity, affinities):
+def test_bits_depend_on_no_thread_and_no_batch(similarity, affinities, monkeypatch):
+    monkeypatch.setattr(engine, "POINTS_PER_THREAD", 100)
     model = TSNE(engine="fft", iterations=60, exaggeration_iterations=20, similarity=similarity, affinities=affinities)
     results = []
     for threads in (1, 2, 3):
