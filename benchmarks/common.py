@@ -18,7 +18,7 @@ import torch
 import qdv_gpu
 from benchmarks.bars import bar
 
-PACKAGES = ["torch", "numpy", "numba", "scikit-learn", "openTSNE", "captum", "faiss-cpu"]
+PACKAGES = ["torch", "numpy", "numba", "scikit-learn", "scikit-learn-intelex", "openTSNE", "captum", "faiss-cpu"]
 PACKAGES += ["faiss-gpu-cuvs", "cupy-cuda13x", "cuml-cu13"]
 
 
