@@ -276,7 +276,9 @@ def update(Z, packed, velocity, gains, attraction, partial, weight, start, exagg
     four = np.float32(4)
     repulsion, bits = partial[0], Z.view(np.uint32)
     for e in range(start.size - 1):
-        total = 2 * weight[e].sum()
+        total = 0.0
+        for band in range(BANDS):
+            total += 2 * weight[e, band]
         inverse = np.float32(1.0 / total) if total > 0.0 else _ZERO  # all similarities flushed to 0: no repulsion
         for c in range(2):
             for band in range(1, BANDS):
