@@ -1,14 +1,15 @@
 """qdv_gpu: which layer of an image network represents the classes best, and by how much.
 
-The names below are imported when first used, so that `import qdv_gpu` and `qdv-gpu --help` stay instant.
+The names below are imported when first used, so that `import qdv_gpu` and `qdv-gpu --help` stay instant. Nothing else is
+imported here either: until it is, `qdv-gpu` heeds no signal.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
 __version__ = "0.2.0"
+TYPE_CHECKING = False  # as typing has it, which takes as long to import as all that comes before it
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from qdv_gpu.data.convert import as_images
     from qdv_gpu.data.datasets import load_images
     from qdv_gpu.data.images import Images
@@ -102,7 +103,9 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name not in _HOME:
         raise AttributeError(f"module 'qdv_gpu' has no attribute {name!r}")
+    import importlib
+
     return getattr(importlib.import_module(f"qdv_gpu.{_HOME[name]}"), name)

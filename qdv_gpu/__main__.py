@@ -4,10 +4,9 @@ import os
 import signal
 import sys
 import warnings
-from typing import Any
 
 
-def _stop(number: int, _: Any) -> None:
+def _stop(number: int, _: object) -> None:
     """End at once, with nothing begun."""
     try:
         os.write(2, b"interrupted\n")
