@@ -4,6 +4,7 @@ As a program, `python tests/hard/kill_points.py COMMAND=POINTS ...`, it prints a
 imports everything once, and forks a child for each run, so that a run costs what it computes. A point is an operation
 on a file below the run's folder that opens it for writing, or makes, renames, links, flushes or removes it: the child
 ends itself before the operation, and at every other flush it first cuts the file in half, as if it had been writing.
+Where a command has fewer operations than points, the rest are flushes with the file cut to other lengths.
 """
 
 import json
@@ -114,8 +115,8 @@ class still:
 class Operations:
     """Counts operations on files below a folder, and at one of them ends this process."""
 
-    def __init__(self, top, last=None):
-        self.top, self.last, self.count, self.names = str(top), last, 0, []
+    def __init__(self, top, last=None, share=None):
+        self.top, self.last, self.share, self.count, self.names = str(top), last, share, 0, []
         self.fsync = os.fsync
         os.fsync = self.flush
         sys.addaudithook(self.audit)
@@ -144,8 +145,9 @@ class Operations:
         self.count += 1
         self.names.append(name)
         if self.count == self.last:
-            if written is not None and self.count % 2 and os.path.isfile(written):
-                os.truncate(written, os.path.getsize(written) // 2)
+            share = self.share or (0.5 if self.count % 2 else 1)
+            if written is not None and os.path.isfile(written):
+                os.truncate(written, int(os.path.getsize(written) * share))
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -173,11 +175,11 @@ def child(function):
     return status, json.loads(text) if text else None
 
 
-def run(action, top, last=None):
+def run(action, top, last=None, share=None):
     """A command in a child; its status, and the operations on files that there were."""
 
     def act():
-        operations = Operations(top, last)
+        operations = Operations(top, last, share)
         action(top)
         return operations.names
 
@@ -214,9 +216,18 @@ def difference(expected, top):
     return f"other bytes: {unlike}" if unlike else ""
 
 
-def spread(total, points):
-    """So many numbers from 1 to `total`, evenly spread."""
-    return sorted({round(1 + i * (total - 1) / max(1, points - 1)) for i in range(min(points, total))})
+def spread(names, points):
+    """So many operations, by their number from 1, evenly spread; and for more than there are shares of what is flushed.
+
+    >>> spread(["open", "fsync"], 4)
+    [(1, None), (2, None), (2, 0.333), (2, 0.667)]
+    """
+    count = min(points, len(names))
+    chosen = sorted({round(1 + i * (len(names) - 1) / max(1, count - 1)) for i in range(count)})
+    flushes = [number for number, name in enumerate(names, start=1) if name.startswith("fsync")]
+    more = points - len(names)
+    cut = [(flushes[i % len(flushes)], round((i + 1) / (more + 1), 3)) for i in range(more)] if flushes else []
+    return [(number, None) for number in chosen] + cut
 
 
 def killed(name, action, work, points):
@@ -230,11 +241,11 @@ def killed(name, action, work, points):
     status, names = run(action, whole)
     assert status == 0, names
     expected = found(whole)
-    for point in spread(len(names), points):
+    for point, share in spread(names, points):
         top = work / f"{name}-{point}"
         shutil.copytree(made, top)
-        status, said = run(action, top, point)
-        about = {"command": name, "point": point, "of": len(names), "at": names[point - 1]}
+        status, said = run(action, top, point, share)
+        about = {"command": name, "point": point, "share": share, "of": len(names), "at": names[point - 1]}
         if status != signal.SIGKILL:
             yield {**about, "wrong": f"it was not killed: {status} {said}"}
             continue
