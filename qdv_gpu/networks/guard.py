@@ -39,8 +39,12 @@ def guarded(what: str) -> Iterator[None]:
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Whether an error is of our code that the guarded code called, and not of the code itself."""
-    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    """Whether an error is of our code that the guarded code called, and not of the code itself.
+
+    An operation of the code's that we only pass on, in `__torch_function__`, is the code's.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    files = [frame.filename for frame in frames if frame.name != "__torch_function__"]
     inside = [*dropwhile(lambda file: file != ZOO and file.startswith(f"{OURS}/"), files)]  # what the block called
     for file in reversed(inside):
         if file == ZOO or is_own(file):

@@ -274,7 +274,9 @@ def test_maps_as_people_name_them():
 
 def test_a_fault_of_ours_is_no_matter_of_size(monkeypatch):
     net = network("tiny_networks:cnn")
-    monkeypatch.setattr(record, "_pooled", Mock(side_effect=RuntimeError("size")))
+    there = {"torch": torch}  # code that is in a file of ours
+    exec(compile("fault = lambda *_, **__: torch.zeros(3) @ torch.zeros(2)", record.__file__, "exec"), there)
+    monkeypatch.setattr(record, "_pooled", there["fault"])
     with pytest.raises(RuntimeError, match="size"):
         Deconvnet(net).reconstruct(normal(1, 8, 8), "conv2")
 
