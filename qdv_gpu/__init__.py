@@ -1,7 +1,7 @@
 """qdv_gpu: which layer of an image network represents the classes best, and by how much.
 
-The names below are imported when first used, so that `import qdv_gpu` and `qdv-gpu --help` stay instant. Nothing else is
-imported here either: until it is, `qdv-gpu` heeds no signal.
+The names below are imported when first used, so that `import qdv_gpu` and `qdv-gpu --help` stay instant. Nothing else
+is imported here either: until it is, `qdv-gpu` heeds no signal.
 """
 
 __version__ = "0.2.0"

@@ -28,7 +28,7 @@ def to_tensor(array: Any, device: str | torch.device | None = None) -> torch.Ten
             raise InputError(f"an array without gaps is required, got a masked one: {np.ma.count_masked(array)} are")
         try:
             array = np.asarray(array)
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # of somebody's own class
             raise InputError(f"an array of numbers is required, got {short(array)} ({error})") from None
         if array.dtype.kind not in "biufc" or array.dtype.itemsize > (16 if array.dtype.kind == "c" else 8):
             raise InputError(f"an array of numbers is required, got dtype {array.dtype}")
@@ -36,10 +36,26 @@ def to_tensor(array: Any, device: str | torch.device | None = None) -> torch.Ten
             array = array.astype(array.dtype.newbyteorder("="))
         if any(stride < 0 for stride in array.strides) or not array.flags.writeable:
             array = array.copy()  # torch can view neither
-        tensor = torch.from_numpy(array)
+        tensor = torch.from_numpy(np.asarray(array, np.uint64) if array.dtype.char == "Q" else array)
     if device is None or device == "auto":
         return tensor
     return tensor.to(resolve_device(device))
+
+
+def as_floats(name: str, values: Any, *shape: int | None) -> np.ndarray:
+    """An array of numbers as float64 on the host; InputError unless it has this shape, None standing for any length.
+
+    >>> as_floats("maps", [[1, 2]], None, 2)
+    array([[1., 2.]])
+    """
+    try:
+        array: np.ndarray = to_tensor(values).cpu().double().numpy()
+    except (InputError, TypeError, RuntimeError):
+        raise InputError(f"{name} must be numbers, got {short(values)}") from None
+    if len(array.shape) != len(shape) or any(b not in (None, a) for a, b in zip(array.shape, shape, strict=True)):
+        wanted = ", ".join("N" if length is None else str(length) for length in shape)
+        raise InputError(f"{name} must have shape [{wanted}], got {list(array.shape)}")
+    return array
 
 
 def constants(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:

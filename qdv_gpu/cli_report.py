@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from qdv_gpu.app import command
-from qdv_gpu.errors import InputError
+from qdv_gpu.errors import InputError, short
 from qdv_gpu.terminal import working
 
 
@@ -26,6 +26,6 @@ def report(
     from qdv_gpu.studies.report import write_report
 
     if thumbnails != "none" and not (thumbnails.isdecimal() and thumbnails.isascii() and int(thumbnails) > 0):
-        raise InputError(f"--thumbnails must be a positive number or none, got {thumbnails!r:.60}")
+        raise InputError(f"--thumbnails must be a positive number or none, got {short(thumbnails)}")
     with working():
         print(write_report(runs, out, thumbnails=None if thumbnails == "none" else int(thumbnails)))

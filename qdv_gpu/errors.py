@@ -10,8 +10,10 @@ import numbers
 import os
 import sysconfig
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 
@@ -51,7 +53,9 @@ def in_line(error: BaseException) -> str:
     """What a user can mend, in words: his input, his code, what the machine did not give; "" for a bug of ours."""
     if isinstance(error, InputError):
         return str(error)
-    return of_machine(error) or (f"code that was run failed: {reason(error)}" if place(error) else "")
+    return (
+        of_machine(error) or of_import(error) or (f"code that was run failed: {reason(error)}" if place(error) else "")
+    )
 
 
 def of_machine(error: BaseException) -> str:
@@ -66,6 +70,18 @@ def of_machine(error: BaseException) -> str:
     return ""
 
 
+def of_import(error: BaseException) -> str:
+    """What a library raised as we imported it, as an environment variable or another package may have it do; or ""."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = max((number for number, frame in enumerate(frames) if frame.filename.startswith(f"{OURS}/")), default=None)
+    if own is None:
+        return ""
+    absent = isinstance(error, ImportError) and not (error.name or "qdv_gpu").startswith("qdv_gpu")
+    if absent if own + 1 == len(frames) else frames[own + 1].name == "<module>":  # a file that is being imported
+        return f"a library that is needed cannot be imported ({frames[own].line}): {reason(error)}"
+    return ""
+
+
 OURS = str(Path(__file__).parent)
 LIBRARIES = (OURS, *{sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 # In what libraries say of what the machine did not give.
@@ -76,11 +92,11 @@ SEED = (1 << 32) - 1  # the largest seed of numpy's, and small enough to be coun
 
 
 def short(value: Any) -> str:
-    """The beginning of a value as Python writes it."""
+    """The beginning of a value as Python writes it, in one line."""
     try:
-        return f"{value!r:.60}"
-    except ValueError:  # Python writes no integer of so many digits
-        return "an integer of thousands of digits"
+        return " ".join(repr(value).split())[:60]
+    except Exception:  # as of an integer of thousands of digits, or of somebody's own class
+        return f"one of type {type(value).__name__}"
 
 
 def check_whole(name: str, value: Any) -> int:
@@ -119,18 +135,64 @@ def as_path(name: str, value: Any) -> Path:
     try:
         os.lstat(value if isinstance(value, str | Path) else "\0")
     except ValueError:  # no type, or no text, of a path
-        raise InputError(f"{name} must be a path, got {value!r:.60}") from None
+        raise InputError(f"{name} must be a path, got {short(value)}") from None
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:  # of which pathlib makes a traceback
-            raise InputError(f"{name} must be a path of shorter names, got {value!r:.60}") from None
+            raise InputError(f"{name} must be a path of shorter names, got {short(value)}") from None
     return Path(value)
 
 
-def unknown(kind: str, value: str, allowed: Iterable[str], *, alike: float = 0.5) -> InputError:
+def check_among(name: str, value: Any, allowed: Iterable[str], *, alike: float = 0.5) -> str:
+    """A text; InputError unless it is one of those that are allowed.
+
+    >>> check_among("mode", "guided", ("guided", "gradient"))
+    'guided'
+    """
+    if not isinstance(value, str) or value not in allowed:
+        raise unknown(name, value, allowed, alike=alike)
+    return value
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """True or False as Python's own; InputError for anything else."""
+    if type(value).__name__ in ("bool", "bool_") and value in (True, False):
+        return bool(value)
+    raise InputError(f"{name} must be true or false, got {short(value)}")
+
+
+def check_text(name: str, value: Any) -> str:
+    """A text; InputError for anything else."""
+    if isinstance(value, str):
+        return value
+    raise InputError(f"{name} must be a text, got {short(value)}")
+
+
+def check_mapping(name: str, value: Any) -> dict[str, Any]:
+    """A mapping of texts as a dict; InputError for anything else."""
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return dict(value)
+    raise InputError(f"{name} must be a dict of texts to values, got {short(value)}")
+
+
+def listed(name: str, values: Any, kind: type | UnionType = object, what: str = "values") -> list[Any]:
+    """What something holds as a list; InputError unless it is iterable, no text itself, and holds things of this type.
+
+    >>> listed("formats", ("png", "pdf"), str, "texts")
+    ['png', 'pdf']
+    """
+    if isinstance(values, Iterable) and not isinstance(values, str | bytes):
+        with suppress(Exception):  # of somebody's own class, or an array without dimensions
+            found = list(values)
+            if all(isinstance(value, kind) for value in found):
+                return found
+    raise InputError(f"{name} must be a list of {what}, got {short(values)}")
+
+
+def unknown(kind: str, value: Any, allowed: Iterable[str], *, alike: float = 0.5) -> InputError:
     """Error for a name that is not among `allowed`: the three nearest, of those that are `alike` at least (0 to 1)."""
     names = sorted(set(allowed))
-    close = difflib.get_close_matches(value, names, n=3, cutoff=alike)
+    close = difflib.get_close_matches(value, names, n=3, cutoff=alike) if isinstance(value, str) else []
     if close:
-        return InputError(f"unknown {kind} {value!r}: did you mean {', '.join(close)}?")
+        return InputError(f"unknown {kind} {short(value)}: did you mean {', '.join(close)}?")
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
-    return InputError(f"unknown {kind} {value!r}: allowed are {shown}")
+    return InputError(f"unknown {kind} {short(value)}: allowed are {shown}")

@@ -17,7 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from qdv_gpu.errors import InputError
+from qdv_gpu.errors import InputError, short
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 TEMPORARY = ".qdv-gpu-tmp-"  # how the names of unfinished files begin
@@ -234,7 +234,7 @@ def parse_bytes(text: str) -> int:
     except (ValueError, KeyError):
         number = 0
     if not 1 <= number < math.inf:
-        raise InputError(f"memory must be a size like 4GB or 512MiB, got {text!r}")
+        raise InputError(f"memory must be a size like 4GB or 512MiB, got {short(text)}")
     return int(number)
 
 

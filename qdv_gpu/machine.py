@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from qdv_gpu.errors import InputError
+from qdv_gpu.errors import InputError, short
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -54,14 +54,14 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     InputError
         If the name is not a device, or CUDA is asked for and absent.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        resolved = torch.device(device)
-    except RuntimeError:
-        resolved = None
+    resolved = None
+    if isinstance(device, str | torch.device):
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        with suppress(RuntimeError):
+            resolved = torch.device(device)
     if resolved is None or resolved.type not in ("cpu", "cuda"):
-        raise InputError(f"device must be auto, cpu, cuda or cuda:N, got {str(device)!r}")
+        raise InputError(f"device must be auto, cpu, cuda or cuda:N, got {short(device)}")
     if resolved.type == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():

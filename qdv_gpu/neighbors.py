@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from qdv_gpu.errors import InputError, MissingPackageError, check_count, unknown
+from qdv_gpu.errors import InputError, MissingPackageError, check_among, check_count
 
 ENGINES = ("auto", "faiss", "torch", "direct", "inverted")
 BLOCK = 1 << 24  # distances held at once on a GPU, in elements
@@ -76,7 +76,7 @@ def knn(X: torch.Tensor, k: int, *, engine: str = "auto") -> Neighbors:
     MissingPackageError
         If faiss is asked for and absent.
     """
-    X = _validated(X, k)
+    X, k = _validated(X, k), int(k)
     N = len(X)
     result = Neighbors(
         torch.empty((N, k), dtype=torch.int64, device=X.device),
@@ -97,7 +97,7 @@ def neighbor_blocks(
     Yields the points int64 [n], in any order, their k + `beyond` nearest other points int64 and the squared distances
     float64 [n, k + beyond]. Beyond N - 1 the distance is infinite.
     """
-    X = _validated(X, k)
+    X, k = _validated(X, k), int(k)
     engine = _resolved_engine(X, k, engine)
     N, k = len(X), k + beyond
     missing = torch.arange(N, device=X.device)
@@ -173,8 +173,7 @@ def _validated(X: torch.Tensor, k: int) -> torch.Tensor:
 
 def _resolved_engine(X: torch.Tensor, k: int, engine: str) -> str:
     """Choose "faiss", "torch" or "direct", or say why the one asked for cannot be had."""
-    if engine not in ENGINES:
-        raise unknown("engine", engine, ENGINES)
+    check_among("engine", engine, ENGINES)
     within_limit = not X.is_cuda or k + 2 <= FAISS_GPU_LIMIT
     if engine == "inverted" and X.is_cuda:
         raise InputError(f"engine inverted works on the CPU, got points on {X.device}")

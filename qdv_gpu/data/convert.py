@@ -23,7 +23,7 @@ from qdv_gpu.data.geometry import Geometry
 from qdv_gpu.data.images import Images
 from qdv_gpu.data.labels import check_labels
 from qdv_gpu.data.readers import BATCH, Item, ItemReader, read, read_again
-from qdv_gpu.errors import InputError, check_side
+from qdv_gpu.errors import InputError, check_side, check_text, listed
 from qdv_gpu.machine import free_memory
 from qdv_gpu.progress import advance
 
@@ -80,6 +80,10 @@ def as_images(
     """
     if image_size is not None:
         check_side(image_size)
+    if name is not None:
+        check_text("name", name)
+    if classes is not None:
+        classes = listed("classes", classes, what="names")
     if isinstance(data, Images):
         return data
     if isinstance(data, tuple):
@@ -93,9 +97,9 @@ def as_images(
         data = data.dataset
     title = name or type(data).__name__
     if classes is None:
-        listed = getattr(data, "classes", None)
-        if isinstance(listed, list | tuple) and listed and all(isinstance(one, str) for one in listed):
-            classes = listed
+        own = getattr(data, "classes", None)
+        if isinstance(own, list | tuple) and own and all(isinstance(one, str) for one in own):
+            classes = own
     reader = ItemReader(data, sample, title, options)
     if isinstance(data, IterableDataset):
         return _read_once(reader, classes)

@@ -19,7 +19,7 @@ from qdv_gpu.data.geometry import Geometry
 from qdv_gpu.data.images import Images
 from qdv_gpu.data.readers import FileReader, hold, refusal, workers
 from qdv_gpu.data.tables import TABLE_SUFFIXES, list_table
-from qdv_gpu.errors import SEED, InputError, as_path, check_count, check_side, unknown
+from qdv_gpu.errors import SEED, InputError, as_path, check_count, check_flag, check_side, check_text, short, unknown
 
 logger = logging.getLogger(__name__)
 
@@ -80,14 +80,17 @@ def load_images(
     """
     check_data(data)
     geometry = None if image_size is None else Geometry(check_side(image_size))
-    check_count("seed", seed, least=0, most=SEED)
+    seed = check_count("seed", seed, least=0, most=SEED)
+    check_flag("skip_bad", skip_bad)
+    if split is not None:
+        check_text("split", split)
     if data not in DATASETS:
         listing = _listing(Path(data), split)
         return _of_files(listing, samples, geometry, skip_bad=skip_bad, seed=seed)
     split = split or "test"
     if split not in ("train", "test"):
-        raise InputError(f"split of {data} must be train or test, got {split!r}")
-    cache = Path(root) if root is not None else Path.home() / ".cache" / "qdv_gpu"
+        raise InputError(f"split of {data} must be train or test, got {short(split)}")
+    cache = as_path("root", root) if root is not None else Path.home() / ".cache" / "qdv_gpu"
     if data == "digits":
         images = _digits(split)
     elif data == "cifar10":
@@ -115,7 +118,7 @@ def check_data(data: str | Path) -> None:
 
 def stratified(labels: Tensor, classes: Sequence[str], samples: int | str, *, seed: int = 222) -> Tensor:
     """Positions of `samples` images, equally many of each class; "all" keeps every image in its order."""
-    if samples == "all":
+    if isinstance(samples, str) and samples == "all":
         return torch.arange(len(labels))
     total = _number(samples)
     if total < len(classes):
@@ -133,7 +136,7 @@ def stratified(labels: Tensor, classes: Sequence[str], samples: int | str, *, se
 
 def drawn(count: int, samples: int | str, *, seed: int = 222) -> Tensor:
     """Positions of `samples` of `count` images without labels; "all" keeps every image in its order."""
-    if samples == "all":
+    if isinstance(samples, str) and samples == "all":
         return torch.arange(count)
     total = _number(samples)
     if not 1 <= total <= count:
@@ -146,7 +149,7 @@ def _number(samples: int | str) -> int:
         return int(samples)
     if isinstance(samples, str) and samples.isascii() and samples.isdigit():
         return int(samples)
-    raise InputError(f"samples must be a number or all, got {samples!r}")
+    raise InputError(f"samples must be a number or all, got {short(samples)}")
 
 
 def _digits(split: str) -> Images:

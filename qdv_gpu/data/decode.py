@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qdv_gpu.arrays import to_tensor
 from qdv_gpu.data.geometry import Geometry
-from qdv_gpu.errors import InputError
+from qdv_gpu.errors import InputError, as_path
 from qdv_gpu.files import check_regular, contents_of
 
 if TYPE_CHECKING:
@@ -45,9 +45,10 @@ def load_image(path: str | Path) -> Tensor:
     ...     load_image(file.name).shape
     torch.Size([3, 2, 4])
     """
-    if not Path(path).is_file():
+    path = as_path("image", path)
+    if not path.is_file():
         raise InputError(f"there is no image file {path}")
-    pixels = decode(Path(path))
+    pixels = decode(path)
     if isinstance(pixels, str):
         raise InputError(pixels)
     return pixels

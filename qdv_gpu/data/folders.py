@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from qdv_gpu.errors import InputError
+from qdv_gpu.errors import InputError, short
 
 logger = logging.getLogger(__name__)
 
@@ -121,10 +121,10 @@ def _base(folder: Path, split: str | None) -> Path:
     if split is None:
         return folder / "test" if (folder / "test").is_dir() else folder
     if not split or Path(split).name != split or split == "..":
-        raise InputError(f"split must be the name of a folder, got {split!r}")
+        raise InputError(f"split must be the name of a folder, got {short(split)}")
     if not (folder / split).is_dir():
         there = some([path.name for path in _folders(folder)]) or "no folders"
-        raise InputError(f"data folder {folder} has no folder {split!r} for this split: it has {there}")
+        raise InputError(f"data folder {folder} has no folder {short(split)} for this split: it has {there}")
     return folder / split
 
 

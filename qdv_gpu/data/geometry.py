@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from qdv_gpu.errors import InputError, check_side, unknown
+from qdv_gpu.errors import InputError, check_among, check_side
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -57,8 +57,7 @@ class Geometry:
         check_side(self.side)
         if self.resize is not None and self.resize < 1:
             raise InputError(f"the shorter edge must be resized to at least 1 pixel, got {self.resize}")
-        if self.interpolation not in INTERPOLATIONS:
-            raise unknown("interpolation", self.interpolation, INTERPOLATIONS)
+        check_among("interpolation", self.interpolation, INTERPOLATIONS)
 
     def __str__(self) -> str:
         """The same text for the same pixels, as digests hold it."""

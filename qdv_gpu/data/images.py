@@ -18,7 +18,7 @@ from qdv_gpu.data.decode import as_pixels
 from qdv_gpu.data.geometry import Geometry
 from qdv_gpu.data.labels import check_labels
 from qdv_gpu.data.readers import FileReader, ItemReader, Reader, at, hold, pixels_digest, read, workers
-from qdv_gpu.errors import InputError
+from qdv_gpu.errors import InputError, listed, short
 from qdv_gpu.machine import free_memory, resolve_device
 
 BLOCK = 1 << 24  # bytes that are checked or hashed at a time
@@ -178,6 +178,8 @@ class Images:
         >>> Images.from_arrays(torch.zeros(10, 3, 8, 6, dtype=torch.uint8)).at(Geometry(4, resize=5))
         Images('arrays', 10 of uint8 [3, 4, 4], no labels)
         """
+        if not isinstance(geometry, Geometry):
+            raise InputError(f"geometry must be a Geometry, got {short(geometry)}")
         reader = self.reader
         if reader is None:
             assert self.pixels is not None
@@ -248,6 +250,7 @@ class Images:
 
     def take(self, positions: Tensor) -> "Images":
         """The images at these positions, int64 [n], in this order."""
+        _check_positions(positions)
         return replace(
             self,
             labels=None if self.labels is None else self.labels[positions],
@@ -272,12 +275,15 @@ class Images:
         InputError
             For a file or item that cannot be read, or is not what it was when it was read before; for mixed sizes.
         """
-        send = _Sender(torch.device(device))
+        send = _Sender(device if isinstance(device, torch.device) else resolve_device(device))
+        positions = listed("positions", positions, Tensor, "tensors")
+        for batch in positions:
+            _check_positions(batch)
         if self.pixels is not None:
             for batch in positions:
                 yield send(self._read(batch))
             return
-        for items in self._items(list(positions)):
+        for items in self._items(positions):
             yield send(torch.stack([item.pixels for item in items]))
 
     def _read(self, positions: Tensor) -> Tensor:
@@ -294,6 +300,12 @@ class Images:
 
     def _hash(self, positions: Tensor) -> list[bytes]:
         return [pixels_digest(image) for image in self._read(positions).cpu()]
+
+
+def _check_positions(positions: Any) -> None:
+    """InputError unless these are positions of images, int64 [n]."""
+    if not isinstance(positions, Tensor) or positions.dtype != torch.int64 or positions.ndim != 1:
+        raise InputError(f"positions must be a tensor of int64 [n], got {short(positions)}")
 
 
 def prepare(

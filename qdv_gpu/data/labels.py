@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qdv_gpu.arrays import to_tensor
-from qdv_gpu.errors import InputError
+from qdv_gpu.errors import InputError, listed, short
 
 MAX_CLASSES = 1 << 20  # without names: a larger label is a mistake
 
@@ -28,15 +28,13 @@ def check_labels(
     >>> check_labels([2, 0], 2)
     (tensor([2, 0]), ('0', '1', '2'))
     """
-    if isinstance(classes, str):
-        raise InputError(f"classes must be a sequence of names, got {classes!r}")
-    names = None if classes is None else tuple(map(str, classes))
+    names = None if classes is None else tuple(map(str, listed("classes", classes, what="names")))
     if labels is None:
         return None, names or ()
     try:
         given = to_tensor(labels if hasattr(labels, "dtype") else np.asarray(labels)).cpu()
     except (TypeError, ValueError):
-        raise InputError(f"labels must be integers, one for each of {count} images, got {labels!r:.60}") from None
+        raise InputError(f"labels must be integers, one for each of {count} images, got {short(labels)}") from None
     if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
         raise InputError(f"labels must be integers, got {given.dtype}")
     if given.shape != (count,):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qdv_gpu.data.folders import Listing, some
-from qdv_gpu.errors import InputError
+from qdv_gpu.errors import InputError, short
 from qdv_gpu.files import contents_of
 
 TABLE_SUFFIXES = {".csv": ",", ".tsv": "\t"}
@@ -141,7 +141,7 @@ def _of_split(table: Path, rows: list[_Row], column: int | None, split: str | No
     """The rows of one split."""
     if column is None:
         if split is not None:
-            raise InputError(f"table {table} has no column 'split', and split is {split!r}: leave it out")
+            raise InputError(f"table {table} has no column 'split', and split is {short(split)}: leave it out")
         return rows
     chosen = [row for row in rows if row.cells[column] == (split or "test")]
     if not chosen:

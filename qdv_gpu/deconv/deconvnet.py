@@ -18,7 +18,7 @@ from qdv_gpu.deconv.backward import back_to_image
 from qdv_gpu.deconv.nodes import shape
 from qdv_gpu.deconv.record import Record, record_forward
 from qdv_gpu.deconv.windows import Signal, Window, all_of
-from qdv_gpu.errors import InputError, check_count, unknown
+from qdv_gpu.errors import InputError, check_among, check_count, listed, short
 from qdv_gpu.features.forward import ForwardPass, network_input
 from qdv_gpu.machine import exact_convolutions, free_memory
 from qdv_gpu.networks.layers import LayerName
@@ -133,8 +133,7 @@ class Deconvnet:
             infinity, or it has an activation without a rule; the message names its
             module. Masks made by comparing (`x * (x > 0)`) cannot be told from constants and are not found.
         """
-        if mode not in MODES:
-            raise unknown("mode", mode, MODES)
+        check_among("mode", mode, MODES)
         record = record_forward(self.network, self._input(image), layer, mode)
         chosen = self._maps(maps, record.activations.shape[1])
         values, places = record.activations[0, chosen].flatten(1).max(dim=1)
@@ -264,7 +263,7 @@ class Deconvnet:
         before, similarity = sizes(record), []
         shuffled = copy.deepcopy(module)
         other = replace(self.network, module=shuffled)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(check_count("seed", seed, least=0))
         for path in modules:
             for parameter in shuffled.get_submodule(path).parameters(recurse=False):
                 order = torch.randperm(parameter.numel(), generator=generator, device="cpu").to(parameter.device)
@@ -334,18 +333,21 @@ class Deconvnet:
             try:
                 chosen = range(count)[maps]
             except (TypeError, ValueError):
-                raise InputError(f"maps must be some of 0 to {count - 1}, got {maps!r}") from None
+                raise InputError(f"maps must be some of 0 to {count - 1}, got {short(maps)}") from None
         else:
-            chosen = maps.tolist() if hasattr(maps, "tolist") else maps
+            chosen = maps
+            if hasattr(type(maps), "tolist"):
+                chosen = chosen.tolist()
             chosen = [chosen] if isinstance(chosen, int) else chosen
         allowed = f"maps must be some of 0 to {count - 1}"
-        if isinstance(chosen, str) or not isinstance(chosen, Iterable):
-            raise InputError(f"{allowed}, got {maps!r}")
-        numbers = list(chosen)
+        try:
+            numbers = listed("maps", chosen)
+        except InputError:
+            raise InputError(f"{allowed}, got {short(maps)}") from None
         for number in numbers:
             whole = hasattr(number, "__index__") and not (isinstance(number, Tensor) and number.is_floating_point())
             if isinstance(number, bool) or not whole or not 0 <= number < count:
-                raise InputError(f"{allowed}, got {number!r}")
+                raise InputError(f"{allowed}, got {short(number)}")
         if not numbers:
             raise InputError(f"{allowed}, got none")
         return torch.tensor([int(number) for number in numbers], device=self.network.device)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, library
 
-from qdv_gpu.errors import InputError, MissingPackageError
+from qdv_gpu.errors import InputError, MissingPackageError, short
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # in the order of TYPE in unpool.cu
 MAX_GRID = 65_535  # blocks along y and z
@@ -374,5 +374,5 @@ def _check_maps(name: str, maps: Tensor) -> None:
 def _pair(value: Any) -> tuple[int, int]:
     values = tuple(value) if isinstance(value, Sequence) else (value,)
     if len(values) not in (1, 2) or not all(hasattr(v, "__index__") for v in values):
-        raise InputError(f"kernel_size, stride, padding and dilation must be one or two integers, got {value!r}")
+        raise InputError(f"kernel_size, stride, padding and dilation must be one or two integers, got {short(value)}")
     return int(values[0]), int(values[-1])

@@ -14,7 +14,7 @@ from qdv_gpu.arrays import like
 from qdv_gpu.data.convert import as_images
 from qdv_gpu.data.geometry import Geometry
 from qdv_gpu.data.images import Images, prepare
-from qdv_gpu.errors import InputError, check_count, unknown
+from qdv_gpu.errors import InputError, check_among, check_count, check_flag, check_side, unknown
 from qdv_gpu.machine import Halving, in_parallel, product_precision, threads
 from qdv_gpu.networks.copies import shared_copy
 from qdv_gpu.networks.guard import guarded
@@ -113,6 +113,7 @@ def activations(
     check_tokens(tokens)
     asked = read_layers(layers)
     selected = loaded.select(None if asked is None else [layer.path for layer in asked])
+    check_flag("crop", crop)
     check_memory(loaded, loaded.image_size if image_size is None else image_size)
     seen = shown(as_images(images), loaded, image_size, crop=crop)
     held = hold(ForwardPass(loaded, seen, selected, image_size, batch_size, precision, tokens))
@@ -130,8 +131,7 @@ def _is_array(images: Any) -> bool:
 
 def check_precision(precision: str, device: torch.device) -> None:
     """Raise InputError for an unknown precision, or one that the device does not have."""
-    if precision not in PRECISIONS:
-        raise unknown("precision", precision, PRECISIONS)
+    check_among("precision", precision, PRECISIONS)
     if precision == "tf32" and device.type != "cuda":
         raise InputError("precision tf32 requires a CUDA device: use fp32 or bf16")
 
@@ -151,9 +151,10 @@ def network_input(network: Network, pixels: Tensor, size: int | None = None) -> 
 
     Floating-point images are normalised already, and resized only to a `size` that is given.
     """
+    own = None if pixels.is_floating_point() else network.image_size
     inputs = prepare(
         pixels,
-        size=size or (None if pixels.is_floating_point() else network.image_size),
+        size=own if size is None else check_side(size),
         channels=network.channels,
         mean=network.mean,
         std=network.std,

@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from qdv_gpu.errors import InputError, unknown
+from qdv_gpu.errors import InputError, check_among
 from qdv_gpu.machine import in_parallel
 
 T = TypeVar("T")
@@ -96,8 +96,7 @@ class Statistics(NamedTuple):
 
 def check_normalisation(normalise: str) -> None:
     """Raise InputError unless it is one of NORMALISATIONS."""
-    if normalise not in NORMALISATIONS:
-        raise unknown("normalisation", normalise, NORMALISATIONS)
+    check_among("normalisation", normalise, NORMALISATIONS)
 
 
 def scale_rows_(tile: torch.Tensor, normalise: str) -> None:

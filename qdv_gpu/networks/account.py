@@ -9,7 +9,7 @@ from qdv_gpu.errors import InputError
 from qdv_gpu.networks.blank import on_meta
 from qdv_gpu.networks.fields import ACTIVATED, POOLED, Grid, Pass, Pooled, pass_of
 from qdv_gpu.networks.fit import head_path
-from qdv_gpu.networks.network import Base, Network
+from qdv_gpu.networks.network import Base, Network, check_network
 from qdv_gpu.networks.spec import Spec
 
 SHOWN = 24  # tensors that are listed one by one
@@ -111,6 +111,7 @@ def describe_variant(network: Network, image_size: int | None = None) -> Changes
     >>> changes.warnings
     ('avgpool pools 13 x 13 to 6 x 6, where it was 6 x 6: the weights behind it fit, but what they get has changed',)
     """
+    check_network(network)
     base = network.base
     if base is None:
         raise InputError(f"{network.name} is no variant: it has no edits")

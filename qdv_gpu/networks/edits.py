@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qdv_gpu.errors import InputError, unknown
+from qdv_gpu.errors import InputError, check_among, unknown
 from qdv_gpu.networks.blank import on_meta, run_blank
 from qdv_gpu.networks.depths import set_depth
 from qdv_gpu.networks.fit import head_path
@@ -134,8 +134,7 @@ def _set_zf(draft: Draft, _: Any) -> None:
 
 def _set_pooling(draft: Draft, kind: Any) -> None:
     """Maximum or average in every pooling by windows; what pools to a given grid is left."""
-    if kind not in ("avg", "max"):
-        raise unknown("value of pooling", str(kind), ("avg", "max"), alike=0)
+    check_among("value of pooling", kind, ("avg", "max"), alike=0)
     found = [(p, m) for p, m in draft.module.named_modules() if isinstance(m, nn.MaxPool2d | nn.AvgPool2d)]
     if not found:
         raise InputError(f"pooling={kind} changes nothing: {draft.network.name} has no pooling module with windows")
@@ -166,8 +165,7 @@ def _activations(module: nn.Module) -> tuple[type[nn.Module], ...]:
 
 def _set_activation(draft: Draft, kind: Any) -> None:
     """Another activation in the place of every one; gates by a sigmoid, beside others, are left."""
-    if not isinstance(kind, str) or kind not in ACTIVATIONS:
-        raise unknown("value of activation", str(kind), ACTIVATIONS, alike=0)
+    check_among("value of activation", kind, ACTIVATIONS, alike=0)
     found = [m for m in draft.module.modules() if isinstance(m, _activations(draft.module))]
     if not found:
         name = draft.network.name
@@ -182,8 +180,7 @@ def _set_activation(draft: Draft, kind: Any) -> None:
 
 def _set_norm(draft: Draft, kind: Any) -> None:
     """Another normalisation of maps in the place of every one; without any, one behind each hidden convolution."""
-    if kind not in NORMS:
-        raise unknown("value of norm", str(kind), NORMS, alike=0)
+    check_among("value of norm", kind, NORMS, alike=0)
     module = draft.module
     found = [m for m in module.modules() if _normalises_maps(m)]
     if found:

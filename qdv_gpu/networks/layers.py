@@ -1,6 +1,6 @@
 """Names of layers, and what one image shows of them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from qdv_gpu.errors import InputError, check_side, check_whole
+from qdv_gpu.errors import InputError, check_side, check_whole, listed, short
 from qdv_gpu.files import readable
 from qdv_gpu.machine import free_memory, product_precision
 from qdv_gpu.networks.blank import on_meta, run_blank
 from qdv_gpu.networks.guard import guarded
 from qdv_gpu.networks.hooks import hooked
-from qdv_gpu.networks.network import Network
+from qdv_gpu.networks.network import Network, check_network
 
 SMALL = 1 << 26  # bytes of images that are not asked after
 
@@ -45,7 +45,7 @@ class LayerName:
     def parse(cls, text: str) -> "LayerName":
         """From "relu" or "relu@2"; InputError unless it is text."""
         if not isinstance(text, str):
-            raise InputError(f"a layer is a name or a module path, got {text!r:.60}")
+            raise InputError(f"a layer is a name or a module path, got {short(text)}")
         path, _, call = text.rpartition("@")
         return cls(path, int(call)) if path and call.isascii() and call.isdigit() and call[0] != "0" else cls(text)
 
@@ -65,9 +65,7 @@ def read_layers(layers: Any) -> list[LayerName] | None:
         return None
     if isinstance(layers, str):
         layers = [part.strip() for part in layers.split(",")]
-    if not isinstance(layers, Iterable):
-        raise InputError(f"layers must be names or module paths, got {layers!r:.60}")
-    return [LayerName.parse(layer) for layer in layers]
+    return [LayerName.parse(layer) for layer in listed("layers", layers, what="names or module paths")]
 
 
 def numbered(path: str, calls: int) -> list[LayerName]:
@@ -102,6 +100,7 @@ def trace_calls(network: Network, image_size: int | None = None) -> list[Call]:
     InputError
         If the network cannot take images of that size.
     """
+    check_network(network)
     size = network.image_size if image_size is None else image_size
     if check_whole("image size", size) < 1:
         raise InputError(f"image size must be at least 1 pixel, got {size}")

@@ -3,7 +3,7 @@
 import logging
 import math
 import numbers
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qdv_gpu.errors import LARGEST, SIDE, InputError, as_path, check_count, check_side, short
+from qdv_gpu.errors import LARGEST, SIDE, InputError, as_path, check_count, check_side, listed, short
 from qdv_gpu.files import text_of
 from qdv_gpu.machine import resolve_device
 from qdv_gpu.networks.build import build
@@ -182,7 +182,7 @@ def load_networks(
     if isinstance(networks, Mapping):
         labels, chosen = [str(label) for label in networks], list(networks.values())
     else:
-        chosen = [networks] if isinstance(networks, Source) or not isinstance(networks, Iterable) else list(networks)
+        chosen = [networks] if isinstance(networks, Source) else listed("networks", networks, what="networks")
         labels = [Spec.parse(str(one)).label or None if _is_named(one) else None for one in chosen]
     if not chosen:
         raise InputError("at least one network is required")
@@ -305,7 +305,9 @@ def _side(size: Any, asked: Spec) -> int | None:
     side: Any = sides.pop() if len(sides) == 1 else ""
     if side is None or (isinstance(side, numbers.Integral) and not isinstance(side, bool) and 0 < int(side) <= SIDE):
         return None if side is None else int(side)
-    raise InputError(f"the image size of {asked.built} must be a positive number of pixels, of a square, got {size!r}")
+    raise InputError(
+        f"the image size of {asked.built} must be a positive number of pixels, of a square, got {short(size)}"
+    )
 
 
 def _normalising(network: Network, mean: Any, std: Any) -> Network:
@@ -319,9 +321,7 @@ def _normalising(network: Network, mean: Any, std: Any) -> Network:
 
 def _of_channels(name: str, values: Any, network: Network) -> tuple[float, ...]:
     """A number for each channel, of as many or of one."""
-    given: list[Any] = (
-        [values] if isinstance(values, numbers.Real) else list(values) if isinstance(values, Iterable) else []
-    )
+    given = [values] if isinstance(values, numbers.Real) else listed(name, values, what="numbers")
     given = given * network.channels if len(given) == 1 else given
     least = 1 / LARGEST if name == "std" else -LARGEST
     if len(given) == network.channels and all(_is_within(v, least) for v in given):
@@ -403,10 +403,10 @@ def _weights(weights: Any) -> tuple[str | Path, Tensors | None, dict[str, Any]]:
         if not all(isinstance(n, str) and isinstance(v, torch.Tensor) for n, v in weights.items()):
             raise InputError("weights must be a name, a file or a state dict of names and tensors")
         return "given", dict(weights), {}
+    if weights is not None and not isinstance(weights, str | Path):
+        raise InputError(f"weights must be a name, a file or a state dict, got {type(weights).__name__}")
     if weights is None or str(weights) in ("imagenet", "none"):
         return "none" if weights is None else str(weights), None, {}
-    if not isinstance(weights, str | Path):
-        raise InputError(f"weights must be a name, a file or a state dict, got {type(weights).__name__}")
     file = _weights_file(weights)
     tensors, metadata = read_weights(file)
     if not isinstance(metadata, dict) or not isinstance(metadata.get("network", ""), str):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qdv_gpu.errors import InputError, check_side, unknown
+from qdv_gpu.errors import InputError, check_side, check_whole, short, unknown
 from qdv_gpu.networks.guard import guarded
 
 
@@ -111,11 +111,12 @@ class Network:
 
     def at_size(self, image_size: int | None) -> "Network":
         """The same network for images of another side in pixels; None leaves it as it is."""
-        if image_size is None or image_size == self.image_size:
+        if image_size is None:
             return self
-        if image_size < 1:
+        if check_whole("image size", image_size) < 1:
             raise InputError(f"image size must be at least 1 pixel, got {image_size}")
-        check_side(image_size)
+        if check_side(image_size) == self.image_size:
+            return self
         return replace(self, image_size=image_size, resize=round(self.resize * image_size / self.image_size))
 
     def has(self, layer: str) -> bool:
@@ -146,3 +147,9 @@ class Network:
 
     def _some_paths(self) -> str:
         return ", ".join([path for path, _ in self.module.named_modules() if path][:5])
+
+
+def check_network(network: Any) -> None:
+    """InputError unless this is a Network."""
+    if not isinstance(network, Network):
+        raise InputError(f"a network as load_network gives it is required, got {short(network)}")

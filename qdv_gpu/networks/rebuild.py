@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdv_gpu.errors import InputError, reason, unknown
+from qdv_gpu.errors import InputError, reason, short, unknown
 from qdv_gpu.networks.copies import shared_copy
 from qdv_gpu.networks.identity import structure_digest
 
@@ -137,21 +137,21 @@ def _check_kind(name: str, old: Any, value: Any, parameter: inspect.Parameter) -
     texts = isinstance(old, str) or "str" in str(parameter.annotation) or "Literal" in str(parameter.annotation)
     if isinstance(old, bool):
         if not isinstance(value, bool):
-            raise InputError(f"{name} must be True or False, got {value!r:.60}")
+            raise InputError(f"{name} must be True or False, got {short(value)}")
     elif old is not None and _numeric(old) and not (value is None or _numeric(value)):
         if not (texts and isinstance(value, str)):
-            raise InputError(f"{name} must be a number like {old!r}, got {value!r:.60}")
+            raise InputError(f"{name} must be a number like {old!r}, got {short(value)}")
     elif isinstance(old, str) and not (isinstance(value, str) or _numeric(value)):
-        raise InputError(f"{name} must be a text like {old!r}, got {value!r:.60}")
+        raise InputError(f"{name} must be a text like {old!r}, got {short(value)}")
 
 
 def _check_counts(name: str, old: Any, value: Any, least: int) -> None:
     """Raise InputError unless a value is an integer, or as many as the old one has, each of which is large enough."""
     given = list(value) if isinstance(value, tuple | list) else [value]
     if not all(one is None or (isinstance(one, int) and one >= least) for one in given):
-        raise InputError(f"{name} must be an integer of at least {least}, got {value!r:.60}")
+        raise InputError(f"{name} must be an integer of at least {least}, got {short(value)}")
     if isinstance(value, tuple | list) and isinstance(old, tuple) and len(value) != len(old):
-        raise InputError(f"{name} must be one integer or {len(old)}, got {value!r:.60}")
+        raise InputError(f"{name} must be one integer or {len(old)}, got {short(value)}")
 
 
 def _numeric(value: Any) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from qdv_gpu.errors import InputError, unknown
+from qdv_gpu.errors import InputError, check_among, short, unknown
 from qdv_gpu.networks.build import is_name
 
 CARRY = ("fresh", "crop", "resample")  # what becomes of a tensor whose shape an edit changes
@@ -71,7 +71,7 @@ class Spec:
         edits, carry = _read_edits(inside[0], text) if inside else ({}, CARRY[0])
         name, arguments = _called(head.strip())
         if not name:
-            raise InputError(f"a network's name is required, got {text!r}")
+            raise InputError(f"a network's name is required, got {short(text)}")
         return cls(name, arguments, rest, label, edits, carry)
 
     @property
@@ -115,7 +115,7 @@ def flat_edits(edits: Any) -> dict[str, Any]:
     {'features.0.kernel_size': 7, 'features.0.stride': 2, 'width': 0.5}
     """
     if not isinstance(edits, Mapping):
-        raise InputError(f"edits must be a dict of paths to arguments and values, got {edits!r:.60}")
+        raise InputError(f"edits must be a dict of paths to arguments and values, got {short(edits)}")
     flat: dict[str, Any] = {}
     for key, value in edits.items():
         inner = value.items() if isinstance(value, Mapping) else [("", value)]
@@ -129,8 +129,7 @@ def flat_edits(edits: Any) -> dict[str, Any]:
 
 def check_carry(carry: Any) -> str:
     """One of CARRY; InputError if it is not."""
-    if carry not in CARRY:
-        raise unknown("value of carry", str(carry), CARRY, alike=0)
+    check_among("value of carry", carry, CARRY, alike=0)
     return str(carry)
 
 
@@ -142,13 +141,13 @@ def _checked(name: str, value: Any) -> Any:
     if dot and (not path or not argument.isidentifier()):
         raise InputError(f"an edit of a module is PATH.ARGUMENT=VALUE, got {name}")
     if name == "zf" and value is not True:
-        raise InputError(f"the edit zf takes no value, got {value!r:.60}")
+        raise InputError(f"the edit zf takes no value, got {short(value)}")
     try:
         if ast.literal_eval(repr(value)) == value:
             return value
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         pass
-    raise InputError(f"the value of {name} must be a Python literal or a word, got {value!r:.60}")
+    raise InputError(f"the value of {name} must be a Python literal or a word, got {short(value)}")
 
 
 def _read_edits(inside: str, text: str) -> tuple[dict[str, Any], str]:
@@ -180,7 +179,7 @@ def _value(key: str, written: str) -> Any:
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         if _WORD.fullmatch(written):
             return written
-        raise InputError(f"the value of {key} must be a Python literal or a word, got {written!r:.60}") from None
+        raise InputError(f"the value of {key} must be a Python literal or a word, got {short(written)}") from None
 
 
 def _written(value: Any) -> str:

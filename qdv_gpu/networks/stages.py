@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from qdv_gpu.errors import InputError
+from qdv_gpu.errors import InputError, short
 from qdv_gpu.files import text_of
 from qdv_gpu.networks.fit import head_path
 from qdv_gpu.networks.layers import Call, trace_calls
@@ -46,7 +46,9 @@ def default_layers(network: Network) -> dict[str, str]:
     own: dict[str, str] = getattr(module, "named_layers", {})
     if own:
         if not isinstance(own, dict) or not all(isinstance(t, str) and t for pair in own.items() for t in pair):
-            raise InputError(f"named_layers of {network.name} must be a dict of names to module paths, got {own!r}")
+            raise InputError(
+                f"named_layers of {network.name} must be a dict of names to module paths, got {short(own)}"
+            )
         network.select(own.values())
         return {text_of(layer): path for layer, path in own.items()}
     if name in _NAMED_LAYERS:

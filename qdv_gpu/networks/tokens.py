@@ -7,7 +7,7 @@ from math import isqrt, prod
 
 from torch import Tensor, nn
 
-from qdv_gpu.errors import InputError, unknown
+from qdv_gpu.errors import InputError, check_among, check_flag
 from qdv_gpu.networks.layers import numbered, trace_calls
 from qdv_gpu.networks.network import Network
 
@@ -16,8 +16,7 @@ TOKENS = ("auto", "cls", "mean", "all")
 
 def check_tokens(tokens: str) -> None:
     """Raise InputError unless `tokens` is one of TOKENS."""
-    if tokens not in TOKENS:
-        raise unknown("value of tokens", str(tokens), TOKENS)
+    check_among("value of tokens", tokens, TOKENS)
 
 
 def reduction(network: Network, shape: tuple[int, ...], tokens: str = "auto") -> str | None:
@@ -103,6 +102,7 @@ def describe_layers(
     ('layer4', 25088)
     """
     check_tokens(tokens)
+    check_flag("every", every)
     calls = trace_calls(network, image_size)
     names = {path: path for path in dict.fromkeys(call.path for call in calls)} if every else network.layers
 

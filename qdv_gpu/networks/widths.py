@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qdv_gpu.errors import InputError
+from qdv_gpu.errors import InputError, short
 from qdv_gpu.networks.blank import needed, on_meta, run_blank
 from qdv_gpu.networks.fit import head_path
 from qdv_gpu.networks.network import Network
@@ -39,7 +39,7 @@ def set_width(network: Network, factor: Any) -> dict[nn.Module, nn.Module]:
     """
     positive = isinstance(factor, numbers.Real) and not isinstance(factor, bool) and 0 < float(factor) < math.inf
     if not positive:
-        raise InputError(f"width must be a positive number, got {factor!r:.60}")
+        raise InputError(f"width must be a positive number, got {short(factor)}")
     module = network.module
     head = head_path(module)
     divisors = _divisors(module)

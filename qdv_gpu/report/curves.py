@@ -10,7 +10,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from qdv_gpu.errors import InputError
+from qdv_gpu.arrays import as_floats
+from qdv_gpu.errors import InputError, check_among, check_text, listed, short
 from qdv_gpu.report import drawing
 from qdv_gpu.report.drawing import COLOURS, GRAY, LINE, MARGIN, PAGE, SMALL, TEXT, TITLE, NotebookFigure, plain
 
@@ -33,12 +34,22 @@ def plot_training(history: Sequence[Mapping[str, float]], title: str) -> tuple[F
     array of Axes
         [2], of the loss and of the accuracies.
 
+    Raises
+    ------
+    InputError
+        If an epoch has not these numbers.
+
     Examples
     --------
     >>> figure, axes = plot_training([{"loss": 2.3, "accuracy": 0.1, "test_accuracy": 0.1}], "alexnet on cifar10")
     >>> [ax.get_ylabel() for ax in axes]
     ['cross-entropy (nats)', 'accuracy']
     """
+    check_text("title", title)
+    losses, accuracies, tested = (
+        [float(as_floats(name, entry.get(name))) for entry in listed("history", history, Mapping, "dicts")]
+        for name in ("loss", "accuracy", "test_accuracy")
+    )
     width, tall, left, gap = 6.0, 2.0, 0.55, 0.7
     figure = NotebookFigure(figsize=(width, 1))
     top = _title_height(title, width)
@@ -54,10 +65,10 @@ def plot_training(history: Sequence[Mapping[str, float]], title: str) -> tuple[F
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         ax.set_xlabel("epoch", fontsize=TEXT)
         ax.set_ylabel(quantity, fontsize=TEXT)
-    epochs = range(1, len(history) + 1)
-    axes[0].plot(epochs, [entry["loss"] for entry in history], color=COLOURS[0], **_CURVE)
-    axes[1].plot(epochs, [entry["accuracy"] for entry in history], color=COLOURS[0], **_CURVE)
-    axes[1].plot(epochs, [entry["test_accuracy"] for entry in history], color=COLOURS[1], **_CURVE)
+    epochs = range(1, len(losses) + 1)
+    axes[0].plot(epochs, losses, color=COLOURS[0], **_CURVE)
+    axes[1].plot(epochs, accuracies, color=COLOURS[0], **_CURVE)
+    axes[1].plot(epochs, tested, color=COLOURS[1], **_CURVE)
     axes[1].set_ylim(0, 1)
     return figure, axes
 
@@ -88,6 +99,10 @@ def plot_profile(shares: Mapping[int, Sequence[tuple[str, float, str]]], title: 
     >>> [label.get_text() for label in axes[0].get_yticklabels()]
     ['conv1', 'relu1']
     """
+    check_text("title", title)
+    if not isinstance(shares, Mapping):
+        raise InputError(f"shares must be a dict of batch sizes to layers, got {short(shares)}")
+    shares = {batch: [_share(row) for row in listed("shares", rows, what="layers")] for batch, rows in shares.items()}
     if not shares or not all(shares.values()):
         raise InputError("at least one batch size and one layer are required")
     names = [plain(name) for name, *_ in next(iter(shares.values()))]
@@ -120,6 +135,14 @@ def plot_profile(shares: Mapping[int, Sequence[tuple[str, float, str]]], title: 
     return figure, axes
 
 
+def _share(row: Any) -> tuple[str, float, str]:
+    found = listed("a layer", row, what="its name, its share and what bounds it")
+    if len(found) != 3:
+        raise InputError(f"a layer must be its name, its share and what bounds it, got {short(row)}")
+    name, share, bound = found
+    return check_text("a layer", name), float(as_floats("share", share)), check_among("bound", bound, BOUNDS)
+
+
 def plot_sanity(modules: Sequence[str], similarity: Any, title: str) -> tuple[Figure, Axes]:
     """Similarity of reconstructions to those of the true weights, as modules are shuffled one after the other.
 
@@ -146,8 +169,10 @@ def plot_sanity(modules: Sequence[str], similarity: Any, title: str) -> tuple[Fi
     >>> [label.get_text() for label in ax.get_xticklabels()]
     ['none', 'conv2', 'conv1']
     """
-    similarity = np.asarray(similarity, dtype=np.float64)
-    if not len(modules) or similarity.ndim != 2 or len(similarity) != len(modules):
+    check_text("title", title)
+    modules = listed("modules", modules, str, "names")
+    similarity = as_floats("similarity", similarity, None, None)
+    if not len(modules) or not similarity.size or len(similarity) != len(modules):
         raise InputError(f"similarity must have a row for each of {len(modules)} modules, got {list(similarity.shape)}")
     count, right = len(modules) + 1, 0.12
     width = float(np.clip(1.5 + 0.35 * count, 4.0, PAGE))

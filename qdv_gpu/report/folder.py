@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from qdv_gpu.errors import InputError, unknown
+from qdv_gpu.errors import InputError, check_among, listed
 from qdv_gpu.files import LEFTOVER, locked, remove_leftovers, replacing
 from qdv_gpu.results.run import RUN, embedding_file, is_finished
 from qdv_gpu.sealed import hash_of, read_sealed, write_sealed
@@ -43,11 +43,10 @@ def read_formats(formats: str | Sequence[str]) -> tuple[str, ...]:
     """
     if isinstance(formats, str):
         formats = [part.strip() for part in formats.split(",")]
-    chosen = tuple(formats) if isinstance(formats, Iterable) else (formats,)
+    chosen = listed("formats", formats, what=", ".join(FORMATS))
     for suffix in chosen or ("",):
-        if suffix not in FORMATS:
-            raise unknown("figure format", str(suffix), FORMATS)
-    return chosen
+        check_among("figure format", suffix, FORMATS)
+    return tuple(chosen)
 
 
 def save_figure(figure: Figure, path: Path) -> None:

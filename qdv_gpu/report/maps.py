@@ -1,6 +1,6 @@
 """Maps of layers as panels of points, coloured by class."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.markers import MarkerStyle
 
-from qdv_gpu.errors import InputError
+from qdv_gpu.arrays import as_floats, to_tensor
+from qdv_gpu.errors import InputError, listed
 from qdv_gpu.report import drawing
 from qdv_gpu.report.drawing import (
     COLOURS,
@@ -76,21 +77,28 @@ def plot_maps(
     Examples
     --------
     >>> rng = np.random.default_rng(0)
-    >>> figure, axes = plot_maps(rng.normal(size=(2, 60, 2)), np.arange(60) % 3, ["cat", "dog", "owl"], titles="ab")
+    >>> maps, labels = rng.normal(size=(2, 60, 2)), np.arange(60) % 3
+    >>> figure, axes = plot_maps(maps, labels, ["cat", "dog", "owl"], titles=["relu1", "relu2"])
     >>> len(axes), [text.get_text() for text in figure.legends[0].get_texts()]
     (2, ['cat', 'dog', 'owl'])
     """
-    maps = [np.asarray(Z, dtype=np.float64) for Z in maps]
-    _check_maps(maps, {"titles": titles, "subtitles": subtitles, "groups": groups})
+    maps = [as_floats("maps", Z, None, 2) for Z in listed("maps", maps, what="arrays")]
+    titles, subtitles, groups = (
+        _check_texts(name, given, len(maps))
+        for name, given in (("titles", titles), ("subtitles", subtitles), ("groups", groups))
+    )
+    _check_maps(maps)
     styles, others, heading = None, 0, None
     handles: list[Line2D] = []
     entries: list[str] = []
     if labels is not None:
         labels, names = _check_labels(labels, classes, len(maps[0]))
+        if difficulty is not None:
+            difficulty = as_floats("difficulty", difficulty, len(names))
         shown = np.arange(len(names))
         if len(names) > NAMED:
             counts = np.bincount(labels, minlength=len(names))
-            rank = counts if difficulty is None else np.nan_to_num(np.asarray(difficulty, np.float64), nan=-np.inf)
+            rank = counts if difficulty is None else np.nan_to_num(difficulty, nan=-np.inf)
             shown = np.argsort(-rank, kind="stable")[:NAMED]
             others = len(names) - NAMED
             heading = f"{NAMED} {'most numerous' if difficulty is None else 'most difficult'} of {len(names)} classes"
@@ -148,7 +156,17 @@ def plot_maps(
     return figure, axes
 
 
-def _check_maps(maps: Sequence[np.ndarray], named: Mapping[str, Sequence[str] | None]) -> None:
+def _check_texts(name: str, given: Any, count: int) -> list[str] | None:
+    """A text for each map, if there are any."""
+    if given is None:
+        return None
+    texts = listed(name, given, str, "texts")
+    if len(texts) != count:
+        raise InputError(f"{name} must be one for each of the {count} maps, got {len(texts)}")
+    return texts
+
+
+def _check_maps(maps: Sequence[np.ndarray]) -> None:
     if not maps:
         raise InputError("at least one map is required")
     for Z in maps:
@@ -156,16 +174,15 @@ def _check_maps(maps: Sequence[np.ndarray], named: Mapping[str, Sequence[str] | 
             raise InputError(f"maps must all be [N, 2] with the same N of at least 1, got {list(Z.shape)}")
         if not np.isfinite(Z).all():
             raise InputError("maps must be finite, got NaN or infinity")
-    for name, given in named.items():
-        if given is not None and len(given) != len(maps):
-            raise InputError(f"{name} must be one for each of the {len(maps)} maps, got {len(given)}")
 
 
 def _check_labels(labels: Any, classes: Sequence[str] | None, N: int) -> tuple[np.ndarray, Sequence[str]]:
-    labels = np.asarray(labels)
+    labels = to_tensor(labels).cpu().numpy()
     if labels.shape != (N,) or labels.dtype.kind not in "iu":
         raise InputError(f"labels must be integers of shape [{N}], got {labels.dtype} of shape {list(labels.shape)}")
-    names = [str(c) for c in range(int(labels.max()) + 1)] if classes is None else classes
+    names = (
+        [str(c) for c in range(int(labels.max()) + 1)] if classes is None else listed("classes", classes, str, "names")
+    )
     if labels.min() < 0 or labels.max() >= len(names):
         raise InputError(f"labels must be within 0 and {len(names) - 1}, got {labels.min()} to {labels.max()}")
     return labels, names

@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from qdv_gpu.errors import InputError
+from qdv_gpu.arrays import as_floats
+from qdv_gpu.errors import InputError, check_count, check_mapping, listed
 from qdv_gpu.report import drawing
 from qdv_gpu.report.drawing import COLOURS, GRAY, LINE, MARGIN, PAGE, SMALL, TEXT, NotebookFigure
 
@@ -63,8 +64,24 @@ def plot_nh(
     >>> [text.get_text() for text in ax.get_xticklabels()], [f"{edge:.1f}" for edge in ax.get_ylim()]
     (['a', 'b'], ['0.3', '0.6'])
     """
+    layers = {network: listed("layers", own, str, "names") for network, own in check_mapping("layers", layers).items()}
+    nh, errors, space, differences, difference_errors = (
+        {one: as_floats(name, values, None) for one, values in check_mapping(name, given).items()}
+        if given is not None
+        else {}
+        for name, given in (
+            ("nh", nh), ("errors", errors), ("space", space), ("differences", differences),
+            ("difference_errors", difference_errors),
+        )
+    )  # fmt: skip
+    check_count("k", k)
+    if chance is not None:
+        chance = float(as_floats("chance", chance))
     if not nh:
         raise InputError("at least one network is required")
+    for network, values in {**differences, **difference_errors}.items():
+        if not len(values) or len(values) > max(map(len, nh.values())):
+            raise InputError(f"differences must have a value for each layer, got {len(values)} of {network}")
     for given in (nh, errors, space):
         for network, values in (given or {}).items():
             if len(values) != len(layers.get(network, ())):

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch.nn import functional
 
-from qdv_gpu.errors import InputError
+from qdv_gpu.arrays import as_floats, to_tensor
+from qdv_gpu.errors import InputError, check_among, check_text, check_whole, listed
 from qdv_gpu.report import drawing
 from qdv_gpu.report.drawing import LINE, MARGIN, SMALL, TEXT, TITLE, NotebookFigure, plain
 
@@ -57,6 +58,9 @@ def plot_reconstructions(
     >>> figure.axes[0].get_title(), [ax.get_title(loc="left") for ax in axes]
     ('input', ['conv1'])
     """
+    check_among("contrast", contrast, CONTRASTS)
+    titles = listed("titles", titles, str, "texts")
+    grids = [_check_pictures("grids", grid, None) for grid in listed("grids", grids, what="arrays")]
     inputs = _inputs(images, len(grids))
     if not len(grids) or len(titles) != len(grids):
         raise InputError(f"at least one grid, and a title for each, are required, got {len(grids)} and {len(titles)}")
@@ -121,7 +125,15 @@ def plot_top(patches: np.ndarray, pictures: np.ndarray, maps: Sequence[int], tit
     >>> [ax.get_title() for ax in axes]
     ['map 0', 'map 7']
     """
+    check_text("title", title)
+    patches, pictures = (
+        _check_pictures(name, one, None, None) for name, one in (("patches", patches), ("pictures", pictures))
+    )
+    maps = [check_whole("maps", one) for one in listed("maps", maps, what="integers")]
     M, k = patches.shape[:2]
+    if patches.shape != pictures.shape or len(maps) != M:
+        shapes = f"{list(patches.shape)}, {list(pictures.shape)} and {len(maps)}"
+        raise InputError(f"patches, pictures and maps must be as many and of one size, got {shapes}")
     side, across = math.ceil(math.sqrt(k)), min(M, 4)
     bright = _contrasted(pictures.reshape(M * k, *pictures.shape[2:]), (1, 2, 3))
     pair = (_tiles(patches.reshape(bright.shape).astype(np.float32) / 255, PATCH), _tiles(bright, PATCH))
@@ -156,17 +168,25 @@ def _inputs(images: Any, count: int) -> list[np.ndarray | None]:
     if images is None:
         return [None] * count
     shared = hasattr(images, "ndim") and images.ndim == 3
-    given = [images] if shared else list(images)
+    given = [images] if shared else listed("images", images, what="images")
     if not shared and len(given) != count:
         raise InputError(f"images must be one, or one for each of the {count} grids, got {len(given)}")
     found: list[np.ndarray | None] = []
     for image in given:
-        pixels = np.asarray(image)
+        pixels = to_tensor(image).cpu().numpy()
         if pixels.ndim != 3 or pixels.shape[0] not in (1, 3):
             raise InputError(f"an image must be [C, H, W] with C = 1 or 3, got {list(pixels.shape)}")
         pixels = pixels / 255 if pixels.dtype == np.uint8 else np.clip(pixels, 0, 1)
         found.append(np.broadcast_to(pixels, (3, *pixels.shape[1:])).transpose(1, 2, 0))
     return found + [None] * (count - len(found))
+
+
+def _check_pictures(name: str, pictures: Any, *shape: None) -> np.ndarray:
+    """Pictures float32 [..., C, H, W]."""
+    found = as_floats(name, pictures, *shape, None, None, None)
+    if not found.size or found.shape[-3] not in (1, 3):
+        raise InputError(f"{name} must be pictures [C, H, W] with C = 1 or 3, got {list(found.shape)}")
+    return found.astype(np.float32)
 
 
 def _contrasted(pictures: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from qdv_gpu.errors import short
 from qdv_gpu.results.store import Record
 from qdv_gpu.scores.quality import LayerScores, MapScore, Score
 
@@ -35,7 +36,7 @@ def check_numbers(said: Any, names: Sequence[str], *, unknown: bool = False) -> 
         raise ValueError(f"it does not say {', '.join(names)}")
     for name, value in said.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not (unknown or math.isfinite(value)):
-            raise ValueError(f"{name} is {value!r:.40}")
+            raise ValueError(f"{name} is {short(value)}")
 
 
 def check_cost(said: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from qdv_gpu.errors import InputError, unknown
+from qdv_gpu.errors import InputError, check_among, short
 from qdv_gpu.results.records import AnalysedLayer
 from qdv_gpu.scores.comparison import Difference, Side, ahead_from, check_margin, class_differences, differences
 from qdv_gpu.scores.similarity import cka_matrix, probe_hits
@@ -183,9 +183,9 @@ def check_pairing(pair: Any) -> None:
     """Raise InputError unless `pair` says which layers belong together."""
     if isinstance(pair, Mapping):
         if not pair or not all(isinstance(layer, str) for both in pair.items() for layer in both):
-            raise InputError(f"pair must be names of layers of A, each with one of B, got {pair!r:.80}")
-    elif pair not in PAIRINGS:
-        raise unknown("pairing of layers", str(pair), PAIRINGS)
+            raise InputError(f"pair must be names of layers of A, each with one of B, got {short(pair)}")
+    else:
+        check_among("pairing of layers", pair, PAIRINGS)
 
 
 def _cka(a: Layers, b: Layers) -> np.ndarray:
@@ -213,8 +213,7 @@ def _pairs(a: Layers, b: Layers, cka: np.ndarray, pair: str | Mapping[str, str])
         sides = zip(names, (list(pair), list(pair.values())), (a[0].network, b[0].network), strict=True)
         for own, asked, network in sides:
             for layer in asked:
-                if layer not in own:
-                    raise unknown(f"layer of {network}", layer, own)
+                check_among(f"layer of {network}", layer, own)
         found = sorted((names[0].index(x), names[1].index(y)) for x, y in pair.items())
     elif pair == "position":
         found = [(i, i) for i in range(min(len(a), len(b)))]

@@ -1,6 +1,7 @@
 """A finished run, read back: its folder says what it is of, the store holds what it found."""
 
 import csv
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from qdv_gpu.errors import InputError
+from qdv_gpu.errors import InputError, short
 from qdv_gpu.files import safe_name, text_of
 from qdv_gpu.results.checks import ARRAYS, check_components, check_scores
 from qdv_gpu.results.records import AnalysedLayer
@@ -66,7 +67,8 @@ class Run:
 
 def is_run(path: Any) -> bool:
     """Whether a path is of a folder that `analyze` wrote."""
-    return isinstance(path, str | Path) and (Path(path) / RUN).is_file() and (Path(path) / "layers.csv").is_file()
+    known = isinstance(path, str | Path)
+    return known and all(os.path.isfile(os.path.join(path, name)) for name in (RUN, "layers.csv"))
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -85,7 +87,7 @@ def read_about(folder: Path) -> dict[str, Any]:
         raise InputError(f"{error}: run its command again") from None
     for name, kind in TYPES.items():
         if name in about and not isinstance(about[name], kind):
-            raise InputError(f"{folder / RUN} is damaged ({name} is {about[name]!r:.40}): run its command again")
+            raise InputError(f"{folder / RUN} is damaged ({name} is {short(about[name])}): run its command again")
     if not is_finished(about):
         raise InputError(f"{folder} is of a run that did not come to its end: run its command again")
     return about

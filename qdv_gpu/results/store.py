@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from qdv_gpu.errors import InputError
+from qdv_gpu.errors import InputError, as_path
 from qdv_gpu.files import abandoned, explained, flush, locked, read_json, remove_leftovers, umask
 from qdv_gpu.sealed import SEAL, hash_of, read_sealed, seal_of, write_sealed
 
@@ -134,7 +134,9 @@ class Store:
     @classmethod
     def beside(cls, out: Path, path: str | Path | None = None) -> "Store":
         """The store at `path`, or that of $QDV_GPU_STORE, or `.qdv-store` in the folder that holds `out`."""
-        return cls(path or os.environ.get(VARIABLE) or out.absolute().parent / ".qdv-store")
+        if path is not None and not (isinstance(path, str) and not path):
+            return cls(as_path("store", path))
+        return cls(os.environ.get(VARIABLE) or out.absolute().parent / ".qdv-store")
 
     def read(self, key: Key, check: Callable[[Record], object] | None = None) -> Record | None:
         """The stage of a key; None if it is absent, or was damaged and is hence removed, with a warning.

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from qdv_gpu.errors import InputError
+from qdv_gpu.errors import InputError, short
 from qdv_gpu.scores.statistics import classes_of, image_variance, matches
 
 LEVEL = 0.05  # of error, over all layers
@@ -120,7 +120,7 @@ def differences(
 def check_margin(margin: float) -> None:
     """Raise InputError unless `margin` is a difference of NH within which there may be none."""
     if not isinstance(margin, numbers.Real) or not 0 < margin < 1:
-        raise InputError(f"margin must be a difference of NH above 0 and below 1, got {margin!r}")
+        raise InputError(f"margin must be a difference of NH above 0 and below 1, got {short(margin)}")
 
 
 def ahead_from(found: Sequence[Difference], *, sign: int = 1) -> int | None:

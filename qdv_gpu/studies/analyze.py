@@ -17,7 +17,7 @@ import qdv_gpu
 from qdv_gpu.data.convert import as_images
 from qdv_gpu.data.datasets import check_data, drawn, load_images, stratified
 from qdv_gpu.data.images import Images
-from qdv_gpu.errors import InputError, as_path
+from qdv_gpu.errors import InputError, as_path, check_flag, listed
 from qdv_gpu.features.budget import FORWARD, Layer, Plan, Task, plan
 from qdv_gpu.features.forward import ForwardPass, check_precision, default_batch, hold, shown, tile_images
 from qdv_gpu.features.pca import reduce
@@ -136,7 +136,9 @@ def analysing(
     if not isinstance(settings, str | Settings):
         raise InputError(f"settings must be Settings or a preset's name, got {type(settings).__name__}")
     chosen = changed(preset(settings) if isinstance(settings, str) else settings, changes)
-    formats = read_formats(formats)
+    formats, also = read_formats(formats), listed("also", also, Settings, "settings")
+    check_flag("skip_bad", skip_bad)
+    check_flag("report", report)
     if isinstance(data, str | Path):
         check_data(data)
     target = resolve_device(device)

@@ -16,7 +16,7 @@ from qdv_gpu.data.decode import load_image
 from qdv_gpu.data.folders import list_folder
 from qdv_gpu.data.images import Images
 from qdv_gpu.data.tables import list_table
-from qdv_gpu.errors import InputError, as_path, unknown
+from qdv_gpu.errors import InputError, as_path, check_among, check_flag, listed, short
 from qdv_gpu.files import explained
 from qdv_gpu.networks.layers import numbered, read_layers, trace_calls
 from qdv_gpu.networks.load import Source, load_networks, select_layers
@@ -94,15 +94,17 @@ def compare(
     [True]
     """
     formats, out = read_formats(formats), as_path("out", out)
-    if isinstance(runs, str) or not isinstance(runs, Sequence) or not all(map(_is_pair, runs)):
-        raise InputError(f"runs must be pairs of a run of A and a run of B, got {runs!r:.80}")
+    runs = listed("runs", runs, tuple | list, "pairs of a run of A and a run of B")
+    if any(len(both) != 2 for both in runs):
+        raise InputError(f"runs must be pairs of a run of A and a run of B, got {short(runs)}")
+    check_flag("skip_bad", skip_bad)
     flat = [side for both in ((first, second), *runs) for side in both]
     check_margin(margin)
     check_pairing(pair)
-    store = as_path("store", store) if store not in (None, "") else None
+    store = None if store is None or (isinstance(store, str) and not store) else as_path("store", store)
     others = [side for side in flat if not is_run(side)]
     if not others:
-        if data is not None or settings != "default" or changes.keys() - {"k"}:
+        if data is not None or not (isinstance(settings, str) and settings == "default") or changes.keys() - {"k"}:
             raise InputError("run folders have their images and settings: of data and settings only k can be given")
         k = changed(Settings(), changes).neighbors[0] if changes else None
         found, folder = _read_all(flat, k, store), RunFolder(out, "analyze" if is_run(out) else "compare")
@@ -185,12 +187,7 @@ def _check_layers(networks: Sequence[Source], pair: Mapping[str, str], settings:
         calls = Counter(call.path for call in trace_calls(network, settings.image_size))
         names = [str(name) for layer, path in layers.items() for name in numbered(layer, calls[path])]
         for layer in wanted:
-            if layer not in names:
-                raise unknown(f"layer of {network.name}", layer, names)
-
-
-def _is_pair(both: Any) -> bool:
-    return isinstance(both, tuple | list) and len(both) == 2
+            check_among(f"layer of {network.name}", layer, names)
 
 
 def _read_all(folders: Sequence[Any], k: int | None, store: Path | None) -> list[Run]:

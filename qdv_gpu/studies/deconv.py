@@ -18,7 +18,7 @@ from qdv_gpu.data.datasets import check_data, load_images
 from qdv_gpu.data.decode import load_image
 from qdv_gpu.data.images import Images
 from qdv_gpu.deconv.deconvnet import MODES, Deconvnet, TopActivations
-from qdv_gpu.errors import InputError, as_path, check_count, check_side, check_whole, unknown
+from qdv_gpu.errors import InputError, as_path, check_among, check_count, check_flag, check_side, check_whole
 from qdv_gpu.features.forward import shown
 from qdv_gpu.files import replacing, safe_name
 from qdv_gpu.machine import resolve_device
@@ -113,13 +113,13 @@ def picture(
     >>> [path.name for path in picture(network, tmp_path, data="digits", layers=["1", "2"])]
     ['1.png', '2.png']
     """
-    if mode not in MODES:
-        raise unknown("mode", mode, MODES)
-    if contrast not in pictures.CONTRASTS:
-        raise unknown("contrast", contrast, pictures.CONTRASTS)
+    check_among("mode", mode, MODES)
+    check_among("contrast", contrast, pictures.CONTRASTS)
     formats = read_formats(formats)
     check_count("top", top, least=0)
     out = as_path("out", out)
+    check_flag("crop", crop)
+    check_flag("skip_bad", skip_bad)
     if image_size is not None:
         check_side(image_size)
     if index is not None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qdv_gpu.errors import InputError, MissingPackageError, unknown
+from qdv_gpu.errors import InputError, MissingPackageError, as_path, check_among, reason
 from qdv_gpu.files import contents_of
 from qdv_gpu.machine import threads
 from qdv_gpu.results.store import Store
@@ -221,7 +221,10 @@ def on_slurm(out: Path, tasks: Sequence[Task], progress: Progress, options: Mapp
     if fresh:
         executor = slurm_executor(out, options)
         names = [[point.name for point in task] for task in fresh]
-        submitted = executor.map_array(Computing(), [str(out)] * len(fresh), names)
+        try:
+            submitted = executor.map_array(Computing(), [str(out)] * len(fresh), names)
+        except Exception as error:  # as a program of Slurm's says it
+            raise InputError(f"Slurm takes no job: {reason(error)}") from error
         jobs |= {task: job.job_id for task, job in zip(fresh, submitted, strict=True)}
         write_sealed(known, before | {task[0].name: job for task, job in jobs.items()})
         logger.info("%d tasks are in Slurm's queue as job %s", len(fresh), submitted[0].job_id.partition("_")[0])
@@ -302,16 +305,19 @@ def read_slurm(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     except ImportError:
         raise MissingPackageError('--slurm needs submitit: pip install "qdv_gpu[cluster]"') from None
     try:
-        options = dict(source) if isinstance(source, Mapping) else tomllib.loads(contents_of(source).decode())
+        options = dict(source) if isinstance(source, Mapping) else _of_toml(as_path("slurm", source))
     except OSError as error:
         raise InputError(f"--slurm {source} cannot be read: {error.strerror or error}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"--slurm {source}: {error}") from None
     allowed = SlurmExecutor._valid_parameters()
     for name in options:
-        if name not in allowed:
-            raise unknown("option of Slurm", name, allowed)
+        check_among("option of Slurm", name, allowed)
     return options
+
+
+def _of_toml(file: Path) -> dict[str, Any]:
+    return tomllib.loads(contents_of(file).decode())
 
 
 def on_dask(out: Path, tasks: Sequence[Task], progress: Progress, address: str) -> None:

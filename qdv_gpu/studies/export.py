@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qdv_gpu.data.images import Images
 from qdv_gpu.data.thumbnails import find_again, pictures, png_files
-from qdv_gpu.errors import InputError, as_path
+from qdv_gpu.errors import InputError, as_path, check_among
 from qdv_gpu.files import explained, locked, remove_leftovers, safe_name, text_of
 from qdv_gpu.report import projector
 from qdv_gpu.report.rows import write_csv, write_parquet
@@ -70,8 +70,7 @@ def export(run: str | Path, out: str | Path | None = None, *, to: str) -> list[P
     >>> [path.name for path in export(result.out, tmp_path / "atlas", to="parquet")]
     ['2.parquet']
     """
-    if to not in KINDS:
-        raise InputError(f"to must be parquet, tensorboard or csv, got {to!r:.60}")
+    check_among("kind of export", to, KINDS)
     view = view_run(as_path("run", run))
     target = view.folder / "export" / to if out is None else as_path("out", out)
     write: dict[str, Callable[[RunView, Path], list[str]]] = {

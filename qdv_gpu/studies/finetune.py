@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from qdv_gpu.data.convert import as_images
 from qdv_gpu.data.datasets import load_images, stratified
 from qdv_gpu.data.images import Images
-from qdv_gpu.errors import InputError, as_path, check_count
+from qdv_gpu.errors import InputError, as_path, check_count, check_flag
 from qdv_gpu.features.forward import network_input, shown
 from qdv_gpu.files import replacing
 from qdv_gpu.machine import Halving, on_threads, product_precision
@@ -94,7 +94,8 @@ def finetune(
     """
     if settings is not None and not isinstance(settings, Training):
         raise InputError(f"settings must be Training, got {type(settings).__name__}")
-    settings, out = changed(settings or Training(), changes), as_path("out", out)
+    settings, out = changed(Training() if settings is None else settings, changes), as_path("out", out)
+    check_flag("skip_bad", skip_bad)
     folder = RunFolder(out, "finetune")
     folder.check()
     task = Task.of(network, data, settings, weights=weights, device=device, skip_bad=skip_bad)

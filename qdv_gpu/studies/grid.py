@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qdv_gpu.errors import InputError, check_count, unknown
+from qdv_gpu.errors import InputError, as_path, check_count, short, unknown
 from qdv_gpu.files import contents_of
 from qdv_gpu.networks.spec import Spec
 from qdv_gpu.networks.variant import Variant
@@ -65,6 +65,7 @@ class Sheet:
         if isinstance(source, Mapping):
             sheet = cls(dict(source))
         else:
+            source = as_path("a sweep", source)
             try:
                 text = contents_of(source).decode().replace("\r\n", "\n")
                 sheet = cls(tomllib.loads(text), str(source), text)
@@ -76,7 +77,7 @@ class Sheet:
                 raise InputError(f"{source}: {error}") from None
         for part, value in sheet.table.items():
             if part not in PARTS:
-                raise sheet.error(str(unknown("table", part, PARTS)), part)
+                raise sheet.error(str(unknown("table", part, PARTS)), str(part))
             if not isinstance(value, list if part == "points" else dict):
                 raise sheet.error(f"{part} must be a table, [{'[points]' if part == 'points' else part}]", part)
         for number, value in enumerate(sheet.table.get("points", [])):
@@ -261,7 +262,7 @@ def _axis(sheet: Sheet, key: str, values: Any) -> list[Any]:
     if key == "runs" and isinstance(values, int) and not isinstance(values, bool):
         return [values]
     if not isinstance(values, list):
-        raise sheet.error(f"the grid needs a list of values, got {values!r:.60}", "grid", key)
+        raise sheet.error(f"the grid needs a list of values, got {short(values)}", "grid", key)
     if not values:
         raise sheet.error("the list is empty: at least one value is required", "grid", key)
     return [values] if key == "runs" else values
@@ -278,7 +279,7 @@ def _points(sheet: Sheet, given: Mapping[str, tuple[Any, str, int]], varied: Seq
         value = given[key][0] if key in given else default
         value = str(value) if isinstance(value, Path) else value
         if not isinstance(value, str) or not value:
-            raise refuse(key, f"a text is required, got {value!r:.60}" if key in given else "it is required")
+            raise refuse(key, f"a text is required, got {short(value)}" if key in given else "it is required")
         return value
 
     try:
@@ -304,7 +305,7 @@ def _points(sheet: Sheet, given: Mapping[str, tuple[Any, str, int]], varied: Seq
                 raise refuse(key, str(error)) from None
     skip_bad = given["skip_bad"][0] if "skip_bad" in given else False
     if not isinstance(skip_bad, bool):
-        raise refuse("skip_bad", f"true or false is required, got {skip_bad!r:.60}")
+        raise refuse("skip_bad", f"true or false is required, got {short(skip_bad)}")
     point = Point(
         label=_label(given, varied, network), varied=_varied(given, varied, network),
         network=network, data=text("data", ""),
@@ -323,7 +324,7 @@ def _runs(value: Any, refuse: Any) -> Sequence[int]:
     several = value
     whole = isinstance(several, list) and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in several)
     if not whole or not several or len(set(several)) < len(several):
-        raise refuse("runs", f"a number of runs, or a list of different ones from 1, is required, got {value!r:.60}")
+        raise refuse("runs", f"a number of runs, or a list of different ones from 1, is required, got {short(value)}")
     return several
 
 

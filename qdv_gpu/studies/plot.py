@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from qdv_gpu.errors import InputError, as_path, check_whole, unknown
+from qdv_gpu.errors import InputError, as_path, check_among, check_whole, listed
 from qdv_gpu.neighbors import knn
 from qdv_gpu.report import figures
 from qdv_gpu.report.folder import only_writer, read_formats, write_figure
@@ -145,9 +145,10 @@ def _chosen(found: list[Any], what: str, names: Sequence[str] | None) -> list[An
     """The layers with these names of networks or layers."""
     if names is None:
         return found
-    names = [names] if isinstance(names, str) else list(names)
+    names = [names] if isinstance(names, str) else listed(f"{what}s", names, str, "names")
+    if not names:
+        raise InputError(f"{what}s must be one or more names, got none")
     known = [getattr(record, what) for record, _ in found]
     for name in names:
-        if name not in known:
-            raise unknown(f"{what} of the run", str(name), known)
+        check_among(f"{what} of the run", name, known)
     return [pair for pair in found if getattr(pair[0], what) in names]

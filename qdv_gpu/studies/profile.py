@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import qdv_gpu
-from qdv_gpu.errors import InputError, as_path, check_count, check_whole
+from qdv_gpu.errors import InputError, as_path, check_count, check_whole, listed
 from qdv_gpu.features.forward import check_precision, computing
 from qdv_gpu.files import replacing, write_json
 from qdv_gpu.machine import threads
@@ -156,9 +156,9 @@ def profile(
     out = None if out is None else as_path("out", out)
     loaded = load_network(network, weights=weights, device=device if home(network) else None)
     target = loaded.device
-    if isinstance(batch_sizes, str) or not isinstance(batch_sizes, Iterable | None):
-        raise InputError(f"batch sizes must be integers, got {batch_sizes!r}")
-    batch_sizes = BATCH_SIZES[target.type] if batch_sizes is None else list(batch_sizes)
+    if batch_sizes is None:
+        batch_sizes = BATCH_SIZES[target.type]
+    batch_sizes = listed("batch sizes", batch_sizes, what="integers")
     if not batch_sizes:
         raise InputError("batch sizes must be one or more integers, got none")
     for batch in batch_sizes:

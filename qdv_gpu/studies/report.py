@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from qdv_gpu.data.images import Images
-from qdv_gpu.errors import InputError, as_path, check_count
+from qdv_gpu.errors import InputError, as_path, check_count, listed
 from qdv_gpu.files import explained, remove_leftovers, text_of, write_text
 from qdv_gpu.machine import command_line
 from qdv_gpu.report.folder import RunFolder
@@ -77,7 +77,8 @@ def write_report(
     >>> write_report(result.out).name
     'report.html'
     """
-    folders = [as_path("run", one) for one in ([runs] if isinstance(runs, str | Path) else runs)]
+    several = [runs] if isinstance(runs, str | Path) else listed("runs", runs, what="run folders")
+    folders = [as_path("run", one) for one in several]
     if not folders:
         raise InputError("at least one run folder is required")
     if thumbnails is not None:
@@ -136,9 +137,9 @@ def _page(folders: Sequence[Path], thumbnails: int | None) -> Page:
             sections += _deconvnet(folder)
         if known == len(views) + len(sections) + len(trainings):
             raise InputError(f"{folder} holds no finished run of qdv-gpu analyze, compare, sweep, deconv or finetune")
-    _check_same(views)
-    trainings = {**_trainings(views), **trainings}
     with damage_said(*(view.folder for view in views)):
+        _check_same(views)
+        trainings = {**_trainings(views), **trainings}
         return _filled(folders, views, sections, summary, sheets, trainings, thumbnails)
 
 

@@ -7,11 +7,23 @@ import dataclasses
 import math
 import numbers
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from qdv_gpu.errors import LARGEST, SEED, SIDE, InputError, check_count, check_most, short, unknown
+from qdv_gpu.errors import (
+    LARGEST,
+    SEED,
+    SIDE,
+    InputError,
+    check_among,
+    check_count,
+    check_flag,
+    check_most,
+    check_whole,
+    listed,
+    short,
+)
 from qdv_gpu.files import parse_bytes
 
 if TYPE_CHECKING:
@@ -63,10 +75,11 @@ def changed(base: T, changes: Mapping[str, Any]) -> T:
     >>> changed(Settings(), {"perplexity": 30}).perplexity
     30
     """
+    if not isinstance(base, Settings | Training):
+        raise InputError(f"settings must be Settings or Training, got {short(base)}")
     names = [field.name for field in dataclasses.fields(base)]
     for name in changes:
-        if name not in names:
-            raise unknown("setting", name, names)
+        check_among("setting", name, names)
     return dataclasses.replace(base, **changes)
 
 
@@ -78,7 +91,7 @@ def of_stage(table: Any, stage: Stage) -> dict[str, Any]:
 def _check_all(table: Any) -> None:
     """Check every value, and keep numbers as Python's own."""
     if table.split is not None and (not isinstance(table.split, str) or not table.split):
-        raise InputError(f"split must be the name of one, got {table.split!r}")
+        raise InputError(f"split must be the name of one, got {short(table.split)}")
     values: dict[str, Any] = {name: _numbers(name, getattr(table, name)) for name in ("mean", "std")}
     values["samples"] = read_samples(table.samples)
     for field in dataclasses.fields(table):
@@ -87,11 +100,9 @@ def _check_all(table: Any) -> None:
 
 
 def _numbers(name: str, values: Any) -> tuple[float, ...] | None:
-    given = (values,) if isinstance(values, numbers.Real) else values
-    if given is None:
+    if values is None:
         return None
-    if isinstance(given, str) or not isinstance(given, Iterable) or not all(isinstance(v, numbers.Real) for v in given):
-        raise InputError(f"{name} must be numbers, got {values!r}")
+    given = [values] if isinstance(values, numbers.Real) else listed(name, values, numbers.Real, "numbers")
     if not all(abs(value) <= LARGEST for value in given):
         raise InputError(f"{name} must be finite numbers of at most {LARGEST:g}, got {short(values)}")
     return tuple(map(float, given))
@@ -102,10 +113,10 @@ def _checked(field: Any, value: Any) -> Any:
         field.name.replace("_", " "),
         *(field.metadata[one] for one in ("least", "most", "among")),
     )
-    if field.type is bool and not isinstance(value, bool):
-        raise InputError(f"{name} must be true or false, got {value!r}")
-    if among is not None and value not in among:
-        raise unknown(f"value of {name}", str(value), among)
+    if field.type is bool:
+        return check_flag(name, value)
+    if among is not None:
+        return check_among(f"value of {name}", value, among)
     if least is None or (value is None and field.default is None):
         return value
     if field.type in (int, int | None):
@@ -124,7 +135,7 @@ def read_samples(text: str | int) -> int | str:
         return text
     if isinstance(text, str) and text.isascii() and text.isdigit():
         return int(text)
-    raise InputError(f"samples must be a number or all, got {text!r}")
+    raise InputError(f"samples must be a number or all, got {short(text)}")
 
 
 def read_list(text: str) -> tuple[str, ...]:
@@ -137,7 +148,7 @@ def read_integers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in read_list(text))
     except ValueError:
-        raise InputError(f"integers separated by commas are required, got {text!r}") from None
+        raise InputError(f"integers separated by commas are required, got {short(text)}") from None
 
 
 def read_numbers(text: str) -> tuple[float, ...]:
@@ -145,7 +156,7 @@ def read_numbers(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in read_list(text))
     except ValueError:
-        raise InputError(f"numbers separated by commas are required, got {text!r}") from None
+        raise InputError(f"numbers separated by commas are required, got {short(text)}") from None
 
 
 def read_rate(text: str) -> float | str:
@@ -155,7 +166,7 @@ def read_rate(text: str) -> float | str:
     try:
         return float(text)
     except ValueError:
-        raise InputError(f"learning rate must be a number or auto, got {text!r}") from None
+        raise InputError(f"learning rate must be a number or auto, got {short(text)}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,18 +271,16 @@ class Settings:
         if isinstance(layers, str):
             object.__setattr__(self, "layers", read_list(layers))
         elif layers is not None:
-            if not isinstance(layers, Iterable) or not all(isinstance(layer, str) for layer in layers):
-                raise InputError(f"layers must be names or module paths, got {layers!r:.60}")
-            object.__setattr__(self, "layers", tuple(layers))
-        listed = isinstance(k, Iterable) and not isinstance(k, str)
-        if not listed or not all(isinstance(n, numbers.Integral) and not isinstance(n, bool) for n in k):
-            raise InputError(f"k must be integers, got {short(self.k)}")
-        object.__setattr__(self, "k", tuple(check_most("k", int(n), 2**63 - 1) for n in k))
+            object.__setattr__(self, "layers", tuple(listed("layers", layers, str, "names or module paths")))
+        k = [check_whole("k", n) for n in listed("k", k, what="integers")]
+        object.__setattr__(self, "k", tuple(check_most("k", n, 2**63 - 1) for n in k))
         if not self.neighbors or min(self.neighbors) < 1 or len(set(self.neighbors)) < len(self.neighbors):
             raise InputError(f"k must be one or more different positive numbers, got {list(self.neighbors)}")
         rate: Any = self.learning_rate
         number = isinstance(rate, numbers.Real) and not isinstance(rate, bool)
-        if rate != "auto" and not (number and 1 / LARGEST <= rate <= LARGEST):
+        if number and 1 / LARGEST <= rate <= LARGEST:
+            object.__setattr__(self, "learning_rate", rate if isinstance(rate, int | float) else float(rate))
+        elif not isinstance(rate, str) or rate != "auto":
             raise InputError(
                 f"learning rate must be auto or a number within {1 / LARGEST:g} and {LARGEST:g}, got {short(rate)}"
             )
@@ -308,8 +317,7 @@ PRESETS = {"default": Settings(), "paper": Settings(samples=1000, iterations=300
 
 def preset(name: str) -> Settings:
     """The settings of that name: "default" or "paper" (InputError for another)."""
-    if name not in PRESETS:
-        raise unknown("preset", name, PRESETS)
+    check_among("preset", name, PRESETS)
     return PRESETS[name]
 
 
@@ -370,4 +378,4 @@ class Training:
     def __post_init__(self) -> None:
         _check_all(self)
         if not self.lr > 0:
-            raise InputError(f"lr must be a number above 0, got {self.lr!r}")
+            raise InputError(f"lr must be a number above 0, got {short(self.lr)}")

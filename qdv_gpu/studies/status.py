@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qdv_gpu.errors import InputError
+from qdv_gpu.errors import InputError, as_path
 from qdv_gpu.files import readable_time
 from qdv_gpu.results.store import Store
 from qdv_gpu.studies.point import LOG, SWEEP, Kept, Point, State, state_of
@@ -89,7 +89,7 @@ def status(out: str | Path) -> Status:
     InputError
         If there is none, or it is damaged.
     """
-    out = Path(out)
+    out = as_path("out", out)
     if not (out / SWEEP).is_file():
         raise InputError(f"{out} holds no sweep: `qdv-gpu sweep SWEEP.toml --out {out}` makes one")
     kept = Kept.read(out)

@@ -10,7 +10,7 @@ from typing import Any
 
 from qdv_gpu.data.datasets import check_data
 from qdv_gpu.data.images import Images
-from qdv_gpu.errors import InputError, as_path, check_count, unknown
+from qdv_gpu.errors import InputError, as_path, check_among, check_count, check_flag, check_text, listed
 from qdv_gpu.networks.account import describe_variant
 from qdv_gpu.networks.load import load_network
 from qdv_gpu.report.folder import RunFolder, read_formats
@@ -143,6 +143,8 @@ def sweep(
     ['resnet18[width=0.1]', 'resnet18[width=0.1, activation=elu]']
     """
     formats, out = read_formats(formats), as_path("out", out)
+    for name, value in (("fail_fast", fail_fast), ("retry_failed", retry_failed), ("extend", extend)):
+        check_flag(name, value)
     sheet, points = read_sweep(source, max_points=max_points)
     run = place(workers=workers, gpus=gpus, slurm=slurm, dask=dask)
     rungs(points, halve)  # or nothing is begun
@@ -177,8 +179,7 @@ def rungs(points: Sequence[Point], halve: str | None) -> list[list[Point]]:
     """
     if halve is None:
         return [list(points)]
-    if halve not in HALVED:
-        raise unknown("way to halve", halve, HALVED)
+    check_among("way to halve", halve, HALVED)
     shorter = [[_shortened(point, halve, share) for point in points] for share in SHARES]
     ladder: dict[tuple[str, ...], list[Point]] = {}
     for rung in (*shorter, list(points)):  # of one epoch there is no half
@@ -252,11 +253,15 @@ def _images(point: Point) -> Images:
 
 def place(*, workers: int | None, gpus: Sequence[str] | None, slurm: Any, dask: str | None) -> Place:
     """Where tasks are computed; InputError for more than one place, or one that is not there."""
+    if workers is not None:
+        check_count("workers", workers, most=1024)
+    if gpus is not None:
+        gpus = listed("gpus", gpus, str, "numbers as texts")
+    if dask is not None:
+        check_text("dask", dask)
     named = {"--workers or --gpus": workers or gpus, "--slurm": slurm, "--dask": dask}
     if len(given := [name for name, value in named.items() if value is not None]) > 1:
         raise InputError(f"one place to compute at is required, got {' and '.join(given)}")
-    if workers is not None:
-        check_count("workers", workers, most=1024)
     if workers or gpus:
         slots = slots_of(workers, gpus)
         return lambda out, tasks, progress: in_processes(out, tasks, progress, slots)

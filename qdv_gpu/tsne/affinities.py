@@ -7,7 +7,7 @@ import numpy as np
 import scipy.sparse
 import torch
 
-from qdv_gpu.errors import InputError, short, unknown
+from qdv_gpu.errors import InputError, check_among, short
 from qdv_gpu.kernels import bandwidths
 from qdv_gpu.neighbors import distances_to_all, has_faiss, neighbor_blocks
 
@@ -42,7 +42,7 @@ def check_perplexity(perplexity: Any, N: int) -> float:
     """Return the perplexity as a float, or raise InputError unless 1 <= perplexity <= (N - 1) / 3."""
     try:
         value = float(perplexity)
-    except (TypeError, ValueError, OverflowError):
+    except Exception:  # of somebody's own class
         raise InputError(f"perplexity must be a number, got {short(perplexity)}") from None
     if not 1 <= value <= (N - 1) / 3:
         raise InputError(
@@ -73,8 +73,7 @@ def joint_affinities(X: torch.Tensor, *, perplexity: float = 30.0, kind: str = "
     InputError
         If the perplexity or kind is not allowed, or a point is not finite.
     """
-    if kind not in KINDS:
-        raise unknown("affinities", kind, KINDS)
+    check_among("affinities", kind, KINDS)
     perplexity = check_perplexity(perplexity, len(X))
     if kind == "full":
         return _dense(X, perplexity)

@@ -11,7 +11,7 @@ import torch
 from sklearn.base import BaseEstimator
 
 from qdv_gpu.arrays import like, to_tensor
-from qdv_gpu.errors import LARGEST, InputError, MissingPackageError, check_count, short, unknown
+from qdv_gpu.errors import LARGEST, InputError, MissingPackageError, check_among, check_count, listed, short
 from qdv_gpu.machine import resolve_device
 from qdv_gpu.tsne.affinities import KINDS, check_perplexity, joint_affinities
 from qdv_gpu.tsne.engines.cuml import MAX_NEIGHBORS, cuml_embeddings
@@ -157,7 +157,7 @@ class TSNE(BaseEstimator):
             warnings.warn('t-SNE runs on the CPU without CuPy: pip install "qdv_gpu[cuda13]"', stacklevel=2)
             points = points.cpu()
         B, N, d = points.shape
-        several = (self.perplexity,) if perplexities is None else tuple(perplexities)
+        several = (self.perplexity,) if perplexities is None else listed("perplexities", perplexities, what="numbers")
         self._check_parameters(N, several)
         chosen = self._seeds(seeds)
         S, Q = len(chosen), len(several)
@@ -206,21 +206,19 @@ class TSNE(BaseEstimator):
                 "learning_rate", self.learning_rate, 1 / LARGEST, rule="auto or a number within 1e-30 and 1e+30"
             )
         for name, allowed in (("similarity", SIMILARITIES), ("affinities", KINDS), ("engine", ENGINES)):
-            if getattr(self, name) not in allowed:
-                raise unknown(name, str(getattr(self, name)), allowed)
-        if isinstance(self.init, str) and self.init not in ("random", "pca"):
-            raise unknown("init", self.init, ("random", "pca"))
+            check_among(name, getattr(self, name), allowed)
+        if isinstance(self.init, str):
+            check_among("init", self.init, ("random", "pca"))
 
     def _seeds(self, seeds: int | Sequence[int] | None) -> list[int]:
         """The seeds to embed with."""
-        if not isinstance(seeds, Sequence):
-            check_count("seeds", 1 if seeds is None else seeds, least=1)
-            return [self.seed + number for number in range(seeds or 1)]
-        for seed in seeds:
-            check_count("seeds", seed, least=0)
-        if not seeds or len(set(seeds)) < len(seeds):
-            raise InputError(f"seeds must be one or more different integers, got {list(seeds)}")
-        return list(seeds)
+        if seeds is None or isinstance(seeds, numbers.Integral):
+            count = check_count("seeds", 1 if seeds is None else seeds, least=1)
+            return [int(self.seed) + number for number in range(count)]
+        found = [check_count("seeds", seed, least=0) for seed in listed("seeds", seeds, what="integers")]
+        if not found or len(set(found)) < len(found):
+            raise InputError(f"seeds must be one or more different integers, got {found}")
+        return found
 
     def _resolved_rate(self, N: int) -> float:
         if not isinstance(self.learning_rate, str):
@@ -308,7 +306,11 @@ def _validated(X: Any, device: str | torch.device) -> torch.Tensor:
         raise InputError(f"X must have at least 4 points, got shape {list(points.shape)}")
     if points.shape[0] == 0:
         raise InputError(f"X must hold at least one set of points, got shape {list(points.shape)}")
-    placed = device == "auto" and (isinstance(X, torch.Tensor) or hasattr(X, "__cuda_array_interface__"))
+    placed = (
+        isinstance(device, str)
+        and device == "auto"
+        and (isinstance(X, torch.Tensor) or hasattr(X, "__cuda_array_interface__"))
+    )
     points = points.to(points.device if placed else resolve_device(device))
     if points.dtype not in (torch.float32, torch.float64):
         points = points.to(torch.float32 if points.is_floating_point() else torch.float64)

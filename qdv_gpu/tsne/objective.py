@@ -2,7 +2,7 @@
 
 import torch
 
-from qdv_gpu.errors import unknown
+from qdv_gpu.errors import check_among
 from qdv_gpu.tsne.affinities import Affinities, SparseAffinities
 
 SIMILARITIES = ("student-t", "gaussian")
@@ -22,8 +22,7 @@ def kl_divergence(P: Affinities, Z: torch.Tensor, *, similarity: str = "student-
     similarity : {"student-t", "gaussian"}
         q_ij proportional to 1 / (1 + d_ij^2) or to exp(-d_ij^2), i != j.
     """
-    if similarity not in SIMILARITIES:
-        raise unknown("similarity", similarity, SIMILARITIES)
+    check_among("similarity", similarity, SIMILARITIES)
     gaussian = similarity == "gaussian"
     x, y = Z.to(torch.float64).T.contiguous()
     N, sparse = len(x), P if isinstance(P, SparseAffinities) else None

@@ -159,7 +159,7 @@ def test_labels():
         assert images.classes == ("0", "1", "2")
     with pytest.raises(InputError, match="within 0 and 1, got 2 for image 0"):
         Images.from_arrays(pixels, labels, classes=["a", "b"])
-    with pytest.raises(InputError, match="sequence of names, got 'abc'"):
+    with pytest.raises(InputError, match="list of names, got 'abc'"):
         Images.from_arrays(pixels, labels, classes="abc")
     bare = Images.from_arrays(pixels)
     assert bare.labels is None
@@ -240,7 +240,7 @@ def test_batches_go_to_a_gpu_through_little_page_locked_memory(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
     images = Images.from_arrays(torch.arange(20, dtype=torch.uint8).view(20, 1, 1, 1))
     order = torch.arange(20).split(2)
-    assert torch.equal(torch.cat(list(images.batches(order, "cuda:1"))), images.pixels)
+    assert torch.equal(torch.cat(list(images.batches(order, torch.device("cuda:1")))), images.pixels)
     assert sent == [(torch.device("cuda:1"), True)] * 10
     assert max(most) == 2
     list(images.batches(order, "cpu"))

@@ -110,6 +110,7 @@ SAID = [
     ({"classes": ["x"]}, ["compare", "report", "export", "plot"]),
     ({"classes": 3}, ["compare", "report", "export", "plot"]),
     ({"networks": None}, ["report", "export"]),
+    ({"networks": {"cnn": "x"}}, ["report"]),
     ({"outputs": []}, ["compare", "export"]),
     ({"outputs": {"cnn": [{}]}}, ["compare"]),
     ({"images": {}}, ["compare"]),

@@ -78,7 +78,7 @@ REFUSED = [
     ({"0.kernel_size": 2.5}, "0.kernel_size must be an integer of at least 1, got 2.5"),
     ({"0.dilation": 0}, "0.dilation must be an integer of at least 1, got 0"),
     ({"0.padding": -1}, "0.padding must be an integer of at least 0, got -1"),
-    ({"activation": ["relu"]}, "unknown value of activation \"['relu']\""),
+    ({"activation": ["relu"]}, "unknown value of activation ['relu']"),
     (
         {"1.depth": 2},
         "1.depth: a Stubborn cannot be initialised anew: TypeError: Stubborn.reset_parameters() missing 1 required "

@@ -99,7 +99,7 @@ def test_runs_of_each(runs, tmp_path):
         assert abs(float(row["nh_second"]) - float(row["nh_first"]) - float(row["delta"])) < 1e-6
     for wrong, message in (
         ([(runs / "a",)], "runs must be pairs"),
-        (None, "runs must be pairs of a run of A and a run of B, got None"),
+        (None, "runs must be a list of pairs of a run of A and a run of B, got None"),
         ([second, first], "two of the runs of cnn are the same: --runs is for other seeds of training"),
         ([second[::-1]], "b2 is of other and stands among the runs of cnn: --runs takes A2,B2"),
     ):

@@ -293,7 +293,7 @@ def test_the_command(digits, tmp_path, monkeypatch, capsys):
     assert (code, out) == (0, f"tensorboard --logdir '{tmp_path / 't t'}'\n")
     code, out, err = qdv(digits.out, "--to", "parket")
     assert (code, out) == (2, "")
-    assert err == "qdv-gpu: to must be parquet, tensorboard or csv, got 'parket'\n"
+    assert err == "qdv-gpu: unknown kind of export 'parket': did you mean parquet?\n"
     code, _, err = qdv(digits.out)
     assert (code, err.count("\n")) == (2, 1)
     assert "--to" in err
