@@ -11,7 +11,7 @@ import typer
 from qdv_gpu import cli_report as cli_report  # adds its commands
 from qdv_gpu import cli_sweep as cli_sweep
 from qdv_gpu.app import app, command
-from qdv_gpu.errors import InputError, in_line
+from qdv_gpu.errors import InputError, in_line, short
 from qdv_gpu.options import (
     Crop,
     Data,
@@ -300,7 +300,7 @@ def profile(
     try:
         sizes = None if batch_sizes is None else [int(size) for size in batch_sizes.split(",")]
     except ValueError:
-        raise InputError(f"batch sizes must be integers separated by commas, got {batch_sizes!r}") from None
+        raise InputError(f"batch sizes must be integers separated by commas, got {short(batch_sizes)}") from None
     with working():
         profiles = run(
             network, out, batch_sizes=sizes, precision=precision, weights=weights, image_size=image_size,
@@ -353,9 +353,14 @@ def doctor(*, device: Device = "auto") -> None:
         raise typer.Exit(1)
 
 
+def _first_line(message: Warning | str) -> str:
+    """Of what a library warns of, which may go on for lines, with a traceback."""
+    return next(filter(None, map(str.strip, str(message).splitlines())), "")
+
+
 def main() -> int:
     """Run the command line: 0 for success, 2 and one line on stderr for a mistake in the input."""
-    warnings.showwarning = lambda message, *_args, **_kwargs: say(f"warning: {message}")
+    warnings.showwarning = lambda message, *_args, **_kwargs: say(f"warning: {_first_line(message)}")
     logger, handler = logging.getLogger("qdv_gpu"), Said()
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

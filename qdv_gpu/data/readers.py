@@ -34,6 +34,15 @@ class Item(NamedTuple):
     digest: bytes
     label: Any = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Between processes through a pipe: for shared memory that there is not torch's would wait for ever."""
+        label = self.label.numpy() if isinstance(self.label, Tensor) else self.label
+        return _received, (self.pixels.numpy(), self.digest, label, isinstance(self.label, Tensor))
+
+
+def _received(pixels: np.ndarray, digest: bytes, label: Any, is_tensor: bool) -> Item:  # noqa: FBT001 - as it is pickled
+    return Item(torch.from_numpy(pixels), digest, torch.from_numpy(np.asarray(label)) if is_tensor else label)
+
 
 def workers() -> int:
     """How many threads or processes read images."""

@@ -69,6 +69,54 @@ def test_readers_of_images_end_with_a_killed_parent(tmp_path):
     wait_until(lambda: not any(map(is_alive, workers)))
 
 
+LITTLE = """
+import torch, qdv_gpu
+from torch.utils.data import DataLoader, Dataset
+
+class Large(Dataset):
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, i):
+        return torch.full((3, 256, 256), i, dtype=torch.uint8), torch.tensor(i % 2)
+
+images = qdv_gpu.as_images(DataLoader(Large(), num_workers=2, batch_size=32))
+assert images[40].unique().tolist() == [40]
+assert images.labels.tolist() == [0, 1] * 32
+"""
+
+
+def mounted(command, *arguments, size="1m", at="/dev/shm", cwd=None):
+    """A command where a folder is a file system of a size; skips the test where that may not be mounted."""
+    mount = f"mount -t tmpfs -o size={size} none {at}"
+    own = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"]), "sh", "-c"]
+    if subprocess.run([*own, mount], check=False, capture_output=True).returncode:
+        pytest.skip("nothing may be mounted here")
+    return subprocess.run(
+        [*own, f'{mount}; exec "$@"', "sh", *map(str, (command, *arguments))], cwd=cwd, env=ENVIRONMENT, text=True,
+        capture_output=True, check=False, timeout=200,
+    )  # fmt: skip
+
+
+def test_readers_of_images_need_no_shared_memory():
+    done = mounted(sys.executable, "-c", LITTLE)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["run", "store", "temporary"])
+def test_a_full_file_system(tmp_path, name):
+    (tmp_path / "full").mkdir()
+    out, store = ("full/out" if name == "run" else "out"), ("full" if name == "store" else ".qdv-store")
+    more = ["--store", store, "--out", out]
+    change = [f"TMPDIR={tmp_path / 'full'}"] if name == "temporary" else ["X=1"]
+    done = mounted("env", *change, sys.executable, "-m", "qdv_gpu", *ANALYZE[:-2], *more, size="20k",
+                   at=tmp_path / "full", cwd=tmp_path)  # fmt: skip
+    assert "Traceback" not in done.stderr
+    assert done.returncode == (0 if name == "temporary" else 2), done.stderr
+    if name != "temporary":
+        assert done.stderr.splitlines()[-1].startswith("qdv-gpu: disk full while writing ")
+
+
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_processes_of_a_sweep_end_with_it(tmp_path, ending):
     (tmp_path / "s.toml").write_text(
@@ -141,6 +189,9 @@ ENVIRONMENTS = {
     "no compiler": ({"NUMBA_DISABLE_JIT": "1"}, 2),
     "no cache of numba": ({"NUMBA_CACHE_DIR": "/proc/x"}, 0),
     "optimised": ({"PYTHONOPTIMIZE": "1"}, 0),
+    "no threads of numba": ({"NUMBA_NUM_THREADS": "-1"}, 2),
+    "odd threads": ({"NUMBA_NUM_THREADS": "many", "OMP_NUM_THREADS": "many"}, 0),
+    "a library that is not imported": ({"TORCH_LOGS": "nonsense"}, 2),
 }
 
 
