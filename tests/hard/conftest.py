@@ -1,8 +1,26 @@
-"""A warm process for all hard cases, and finished runs that they read."""
+"""A warm process for all hard cases, and finished runs that they read; of a test's many cases a few are run in CI."""
+
+from collections import defaultdict
+from pathlib import Path
+from zlib import crc32
 
 import pytest
 from hard import made
 from hard.cases import SMALL, Warm
+
+FEW = 4  # cases of a test that are run without -m slow
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark slow what a test has more cases of than a few, which are chosen by the hash of their names."""
+    cases = defaultdict(list)
+    for item in items:
+        if item.path.parent == Path(__file__).parent and not item.get_closest_marker("slow"):
+            cases[item.path, item.originalname].append(item)
+    for some in cases.values():
+        for item in sorted(some, key=lambda item: crc32(item.name.encode(errors="replace")))[FEW:]:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
