@@ -59,6 +59,8 @@ def test_signals_are_heeded_from_the_start():
     """What is imported before takes no time: within it Ctrl-C is Python's, with a traceback."""
     code = "import sys; sys.path[:0] = {!r}; before = set(sys.modules); import qdv_gpu.__main__; "
     code += "print(*sorted(name for name in set(sys.modules) - before if not name.startswith('_')))"
-    done = subprocess.run([sys.executable, "-ISc", code.format(sys.path)], stdout=subprocess.PIPE, check=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-ISc", code.format(sys.path)], stdout=subprocess.PIPE, check=True, text=True
+    )
     assert {"qdv_gpu.__main__", "signal"} <= set(done.stdout.split())
     assert not {"typing", "re", "pathlib", "logging", "importlib.util"} & set(done.stdout.split()), done.stdout
