@@ -264,7 +264,7 @@ class Store:
 
     def check(self, run: Path) -> None:
         """Raise InputError if the store and a run folder are one folder."""
-        if self.path.resolve() == run.resolve():
+        if os.path.realpath(self.path) == os.path.realpath(run):
             raise InputError(f"the store and --out are both {run}: choose another --store")
 
     def refer(self, run: Path) -> None:

@@ -4,6 +4,7 @@ import base64
 import io
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +87,20 @@ def write_report(
     target = folders[0] / REPORT if out is None else as_path("out", out)
     if target.is_dir():
         target = target / REPORT
+    _check_replaceable(target)
     page = _page(list(dict.fromkeys(folders)), thumbnails)
     with explained(target):
         write_text(target, page.html())
     remove_leftovers(target.parent, below=False)
     return target
+
+
+def _check_replaceable(target: Path) -> None:
+    """InputError if there is a file that is no page, as a run's record."""
+    if target.is_file():
+        with suppress(OSError), target.open("rb") as file:
+            if file.read(9).lower() not in (b"", b"<!doctype"):
+                raise InputError(f"{target} is there and is no page: choose another --out")
 
 
 def keep_thumbnails(folder: RunFolder, images: Images, store: Store) -> str:

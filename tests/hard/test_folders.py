@@ -18,6 +18,7 @@ from qdv_gpu.report.folder import RunFolder
 from qdv_gpu.results.store import Store
 from qdv_gpu.sealed import read_sealed
 from qdv_gpu.studies.plot import plot
+from qdv_gpu.studies.report import write_report
 
 
 @pytest.fixture(autouse=True)
@@ -317,3 +318,20 @@ def test_files_outside_are_never_removed(tmp_path):
         folder.finish({})
     assert outside.read_text() == "mine"
     assert not (tmp_path / "out" / "inside.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["run.json", "layers.csv", "figures/maps.png"])
+def test_a_page_is_written_over_pages_alone(top, tmp_path, name):
+    run = shutil.copytree(top / "a", tmp_path / "a")
+    before = tree(run)
+    assert "is no page" in refused(write_report, run, run / name)
+    assert tree(run) == before
+    write_report(run, run / "report.html")
+
+
+@pytest.mark.parametrize("name", ["analyze", "finetune", "sweep"])
+def test_a_store_that_is_a_looping_link(tmp_path, name):
+    (tmp_path / "loop").symlink_to("loop")
+    make = {"analyze": made.analysed, "finetune": made.trained, "sweep": made.swept}[name]
+    assert "loop" in refused(make, tmp_path / "out", store=tmp_path / "loop")
+    make(tmp_path / "out")
