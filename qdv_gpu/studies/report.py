@@ -89,8 +89,10 @@ def write_report(
         target = target / REPORT
     _check_replaceable(target)
     page = _page(list(dict.fromkeys(folders)), thumbnails)
+    with damage_said(*folders):  # as of names that are none
+        text = page.html()
     with explained(target):
-        write_text(target, page.html())
+        write_text(target, text)
     remove_leftovers(target.parent, below=False)
     return target
 

@@ -128,6 +128,14 @@ def test_a_run_that_says_other_things_is_refused(top, run, tmp_path, changes, re
     assert str(run) in refused(READERS[reader], run, top, tmp_path / "out")
 
 
+@pytest.mark.parametrize("changes", [{"layers": [["relu@1", "relu@2"], [1e300, "x"]]}, {"pairs": []}], ids=str)
+def test_a_comparison_that_says_other_things_is_refused(top, tmp_path, changes):
+    place = shutil.copytree(top / "c", tmp_path / "c")
+    resealed(**changes)(place / "comparison.json")
+    assert str(place) in refused(write_report, place, tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
 # What is computed again.
 
 
