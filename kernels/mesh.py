@@ -56,6 +56,11 @@ def _tables() -> tuple[list[list[float]], list[list[float]], list[list[float]], 
     return _table(w), _table([p.deriv() for p in w]), _table(auto, even=True), _table(slope, even=True)
 
 
+def tables() -> np.ndarray:
+    """All of them one below the other, float32 [22, WIDTH]: 6 rows of the weights, 5, 6 and 5."""
+    return np.concatenate([np.array(table, dtype=np.float32) for table in _tables()])
+
+
 def _polynomial(v: Vectors, table: list[list[float]], t: ir.Value) -> ir.Value:
     value = v.constant(table[0])
     for row in table[1:]:

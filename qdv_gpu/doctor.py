@@ -16,14 +16,14 @@ from qdv_gpu.machine import resolve_device
 from qdv_gpu.neighbors import knn
 from qdv_gpu.scores import quality
 from qdv_gpu.tsne.affinities import joint_affinities
-from qdv_gpu.tsne.estimator import EXACT_UP_TO, TSNE
+from qdv_gpu.tsne.estimator import TSNE
 from qdv_gpu.tsne.objective import kl_divergence
 
 REQUIRED = ["torch", "torchvision", "numpy", "numba", "scikit-learn", "matplotlib", "typer", "rich", "safetensors"]
 OPTIONAL = {  # import name: (distributions, what it serves, pip command)
     "faiss": (("faiss-gpu-cuvs", "faiss-cpu"), "nearest neighbours", 'pip install "qdv_gpu[cpu]"'),
     "cupy": (("cupy-cuda13x",), "CUDA kernels of t-SNE and Deconvnet", 'pip install "qdv_gpu[cuda13]"'),
-    "cuml": (("cuml-cu13",), f"t-SNE above {EXACT_UP_TO:,} points", 'pip install "qdv_gpu[cuda13]"'),
+    "cuml": (("cuml-cu13",), "t-SNE by cuML, where asked for", 'pip install "qdv_gpu[cuda13]"'),
     "submitit": (("submitit",), "sweeps under Slurm", 'pip install "qdv_gpu[cluster]"'),
     "distributed": (("distributed",), "sweeps by Dask", 'pip install "qdv_gpu[cluster]"'),
 }
@@ -98,14 +98,10 @@ def _engines(device: torch.device) -> Iterator[tuple[str, str, str]]:
     if cuda and importlib.util.find_spec("cupy") is None:
         yield "t-SNE", "auto", "numba, on the CPU, because CuPy is absent"
         return
-    if not cuda:
-        yield "t-SNE", "auto", "numba: exact for few points, or on a grid by FFT"
-        return
-    yield "t-SNE", "exact", f"CUDA kernels, up to {EXACT_UP_TO:,} points"
-    if importlib.util.find_spec("cuml") is not None:
-        yield "", "cuml", f"above {EXACT_UP_TO:,} points"
-    else:
-        yield "", "exact", f"above {EXACT_UP_TO:,} points too: cuml is absent"
+    kind = "CUDA kernels" if cuda else "numba"
+    yield "t-SNE", "auto", f"{kind}: exact for few points, or on a grid by FFT"
+    if cuda and importlib.util.find_spec("cuml") is not None:
+        yield "", "cuml", "where it is asked for"
 
 
 def _faiss_works(device: torch.device) -> bool:
@@ -161,8 +157,7 @@ def _tests(device: torch.device) -> Iterator[tuple[str, Callable[[], str]]]:
     for place in places:
         if place.type == "cpu" or importlib.util.find_spec("cupy") is not None:
             yield f"t-SNE, exact, {place}", partial(tsne, "exact", place)
-            if place.type == "cpu":
-                yield f"t-SNE, fft, {place}", partial(tsne, "fft", place)
+            yield f"t-SNE, fft, {place}", partial(tsne, "fft", place)
             yield f"unpooling, {place}", partial(unpooling, place)
     if device.type == "cuda" and importlib.util.find_spec("cuml") is not None:
         yield f"t-SNE, cuml, {device}", partial(tsne, "cuml", device)

@@ -36,6 +36,13 @@ using std::max;
 using std::min;
 template <class T> static inline T __ldg(const T* address) { return *address; }
 
+// Fibers change places at a rendezvous only.
+template <class T> static inline T atomicAdd(T* address, T value) {
+    const T before = *address;
+    *address += value;
+    return before;
+}
+
 static uint3 threadIdx, blockIdx;
 static dim3 blockDim, gridDim;
 static const int warpSize = 32;

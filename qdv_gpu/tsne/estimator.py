@@ -14,18 +14,14 @@ from qdv_gpu.arrays import like, to_tensor
 from qdv_gpu.errors import LARGEST, InputError, MissingPackageError, check_among, check_count, listed, short
 from qdv_gpu.machine import resolve_device
 from qdv_gpu.tsne.affinities import KINDS, check_perplexity, joint_affinities
+from qdv_gpu.tsne.engines import fft, fft_cuda
 from qdv_gpu.tsne.engines.cuml import MAX_NEIGHBORS, cuml_embeddings
-from qdv_gpu.tsne.engines.fft import always_exact
 from qdv_gpu.tsne.engines.grid import TOLERANCES
 from qdv_gpu.tsne.objective import SIMILARITIES, kl_divergence
 from qdv_gpu.tsne.problem import Repulsion, phases
 from qdv_gpu.tsne.schedule import descend
 
 ENGINES = ("auto", "exact", "fft", "cuml")
-# Up to this N, "auto" is exact on a GPU. Not measured: it is where the exact engine's time by an H200's roof, 2.7 s for
-# 1,000 iterations, passes what an approximation of O(N) plausibly takes.
-EXACT_UP_TO = 100_000
-SECONDS_PER_PAIR = 2.7e-13  # and iteration of the exact engine on a GPU: the roof of an H200, not measured
 INIT_STD = 1e-4
 
 
@@ -60,10 +56,9 @@ class TSNE(BaseEstimator):
         p_ij > 0 for the 3 * perplexity nearest neighbours, or for all pairs (memory N^2).
     engine : {"auto", "exact", "fft", "cuml"}
         How the repulsion is summed: over every pair; on a grid by FFT, in a time that grows with the points and with
-        the map's area (CPU only); or t-SNE by cuML. On the CPU "auto" takes exact or fft, anew every 25
-        iterations, as a model of their costs says of the points and the size of the map, never a clock. On a GPU it
-        is exact up to 100,000 points (an estimate, not measured yet), then cuML where it is installed and can
-        do what is asked, else exact; without CuPy it moves from a GPU to the CPU.
+        the map's area; or t-SNE by cuML. "auto" takes exact or fft, anew every 25 iterations, as a model of their
+        costs says of the points and the size of the map, never a clock; the costs on a GPU are predictions, not
+        measured yet. Without CuPy it moves from a GPU to the CPU.
     fft_tolerance : float
         Error of the force on a grid, root mean square relative to that of the force itself, from 0.0002 to 0.05: it
         decides the spacing. Maps of few points far apart, which a grid does not resolve, are summed exactly.
@@ -228,10 +223,8 @@ class TSNE(BaseEstimator):
 
     def check_engine(self, device: str) -> None:
         """Raise InputError or MissingPackageError if the engine asked for cannot run on "cpu" or "cuda"."""
-        if device == "cuda" and self.engine == "exact" and importlib.util.find_spec("cupy") is None:
-            raise MissingPackageError('engine exact on a GPU needs CuPy: pip install "qdv_gpu[cuda13]"')
-        if device != "cpu" and self.engine == "fft":
-            raise InputError(f"engine fft runs on the CPU only, got device {device}: give device cpu or engine exact")
+        if device == "cuda" and self.engine in ("exact", "fft") and importlib.util.find_spec("cupy") is None:
+            raise MissingPackageError(f'engine {self.engine} on a GPU needs CuPy: pip install "qdv_gpu[cuda13]"')
         hindrance = self._why_not_cuml(device) if self.engine == "cuml" else None
         if hindrance is not None:
             raise hindrance
@@ -242,20 +235,9 @@ class TSNE(BaseEstimator):
         "auto" where the map's size will decide between exact and fft.
         """
         self.check_engine(device)
-        if self.engine in ("exact", "fft"):
+        if self.engine != "auto":
             return self.engine
-        if self.engine == "auto" and device == "cpu":
-            return "exact" if always_exact(N) else "auto"
-        if self.engine == "auto" and N <= EXACT_UP_TO:
-            return "exact"
-        hindrance = self._why_not_cuml(device)
-        if hindrance is None:
-            return "cuml"
-        seconds = SECONDS_PER_PAIR * N**2 * self.iterations
-        warnings.warn(
-            f"{N} points with the exact engine may take {seconds:.0f} s an embedding ({hindrance})", stacklevel=3
-        )
-        return "exact"
+        return "exact" if (fft_cuda if device == "cuda" else fft).always_exact(N) else "auto"
 
     def _why_not_cuml(self, device: str) -> InputError | None:
         if importlib.util.find_spec("cuml") is None:

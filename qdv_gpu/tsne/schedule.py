@@ -6,9 +6,9 @@ import torch
 
 from qdv_gpu.progress import advance
 from qdv_gpu.tsne.affinities import Affinities
+from qdv_gpu.tsne.engines import fft, fft_cuda
 from qdv_gpu.tsne.engines.cpu import descend_cpu
 from qdv_gpu.tsne.engines.cuda import descend_cuda
-from qdv_gpu.tsne.engines.fft import always_exact, descend_fft
 from qdv_gpu.tsne.problem import Phase, Problem, Repulsion, stacked
 
 COLLAPSED = 1e-6  # standard deviation of an embedding that is a point; random starts have 1e-4
@@ -47,12 +47,12 @@ def descend(
     """
     rows = stacked(P, copies=len(start) // len(P))
     repulsion = repulsion or Repulsion()
-    few = repulsion.engine == "auto" and always_exact(start.shape[1])
-    if repulsion.engine == "exact" or few or start.is_cuda:
+    costs = fft_cuda if start.is_cuda else fft
+    if repulsion.engine == "exact" or (repulsion.engine == "auto" and costs.always_exact(start.shape[1])):
         repulsion.used["exact"] = None
         run = descend_cuda if start.is_cuda else descend_cpu
     else:
-        run = partial(descend_fft, repulsion=repulsion)
+        run = partial(fft_cuda.descend_fft_cuda if start.is_cuda else fft.descend_fft, repulsion=repulsion)
     Z, total, before = start, sum(phase.iterations for phase in phases), 0
 
     def done(count: int) -> None:

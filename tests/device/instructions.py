@@ -205,6 +205,25 @@ def access(name, parts, operands, labels):
     return go
 
 
+def add_atomically(name, parts, operands, labels):
+    """atom and red, of integers. The register that gets the value before stays unwritten: it depends on the order."""
+    space, how, kind = parts
+    dtype = DTYPES[kind]
+    if (space, how) != ("global", "add") or dtype.kind == "f":
+        raise KeyError(parts)
+    base, _, offset = operands[-2][1:-1].partition("+")
+    address, value, shift = operand(base, DTYPES["u64"], labels), operand(operands[-1], dtype, labels), int(offset or 0)
+
+    def go(threads, which):
+        who = threads.who[which]
+        at = np.broadcast_to(address(threads, which), who.shape).astype(np.uint64) + np.uint64(shift % 2**64)
+        if (odd := at % np.uint64(dtype.itemsize) != 0).any():
+            raise Fault(f"misaligned addition of {dtype.itemsize} bytes at {int(at[odd][0]):#x}")
+        threads.seen.add(at, np.broadcast_to(value(threads, which), who.shape), who)
+
+    return go
+
+
 def shuffle(name, parts, operands, labels):
     """shfl.sync, done by those threads all of whose mask's lanes are there; `run` gives their numbers."""
     _, how, _ = parts
@@ -254,5 +273,7 @@ MAKERS = {
     "selp": select,
     "ld": access,
     "st": access,
+    "atom": add_atomically,
+    "red": add_atomically,
     "shfl": shuffle,
 }

@@ -5,7 +5,7 @@ import ctypes
 
 import numpy as np
 
-MANY = 2**32 - 1  # in `Record.reader`: several threads, or one that requires that nobody writes
+MANY = 2**32 - 1  # in `Record.reader`: several threads, or one that requires that nobody writes; in `writer`: adders
 
 
 class Fault(RuntimeError):
@@ -94,6 +94,17 @@ class Record:
         if self.written is not None:
             self.written[each] = True
 
+    def add(self, at, values, who):
+        """Add integers `values` [m], in any order, at byte offsets `at` [m]; others may only add there as well."""
+        each = at[:, None] + np.arange(values.itemsize)
+        if self.written is not None and not self.written[each].all():
+            raise Fault("addition to uninitialised memory")
+        writer, reader, me = self.writer[each], self.reader[each], who[:, None]
+        if ((reader != 0) & (reader != me)).any() or ((writer != 0) & (writer != me) & (writer != MANY)).any():
+            raise Fault("race: addition to what another thread read or wrote")
+        self.writer[each] = MANY
+        Plain(self.data).add(at, values, who)
+
     def forget(self, places):
         """Accesses of bytes `places` before now are in order with those to come: a barrier."""
         self.writer[places] = self.reader[places] = 0
@@ -111,6 +122,10 @@ class Plain:
     def store(self, at, values, who):
         size = values.itemsize
         self.data[: len(self.data) // size * size].view(values.dtype)[at // size] = values
+
+    def add(self, at, values, who):
+        size = values.itemsize
+        np.add.at(self.data[: len(self.data) // size * size].view(values.dtype), at // size, values)
 
 
 class Global:
@@ -142,6 +157,10 @@ class Global:
     def store(self, address, values, who):
         for record, base, part in self._parts(address, values.itemsize):
             record.store((address[part] - np.uint64(base)).astype(np.int64), values[part], who[part])
+
+    def add(self, address, values, who):
+        for record, base, part in self._parts(address, values.itemsize):
+            record.add((address[part] - np.uint64(base)).astype(np.int64), values[part], who[part])
 
 
 class Rows:

@@ -300,7 +300,8 @@ def _wrapped(x: T, place: torch.device, known: dict[int, SimTensor]) -> SimTenso
 
 def _poison(out: Any) -> None:
     for x in tree_leaves(out):
-        x.fill_(torch.nan if x.is_floating_point() else x.dtype == torch.bool or torch.iinfo(x.dtype).max)
+        number = x.is_floating_point() or x.is_complex()
+        x.fill_(torch.nan if number else x.dtype == torch.bool or torch.iinfo(x.dtype).max)
 
 
 def _in_tf32(name: str) -> bool:

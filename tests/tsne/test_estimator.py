@@ -310,10 +310,9 @@ def test_engine_that_is_not_installed_names_the_command(monkeypatch):
     monkeypatch.setattr(tsne.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingPackageError, match="pip install"):
         TSNE(perplexity=5, engine="cuml", device="cpu").fit_transform(DIGITS[:40])
-    monkeypatch.setattr(tsne, "EXACT_UP_TO", 39)
-    monkeypatch.setattr(TSNE, "check_engine", lambda self, device: None)
-    with pytest.warns(UserWarning, match=r"may take 0 s .*pip install"):
-        assert TSNE(perplexity=5, iterations=2).engine_for(40, "cuda") == "exact"
+    for engine in ("exact", "fft"):
+        with pytest.raises(MissingPackageError, match=f"engine {engine} on a GPU needs CuPy: pip install"):
+            TSNE(engine=engine).check_engine("cuda")
 
 
 def test_cuml_refuses_what_it_cannot_do(monkeypatch):

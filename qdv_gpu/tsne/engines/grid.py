@@ -55,6 +55,22 @@ class Kernel(NamedTuple):
     far: float
 
 
+class Factors(NamedTuple):
+    """The same, with the transform as a sum of products.
+
+    Attributes
+    ----------
+    y, x : float64 [q, ny], [q, 2 * nx]
+        influence[k_y, k_x] = sum_q y[q, k_y] x[q, k_x], in the order of `kernels.fft.order_of`.
+    core, far
+    """
+
+    y: np.ndarray
+    x: np.ndarray
+    core: np.ndarray
+    far: float
+
+
 def spacing_for(tolerance: float, *, gaussian: bool) -> float:
     """The spacing at which the force errs by `tolerance` of its root mean square."""
     spacings, errors = np.array(SPACINGS["gaussian" if gaussian else "student-t"]).T
@@ -113,7 +129,17 @@ def _smooth(n: int) -> bool:
 
 @functools.lru_cache(maxsize=8)
 def kernel_for(ny: int, nx: int, spacing: float, *, gaussian: bool) -> Kernel:
-    """The kernel of the similarity 1 / (1 + d^2), or exp(-d^2), on a grid.
+    """The kernel of the similarity 1 / (1 + d^2), or exp(-d^2), on a grid."""
+    from qdv_gpu.kernels import fft
+
+    y, x, core, far = factors_for(ny, nx, spacing, gaussian=gaussian)
+    influence = np.empty((ny // LANES, 2 * nx, LANES), dtype=np.float32)
+    fft.sum_of_products(y, x, influence)
+    return Kernel(influence.reshape(ny // LANES, -1), core, far)
+
+
+def factors_for(ny: int, nx: int, spacing: float, *, gaussian: bool) -> Factors:
+    """The factors of the kernel on a grid.
 
     1 / (1 + d^2) is the integral of exp(-s (1 + d^2)) over s: a sum of Gaussians, which are products of a function of x
     and one of y. Each of these is sampled, transformed, and divided by the transform of the spline at the nodes, once
@@ -128,24 +154,18 @@ def kernel_for(ny: int, nx: int, spacing: float, *, gaussian: bool) -> Kernel:
     square = (nx**2 + ny**2) * spacing**2
     lift = -float(_weighted(weights, np.expm1(-exponents * square)))
 
-    def product(a: np.ndarray, one: np.ndarray, b: np.ndarray, other: np.ndarray, out: np.ndarray) -> np.ndarray:
+    def factors(a: np.ndarray, one: np.ndarray, b: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         # w_q (1 + y_q) (1 + x_q) - far = w_q y_q x_q + w_q y_q + w_q x_q + lift; `one` and `other` stand for 1
         left = np.concatenate([weights[:, None] * a, [_weighted(weights, a) + lift * one, one]])
-        right = np.concatenate([b, [other, _weighted(weights, b)]])
-        fft.sum_of_products(left, right, out)
-        return out
+        return left, np.concatenate([b, [other, _weighted(weights, b)]])
 
     ones = np.ones(LANES)
-    near = product(
-        y.values[:, :LANES], ones, x.values[:, :LANES], ones, np.empty((1, LANES, LANES), dtype=np.float32)
-    )  # [1, x, y]
+    near = np.empty((1, LANES, LANES), dtype=np.float32)  # [1, x, y]
+    fft.sum_of_products(*factors(y.values[:, :LANES], ones, x.values[:, :LANES], ones), near)
     core = np.zeros((ORDER, mesh.WIDTH), dtype=np.float32)
     core[:, :ORDER] = near[0].T[:ORDER, :ORDER]
-    influence = product(
-        y.quarter / (2 * nx * ny), y.quarter_of_one / (2 * nx * ny), x.halves, x.halves_of_one,
-        np.empty((ny // LANES, 2 * nx, LANES), dtype=np.float32),
-    ).reshape(ny // LANES, -1)  # fmt: skip
-    return Kernel(influence, core.ravel(), float(_weighted(weights, np.exp(-exponents * square))))
+    left, right = factors(y.quarter / (2 * nx * ny), y.quarter_of_one / (2 * nx * ny), x.halves, x.halves_of_one)
+    return Factors(left, right, core.ravel(), float(_weighted(weights, np.exp(-exponents * square))))
 
 
 class _Side(NamedTuple):

@@ -1,0 +1,196 @@
+"""The repulsion on a grid, on a GPU: CUDA kernels and cuFFT; and where the exact sum takes less, that.
+
+As `fft.descend_fft`, with the same grids and the same decisions every 25 iterations. Kernels work on all embeddings at
+once, each on a grid of its own; transforms are done one embedding at a time, since cuFFT promises no bits for
+different numbers of them. The host waits once for each round of up to 25 iterations: an embedding that leaves its grid
+before stays where it is until the next round, and those that are ahead begin their next 25 iterations meanwhile.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from qdv_gpu.tsne.engines.grid import Factors, Grid, check_grid, factors_for, fits, grid_for
+from qdv_gpu.tsne.problem import Problem, Repulsion
+
+STRETCH = 25  # iterations of an embedding between two choices of its engine
+THREADS, GROUP = 256, 8  # of a block, and of a point, in tsne_fft.cu
+# Seconds by the roofs of an H200, and of its host for the launches: predicted, not measured (docs/gpu-notes.md).
+EXACT_PAIR = 2.7e-13
+FFT_NODE, FFT_POINT, FFT_ITERATION = 7e-11, 2e-10, 1e-4
+GRID = np.dtype(
+    [
+        ("left_out", "f8"), ("nodes", "i8"), ("origin", "f4", 2), ("scale", "f4"), ("factor", "f4"), ("ny", "i4"),
+        ("nx", "i4"), ("turns", "i4"), ("padding", "i4"), ("core", "f4", 48),
+    ]
+)  # fmt: skip
+
+
+def seconds(N: int, nodes: int | None) -> float:
+    """What the repulsion takes in an iteration, on a grid of so many nodes or (None) exactly: a model, not a clock."""
+    if nodes is None:
+        return EXACT_PAIR * N**2
+    return FFT_NODE * nodes + FFT_POINT * N + FFT_ITERATION
+
+
+def always_exact(N: int) -> bool:
+    """Whether the exact sum takes less than even the smallest grid."""
+    return seconds(N, None) <= seconds(N, 32 * 32)
+
+
+def descend_fft_cuda(
+    problem: Problem, start: torch.Tensor, done: Callable[[int], None], repulsion: Repulsion
+) -> torch.Tensor:
+    """As `descend_fft`, with CUDA kernels."""
+    with torch.cuda.device(start.device):
+        return _Batch(problem, start, repulsion).descend(done)
+
+
+class _Kernel(NamedTuple):
+    """Of a grid on the device: influence float32 [2, ny, nx], and the angles of its shifts float32 [ny + nx, 2]."""
+
+    influence: torch.Tensor
+    angles: torch.Tensor
+
+
+class _Batch:
+    """E embeddings of N points on their way through a phase."""
+
+    def __init__(self, problem: Problem, start: torch.Tensor, repulsion: Repulsion) -> None:
+        from qdv_gpu import kernels
+        from qdv_gpu.kernels import mesh
+
+        self.rows, self.phase, rate, self.gaussian = problem
+        self.how, (self.E, self.N, _), self.device = repulsion, start.shape, start.device
+        self.Z = start.reshape(-1, 2).clone(memory_format=torch.contiguous_format)
+        self.velocity, self.gains = torch.zeros_like(self.Z), torch.ones_like(self.Z)
+        self.attraction, self.force = torch.empty_like(self.Z), torch.empty_like(self.Z)
+        self.weight = torch.empty_like(self.Z[:, 0])
+        self.bounds = torch.arange(self.E + 1, device=self.device) * self.N
+        self.inverse = torch.empty(self.E, dtype=torch.float32, device=self.device)
+        # Of each embedding: whether it does no more iterations, whether a point has left its grid, whether similarities
+        # are too small for it, and how many iterations it has done.
+        self.state = torch.zeros((self.E, 4), dtype=torch.int32, device=self.device)
+        self.charges = torch.zeros(0, dtype=torch.int64, device=self.device)
+        self.potential = torch.empty(0, dtype=torch.float32, device=self.device)
+        self.table = torch.from_numpy(mesh.tables()).to(self.device)
+        self.scalars = np.array([self.phase.exaggeration, rate, self.phase.momentum], dtype=np.float32)
+        dense = int(self.rows.indices.numel() == 0)
+        self.pairs = kernels.load("tsne", fast_math=True, GAUSSIAN=int(self.gaussian), DENSE=dense)
+        self.mesh = kernels.load("tsne_fft", fast_math=True)
+        self.kept: dict[tuple[int, int, float], _Kernel] = {}
+
+    def descend(self, done: Callable[[int], None]) -> torch.Tensor:
+        """All iterations of the phase."""
+        iterations = self.phase.iterations
+        completed, exact, told = np.zeros(self.E, dtype=int), np.zeros(self.E, dtype=bool), 0
+        while True:
+            low, high, sparse, moved = self._look()
+            for e in np.flatnonzero(moved):
+                self.how.used["exact" if exact[e] else "fft"] = None
+            completed += moved
+            completed[~np.isfinite(low + high).all(axis=1)] = iterations  # nothing brings it back
+            if completed.min() > told:
+                done(int(completed.min()) - told)
+                told = int(completed.min())
+            if told == iterations:
+                return self.Z.view(self.E, self.N, 2)
+            exact = exact & (completed % STRETCH > 0) | sparse
+            turns = np.minimum(STRETCH - completed % STRETCH, iterations - completed)
+            grids = [None if exact[e] or not turns[e] else self._grid(low[e], high[e]) for e in range(self.E)]
+            exact = np.array([grid is None for grid in grids])
+            self._round(turns, grids)
+
+    def _look(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The embeddings' bounds [E, 2], where the last round was too sparse for a grid, and its iterations [E]."""
+        bounds = self.Z.view(self.E, self.N, 2).aminmax(dim=1)
+        seen = torch.cat([*bounds, self.state.to(torch.float32)], dim=1).cpu().numpy()  # the host waits here
+        return seen[:, :2], seen[:, 2:4], seen[:, 6] > 0, seen[:, 7].astype(int)
+
+    def _grid(self, low: np.ndarray, high: np.ndarray) -> Grid | None:
+        """What an embedding's repulsion is summed on, None if exactly: depends on its map alone."""
+        grid = grid_for(low, high, self.how.tolerance, gaussian=self.gaussian)
+        if self.how.engine == "auto":
+            better = fits(grid) and seconds(self.N, grid.ny * grid.nx) < seconds(self.N, None)
+            return grid if better else None
+        check_grid(grid, low, high)
+        return grid
+
+    def _round(self, turns: np.ndarray, grids: list[Grid | None]) -> None:
+        """Launch up to so many iterations of each embedding."""
+        packed, nodes = np.zeros(self.E, dtype=GRID), 0
+        packed["turns"] = turns
+        transforms = []
+        before, self.kept = self.kept, {}
+        for e, grid in enumerate(grids):
+            if grid is None:
+                continue
+            ny, nx, spacing, origin = grid
+            factors = factors_for(ny, nx, spacing, gaussian=self.gaussian)
+            key = ny, nx, spacing
+            kernel = self.kept[key] = self.kept.get(key) or before.get(key) or _kernel_of(ny, nx, factors, self.device)
+            scale = np.float32(1 / spacing)
+            left_out = factors.far * self.N * (self.N - 1)
+            packed[e] = (left_out, nodes, origin, scale, -0.5 * scale, ny, nx, turns[e], 0, factors.core)
+            transforms.append((np.int64(nodes), np.uint32(ny), np.uint32(nx), kernel))
+            nodes += ny * nx
+        if nodes > len(self.charges):
+            self.charges = torch.zeros(nodes, dtype=torch.int64, device=self.device)
+            self.potential = torch.empty(nodes, dtype=torch.float32, device=self.device)
+        exact = [e for e in range(self.E) if grids[e] is None and turns[e]]
+        self.state.zero_()
+        place = torch.from_numpy(packed.view(np.uint8)).to(self.device)
+        for _ in range(turns.max()):
+            self._turn(place, transforms, exact)
+
+    def _turn(self, grids: torch.Tensor, transforms: list[Any], exact: list[int]) -> None:
+        """Launch an iteration."""
+        from qdv_gpu.kernels import launch
+
+        E, N, mesh, pairs = self.E, self.N, self.mesh, self.pairs
+        points = (self.Z, self.bounds)
+        groups = (-(-N // (THREADS // GROUP)), E)
+        if transforms:
+            launch(mesh, "spread", *points, grids, self.state, self.table, self.charges, grid=groups, block=THREADS)
+            for first, ny, nx, kernel in transforms:
+                self._convolve(first, ny, nx, kernel)
+            launch(
+                mesh, "gather", *points, grids, self.state, self.table, self.potential, self.force, self.weight,
+                grid=groups, block=THREADS,
+            )  # fmt: skip
+        for e in exact:
+            own = slice(e * N, (e + 1) * N)
+            launch(
+                pairs, "repel", self.Z[own], self.bounds[:2], self.force[own], self.weight[own], grid=(-(-N // 16), 1),
+                block=128,
+            )  # fmt: skip
+        launch(pairs, "attract", *points, *self.rows, self.attraction, grid=(-(-N // 4), E), block=128)
+        launch(mesh, "settle", self.bounds, grids, self.weight, self.state, self.inverse, grid=(1, E), block=THREADS)
+        launch(
+            mesh, "update", self.Z, self.velocity, self.gains, self.attraction, self.force, self.inverse, self.bounds,
+            grids, self.state, *self.scalars, grid=(-(-N // THREADS), E), block=THREADS,
+        )  # fmt: skip
+
+    def _convolve(self, first: np.int64, ny: np.uint32, nx: np.uint32, kernel: _Kernel) -> None:
+        """From an embedding's charges to its potential."""
+        from qdv_gpu.kernels import launch
+
+        influence, angles = kernel
+        twisted = torch.empty(influence.shape, dtype=torch.complex64, device=self.device)
+        grid = (-(-int(ny) * int(nx) // THREADS),)
+        launch(self.mesh, "twist", self.charges, angles, twisted, first, ny, nx, grid=grid, block=THREADS)
+        back = torch.fft.ifft2(torch.fft.fft2(twisted).mul_(influence), norm="forward")
+        launch(self.mesh, "untwist", back, angles, self.potential, first, ny, nx, grid=grid, block=THREADS)
+
+
+def _kernel_of(ny: int, nx: int, factors: Factors, device: torch.device) -> _Kernel:
+    from qdv_gpu.kernels import fft
+
+    place_y, place_x = (torch.from_numpy(np.argsort(fft.order_of(n))) for n in (ny, nx))
+    y = torch.from_numpy(factors.y)[:, place_y].to(device)  # [q, ny]
+    x = torch.from_numpy(factors.x).view(-1, 2, nx)[:, :, place_x].to(device)  # [q, 2, nx]
+    influence = torch.matmul(y.T, x.transpose(0, 1)).to(torch.float32)
+    angles = np.concatenate([fft.angles_of(ny, 4), fft.angles_of(nx, 2)]).reshape(-1, 2)
+    return _Kernel(influence, torch.from_numpy(angles).to(device))
