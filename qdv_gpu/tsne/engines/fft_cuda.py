@@ -16,6 +16,7 @@ from qdv_gpu.tsne.engines.grid import Factors, Grid, check_grid, factors_for, fi
 from qdv_gpu.tsne.problem import Problem, Repulsion
 
 STRETCH = 25  # iterations of an embedding between two choices of its engine
+HASTE = 4  # iterations between two looks of the host at maps that leave their grids
 THREADS, GROUP = 256, 8  # of a block, and of a point, in tsne_fft.cu
 # Seconds by the roofs of an H200, and of its host for the launches: predicted, not measured (docs/gpu-notes.md).
 EXACT_PAIR = 2.7e-13
@@ -86,12 +87,14 @@ class _Batch:
         """All iterations of the phase."""
         iterations = self.phase.iterations
         completed, exact, told = np.zeros(self.E, dtype=int), np.zeros(self.E, dtype=bool), 0
+        turns = completed.copy()
         while True:
             low, high, sparse, moved = self._look()
             for e in np.flatnonzero(moved):
                 self.how.used["exact" if exact[e] else "fft"] = None
+            left = bool((moved < turns).any())  # its grid: a map that grows fast leaves the next one soon
             completed += moved
-            completed[~np.isfinite(low + high).all(axis=1)] = iterations  # nothing brings it back
+            completed[~np.isfinite([low, high]).all(axis=(0, 2))] = iterations  # nothing brings it back
             if completed.min() > told:
                 done(int(completed.min()) - told)
                 told = int(completed.min())
@@ -101,7 +104,7 @@ class _Batch:
             turns = np.minimum(STRETCH - completed % STRETCH, iterations - completed)
             grids = [None if exact[e] or not turns[e] else self._grid(low[e], high[e]) for e in range(self.E)]
             exact = np.array([grid is None for grid in grids])
-            self._round(turns, grids)
+            self._round(turns, grids, hasty=left)
 
     def _look(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """The embeddings' bounds [E, 2], where the last round was too sparse for a grid, and its iterations [E]."""
@@ -118,8 +121,8 @@ class _Batch:
         check_grid(grid, low, high)
         return grid
 
-    def _round(self, turns: np.ndarray, grids: list[Grid | None]) -> None:
-        """Launch up to so many iterations of each embedding."""
+    def _round(self, turns: np.ndarray, grids: list[Grid | None], *, hasty: bool) -> None:
+        """Launch up to so many iterations of each embedding; if hasty, look now and then whether all have halted."""
         packed, nodes = np.zeros(self.E, dtype=GRID), 0
         packed["turns"] = turns
         transforms = []
@@ -142,8 +145,10 @@ class _Batch:
         exact = [e for e in range(self.E) if grids[e] is None and turns[e]]
         self.state.zero_()
         place = torch.from_numpy(packed.view(np.uint8)).to(self.device)
-        for _ in range(turns.max()):
+        for turn in range(1, turns.max() + 1):
             self._turn(place, transforms, exact)
+            if hasty and turn % HASTE == 0 and bool(self.state[:, :2].any(dim=1).all()):
+                break
 
     def _turn(self, grids: torch.Tensor, transforms: list[Any], exact: list[int]) -> None:
         """Launch an iteration."""
@@ -188,9 +193,9 @@ class _Batch:
 def _kernel_of(ny: int, nx: int, factors: Factors, device: torch.device) -> _Kernel:
     from qdv_gpu.kernels import fft
 
-    place_y, place_x = (torch.from_numpy(np.argsort(fft.order_of(n))) for n in (ny, nx))
-    y = torch.from_numpy(factors.y)[:, place_y].to(device)  # [q, ny]
-    x = torch.from_numpy(factors.x).view(-1, 2, nx)[:, :, place_x].to(device)  # [q, 2, nx]
+    place_y, place_x = (np.argsort(fft.order_of(n)) for n in (ny, nx))
+    y = torch.from_numpy(factors.y[:, place_y]).to(device)  # [q, ny]
+    x = torch.from_numpy(factors.x.reshape(-1, 2, nx)[:, :, place_x]).to(device)  # [q, 2, nx]
     influence = torch.matmul(y.T, x.transpose(0, 1)).to(torch.float32)
     angles = np.concatenate([fft.angles_of(ny, 4), fft.angles_of(nx, 2)]).reshape(-1, 2)
     return _Kernel(influence, torch.from_numpy(angles).to(device))
