@@ -78,12 +78,12 @@ spread(const float2* __restrict__ Z, const long long* __restrict__ start, const 
     const Place place = place_of(Z[first + min(i, n - 1)], grid);
     const float wx = polynomial(table, WEIGHT, SLOPE, lane, place.tx);
     const float wy = polynomial(table, WEIGHT, SLOPE, lane, place.ty);
+    float weights[ORDER];
+    for (int row = 0; row < ORDER; row++) weights[row] = wx * __shfl_sync(0xffffffffu, wy, group + row);
+    if (i >= n || lane >= ORDER) return;
     unsigned long long* node = charges + grid.nodes + (long long)place.row * grid.nx + place.column + lane;
-    for (int row = 0; row < ORDER; row++) {
-        const float weight = wx * __shfl_sync(0xffffffffu, wy, group + row);
-        if (i < n && lane < ORDER)
-            atomicAdd(node + (long long)row * grid.nx, (unsigned long long)(long long)(weight * (1.0f / UNIT)));
-    }
+    for (int row = 0; row < ORDER; row++)
+        atomicAdd(node + (long long)row * grid.nx, (unsigned long long)(long long)(weights[row] * (1.0f / UNIT)));
 }
 
 // The charges for transforms at the shifted frequencies (k_y + 1/4) / ny and k_x / nx, or (k_x + 1/2) / nx, as

@@ -18,8 +18,9 @@ from qdv_gpu.neighbors import knn
 from qdv_gpu.scores.quality import score_maps
 from qdv_gpu.tsne.affinities import joint_affinities
 from qdv_gpu.tsne.engines.cuda import descend_cuda
+from qdv_gpu.tsne.engines.fft_cuda import descend_fft_cuda
 from qdv_gpu.tsne.objective import kl_divergence
-from qdv_gpu.tsne.problem import Phase, Problem, stacked
+from qdv_gpu.tsne.problem import Phase, Problem, Repulsion, stacked
 
 SPEC = "tiny_networks:cnn"
 N, SEEDS = 60, 3
@@ -35,6 +36,14 @@ def descent(affinities):
     P = joint_affinities(points(), perplexity=8, kind=affinities)
     problem = Problem(stacked([P], copies=SEEDS), Phase(50, 4.0, 0.5), learning_rate=1.0, gaussian=False)
     return partial(descend_cuda, problem, torch.randn(SEEDS, N, 2).cuda(), lambda done: None)
+
+
+def descent_on_grids():
+    """25 iterations and one: of small steps, so that no map leaves its grid."""
+    P = joint_affinities(points(), perplexity=8, kind="knn")
+    problem = Problem(stacked([P], copies=2), Phase(26, 1.0, 0.5), learning_rate=1e-3, gaussian=False)
+    start = 0.5 * torch.randn(2, N, 2, generator=torch.Generator().manual_seed(0)).cuda()
+    return lambda: descend_fft_cuda(problem, start, lambda done: None, Repulsion("fft"))
 
 
 def divergence(affinities):
@@ -71,6 +80,7 @@ STAGES = {
     "affinities, full": (lambda: partial(joint_affinities, points(), perplexity=8, kind="full"), Budget(515, 0, 12, 0)),
     "descent, knn": (partial(descent, "knn"), Budget(8, 150, 1, 0)),
     "descent, full": (partial(descent, "full"), Budget(8, 150, 1, 0)),
+    "descent on grids": (descent_on_grids, Budget(260, 26 * (5 + 2 * 2), 12, 192)),
     "divergence, knn": (partial(divergence, "knn"), Budget(43, 0, 2, 8)),
     "divergence, full": (partial(divergence, "full"), Budget(39, 0, 1, 0)),
     "components": (lambda: partial(principal_components, points(30).split(20), 5), Budget(269, 0, 21, 0)),

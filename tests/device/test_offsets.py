@@ -7,6 +7,9 @@ import tsne_reference as reference
 
 from qdv_gpu import kernels
 from qdv_gpu.deconv.unpool import MAX_GRID, THREADS, Pool, max_pool, max_pool_launch, unpool, unpool_launch
+from qdv_gpu.kernels import mesh
+from qdv_gpu.tsne.engines import fft_cuda
+from qdv_gpu.tsne.engines.grid import factors_for, grid_for
 
 pytest.importorskip("cupy")
 from device import compile, ptx
@@ -57,6 +60,39 @@ def test_tsne(dense):
     run("tsne", "update", (*arrays, *scalars), grid=(1, 1), **settings | {"block": 256})
     slope = 4 * (pull - force / weight.sum())
     torch.testing.assert_close(z, before - 0.1 * 0.8 * slope, rtol=1e-5, atol=1e-5)
+
+
+def test_tsne_on_a_grid():
+    """The last points and nodes of a batch."""
+    N, z = 40, reference.cloud(40)
+    ny, nx, spacing, origin = grid_for(z.amin(0).numpy(), z.amax(0).numpy(), 0.001, gaussian=False)
+    factors, scale = factors_for(ny, nx, spacing, gaussian=False), np.float32(1 / spacing)
+    packed = np.zeros(1, fft_cuda.GRID)
+    packed[0] = factors.far * N * (N - 1), FAR, origin, scale, -scale / 2, ny, nx, 1, 0, factors.core
+    influence, angles = fft_cuda._kernel_of(ny, nx, factors, torch.device("cpu"))
+    start, grids = torch.tensor([FAR, FAR + N]), torch.from_numpy(packed.view(np.uint8))
+    state, inverse, table = torch.zeros(1, 4, dtype=torch.int32), torch.empty(1), torch.from_numpy(mesh.tables())
+    charges, potential = torch.zeros(ny * nx, dtype=torch.int64), torch.empty(ny * nx)
+    force, weight, twisted = torch.empty(N, 2), torch.empty(N), torch.empty(2, ny, nx, dtype=torch.complex64)
+    points, moved = (z, 2 * FAR), [(force, 2 * FAR), (weight, FAR)]
+    settings, sides = {"block": 256, "fast_math": True}, (np.int64(FAR), np.uint32(ny), np.uint32(nx))
+    nodes = (-(-ny * nx // 256),)
+    run("tsne_fft", "spread", (points, start, grids, state, table, (charges, FAR)), grid=(2, 1), **settings)
+    run("tsne_fft", "twist", ((charges, FAR), angles, twisted, *sides), grid=nodes, **settings)
+    back = torch.fft.ifft2(torch.fft.fft2(twisted) * influence, norm="forward")
+    run("tsne_fft", "untwist", (back, angles, (potential, FAR), *sides), grid=nodes, **settings)
+    given = (points, start, grids, state, table, (potential, FAR), *moved)
+    run("tsne_fft", "gather", given, grid=(2, 1), **settings)
+    run("tsne_fft", "settle", (start, grids, moved[1], state, inverse), grid=(1, 1), **settings)
+    difference = z[:, None] - z
+    w = 1 / (1 + difference.square().sum(2)).fill_diagonal_(torch.inf)
+    torch.testing.assert_close(force, (w.square()[..., None] * difference).sum(1), rtol=0.01, atol=1e-3)
+    assert float(inverse) * w.sum() == pytest.approx(1, rel=1e-4)
+    velocity, gains, before, pull = torch.zeros(N, 2), torch.ones(N, 2), z.clone(), torch.zeros(N, 2)
+    arrays = [(x, 2 * FAR) for x in (z, velocity, gains, pull, force)]
+    scalars = np.array([1, 0.1, 0.5], dtype=np.float32)
+    run("tsne_fft", "update", (*arrays, inverse, start, grids, state, *scalars), grid=(1, 1), **settings)
+    torch.testing.assert_close(z, before + 0.1 * 0.8 * 4 * force * inverse, rtol=1e-5, atol=1e-6)
 
 
 def test_unpool():

@@ -178,6 +178,13 @@ def test_shared_memory_and_barriers_sum():
     assert np.array_equal(out, x.reshape(5, 128).sum(axis=1))
 
 
+def test_integers_are_added_in_any_order():
+    x, sums = integers(np.uint64), np.arange(5, dtype=np.uint64)
+    run("atomicAdd(b + t % 5, a[t]);", x, sums, grid=(4,))
+    with np.errstate(over="ignore"):
+        assert sums.tolist() == [int(np.uint64(k) + x[k::5].sum()) for k in range(5)]
+
+
 def test_shuffles():
     x, out = integers(np.int32, 64), np.empty((6, 64), np.int32)
     run("b[t] = __shfl_xor_sync(~0u, a[t], 5); b[t + 64] = __shfl_up_sync(~0u, a[t], 3);"
@@ -282,6 +289,10 @@ FAULTS = {
     "read by one thread and written by another": ("b[t] = a[t ^ 1]; a[t] = t;", "race"),
     "by threads of different blocks": ("if (blockIdx.x == 0) a[threadIdx.x] = 1; else b[threadIdx.x] = a[threadIdx.x];",
         "race"),
+    "an addition to what another thread reads": ("b[t] = a[t ^ 1]; atomicAdd(a + t, 1);", "race"),
+    "an addition to what another thread wrote": ("a[t ^ 1] = 1; atomicAdd(a + t, 1);", "race"),
+    "a read of what others add to": ("atomicAdd(a + t / 2, 1); b[t] = a[t / 2];", "race"),
+    "what was there before an addition": ("b[t] = atomicAdd(a, 1);", "not written"),
     "division by zero": ("b[t] = t / a[t];", "division by zero"),
 }  # fmt: skip
 
@@ -356,7 +367,9 @@ def test_arguments_and_sizes_are_checked():
 
 def test_unknown_instructions_are_named():
     with pytest.raises(NotImplementedError, match=r"atom|red"):
-        run("atomicAdd(a, 1);", np.zeros(1, np.int32))
+        run("atomicMax(a, 1);", np.zeros(1, np.int32))
+    with pytest.raises(NotImplementedError, match=r"atom|red"):  # the sum depends on the order
+        run("atomicAdd(a, 1.0f);", np.zeros(1, np.float32))
     with pytest.raises(NotImplementedError, match=r"add\.rz"):
         run("a[t] = __fadd_rz(a[t], 3.0f);", np.zeros(64, np.float32))
 

@@ -277,7 +277,8 @@ def test_the_engine_does_what_that_of_the_cpu_does(cuda, similarity, affinities)
     assert model.engine_ == "fft"
     assert error(found.double().cpu().numpy(), truth) < 1e-5
     assert model.kl_divergence_ == pytest.approx(divergence, rel=1e-5)
-    assert torch.equal(model.fit_transform(X.to(cuda)), found)
+    for _ in range(1 if torch.cuda.get_device_name() == "simulated GPU" else 20):
+        assert torch.equal(model.fit_transform(X.to(cuda)), found)
 
 
 def test_embeddings_of_different_spans_have_the_bits_that_they_have_alone(cuda):

@@ -186,7 +186,7 @@ class _Batch:
         twisted = torch.empty(influence.shape, dtype=torch.complex64, device=self.device)
         grid = (-(-int(ny) * int(nx) // THREADS),)
         launch(self.mesh, "twist", self.charges, angles, twisted, first, ny, nx, grid=grid, block=THREADS)
-        back = torch.fft.ifft2(torch.fft.fft2(twisted).mul_(influence), norm="forward")
+        back = torch.fft.ifft2(torch.fft.fft2(twisted).mul_(influence), norm="forward").contiguous()
         launch(self.mesh, "untwist", back, angles, self.potential, first, ny, nx, grid=grid, block=THREADS)
 
 
