@@ -31,6 +31,8 @@ UNPOOL = (
 DESCENT, SECOND, PICTURES = (f"{STAGES}::test_{name}" for name in ("tsne", "a_second_device", "deconvnet"))
 START = f"{STAGES}::test_tsne_after_three_iterations_from_its_own_start"
 CUML = f"{STAGES}::test_cuml_gets_what_it_requires tests/tsne/test_estimator.py::test_cuml_gets_memory_and_waits"
+GRIDS, MESH = "qdv_gpu/tsne/engines/fft_cuda.py", "kernels/tsne_fft.cu"
+ON_GRIDS = "tests/tsne/test_fft_cuda.py"
 STEP = "    def step() -> None:\n"
 FIRST = """{start}
     const int n = (int)(start[blockIdx.y + 1] - first);
@@ -166,6 +168,54 @@ FAULTS = {
     "32 bits: unpooled maps": Fault(
         "kernels/unpool.cu", "out + ((long long)b * channels + begin) * out_step",
         "out + (b * channels + begin) * (int)out_step", "the same", OFFSETS),
+    # t-SNE on a grid
+    "grids on the current device": Fault(
+        GRIDS, "with torch.cuda.device(start.device):", "if True:", "kernels are loaded on cuda:0", SECOND),
+    "grid of points a block short": Fault(
+        GRIDS, "groups = (-(-N // (THREADS // GROUP)), E)", "groups = (N // (THREADS // GROUP), E)",
+        "the last points are no charges", ON_GRIDS),
+    "charges that stay": Fault(
+        MESH, "    charges[first + node] = 0;\n", "", "each iteration adds to those before", ON_GRIDS),
+    "points beyond the last spread": Fault(
+        MESH, "if (i >= n || lane >= ORDER) return;", "if (lane >= ORDER) return;", "the last counts several times",
+        ON_GRIDS),
+    "lanes that leave before a shuffle": Fault(
+        MESH, "    float weights[ORDER];\n", "    if (lane >= ORDER) return;\n    float weights[ORDER];\n",
+        "undefined: the warp may hang", ON_GRIDS),
+    "charges in 32 bits": Fault(
+        MESH, "(float)(long long)charges", "(float)(int)charges", "more than half a charge overflows", ON_GRIDS),
+    "a point's own charge": Fault(
+        MESH, "group_sum(wx * plain - ax * own)", "group_sum(wx * plain)", "the normaliser is too large", ON_GRIDS),
+    "odd frequencies turned the other way": Fault(
+        MESH, "odd.x * x.x + odd.y * x.y), im", "odd.x * x.x - odd.y * x.y), im", "the rows' ends meet", ON_GRIDS),
+    "barrier left out of the normaliser": Fault(
+        MESH, "        __syncthreads();\n        if (t < half)", "        if (t < half)",
+        "warps add what others have not stored yet", ON_GRIDS),
+    "points that leave unseen": Fault(
+        MESH, "states[blockIdx.y].outside = 1;", "states[blockIdx.y].outside = 0;", "writes beside the grid", ON_GRIDS),
+    "similarities too small unseen": Fault(
+        MESH, "state.sparse = !(", "state.sparse = 0 && !(", "forces are rounding", ON_GRIDS),
+    "turns without an end": Fault(
+        MESH, " && state.done < grid.turns", "", "iterations depend on the batch", ON_GRIDS),
+    "steps after the halt": Fault(
+        MESH, "if (i >= n || states[blockIdx.y].halted) return;", "if (i >= n) return;", "the same", ON_GRIDS),
+    "32 bits: nodes of charges": Fault(
+        MESH, "charges + grid.nodes", "charges + (int)grid.nodes", "a batch has more than 2^31 nodes", OFFSETS),
+    "32 bits: nodes of the potential": Fault(
+        MESH, "potential + grid.nodes", "potential + (int)grid.nodes", "the same", OFFSETS),
+    "kernel of another spacing": Fault(
+        GRIDS, "key = ny, nx, spacing", "key = ny, nx, 0.0", "a map that grows keeps its first kernel", ON_GRIDS),
+    "frequencies in the CPU's order": Fault(
+        GRIDS, "(np.argsort(fft.order_of(n)) for n in (ny, nx))", "(np.arange(n) for n in (ny, nx))",
+        "cuFFT has another", ON_GRIDS),
+    "first embedding's points for all": Fault(
+        GRIDS, "own = slice(e * N, (e + 1) * N)", "own = slice(0, N)", "the others repel by what is left", ON_GRIDS),
+    "embeddings that keep step": Fault(
+        GRIDS, "            grids = [None",
+        "            turns[turns > 0] = turns[turns > 0].min()\n            grids = [None",
+        "an embedding's grids depend on the batch", ON_GRIDS),
+    "look at the map after each iteration": Fault(
+        GRIDS, "if hasty and turn % HASTE == 0", "if turn % 1 == 0", "the host waits each time", BUDGETS),
     # Graphs
     "capture of a cold kernel": Fault(
         "qdv_gpu/tsne/engines/cuda.py", "max(0, phase.iterations - 1) // GRAPH_ITERATIONS",

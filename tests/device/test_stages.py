@@ -181,6 +181,7 @@ def test_a_second_device(gpu, images, tmp_path):
         assert activations(net, images, layers=["conv2"])["conv2"].device.index == 1
         assert Deconvnet(net).reconstruct(images.pixels[3], "pool@2").device.index == 1
         assert TSNE(perplexity=8, iterations=30).fit_transform(blobs().to("cuda:1")).device.index == 1
+        TSNE(perplexity=8, iterations=1, engine="fft").fit(blobs().to("cuda:1"))
         settings = Settings(layers=("pool",), samples=40, pca=5, perplexity=5, iterations=30, seeds=2, k=(3,))
         analyze(SPEC, "digits", tmp_path / "run", settings=settings, device="cuda:1")
         finetune(SPEC, "digits", tmp_path / "tuned", epochs=1, samples=40, batch_size=20, device="cuda:1")
