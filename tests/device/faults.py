@@ -204,7 +204,7 @@ FAULTS = {
     "32 bits: nodes of the potential": Fault(
         MESH, "potential + grid.nodes", "potential + (int)grid.nodes", "the same", OFFSETS),
     "kernel of another spacing": Fault(
-        GRIDS, "key = ny, nx, spacing", "key = ny, nx, 0.0", "a map that grows keeps its first kernel", ON_GRIDS),
+        GRIDS, "grid.nx, grid[:3]", "grid.nx, grid[:2]", "a map that grows keeps its first kernel", ON_GRIDS),
     "frequencies in the CPU's order": Fault(
         GRIDS, "(np.argsort(fft.order_of(n)) for n in (ny, nx))", "(np.arange(n) for n in (ny, nx))",
         "cuFFT has another", ON_GRIDS),

@@ -9,7 +9,7 @@ from qdv_gpu import kernels
 from qdv_gpu.deconv.unpool import MAX_GRID, THREADS, Pool, max_pool, max_pool_launch, unpool, unpool_launch
 from qdv_gpu.kernels import mesh
 from qdv_gpu.tsne.engines import fft_cuda
-from qdv_gpu.tsne.engines.grid import factors_for, grid_for
+from qdv_gpu.tsne.engines.grid import grid_for
 
 pytest.importorskip("cupy")
 from device import compile, ptx
@@ -65,11 +65,10 @@ def test_tsne(dense):
 def test_tsne_on_a_grid():
     """The last points and nodes of a batch."""
     N, z = 40, reference.cloud(40)
-    ny, nx, spacing, origin = grid_for(z.amin(0).numpy(), z.amax(0).numpy(), 0.001, gaussian=False)
-    factors, scale = factors_for(ny, nx, spacing, gaussian=False), np.float32(1 / spacing)
-    packed = np.zeros(1, fft_cuda.GRID)
-    packed[0] = factors.far * N * (N - 1), FAR, origin, scale, -scale / 2, ny, nx, 1, 0, factors.core
-    influence, angles = fft_cuda._kernel_of(ny, nx, factors, torch.device("cpu"))
+    grid = grid_for(z.amin(0).numpy(), z.amax(0).numpy(), 0.001, gaussian=False)
+    ny, nx, _, _ = grid
+    kernel, packed = fft_cuda._kernel_of(grid, z.device, gaussian=False), np.zeros(1, fft_cuda.GRID)
+    packed[0] = fft_cuda._packed(grid, kernel, N, FAR, 1)
     start, grids = torch.tensor([FAR, FAR + N]), torch.from_numpy(packed.view(np.uint8))
     state, inverse, table = torch.zeros(1, 4, dtype=torch.int32), torch.empty(1), torch.from_numpy(mesh.tables())
     charges, potential = torch.zeros(ny * nx, dtype=torch.int64), torch.empty(ny * nx)
@@ -78,9 +77,9 @@ def test_tsne_on_a_grid():
     settings, sides = {"block": 256, "fast_math": True}, (np.int64(FAR), np.uint32(ny), np.uint32(nx))
     nodes = (-(-ny * nx // 256),)
     run("tsne_fft", "spread", (points, start, grids, state, table, (charges, FAR)), grid=(2, 1), **settings)
-    run("tsne_fft", "twist", ((charges, FAR), angles, twisted, *sides), grid=nodes, **settings)
-    back = torch.fft.ifft2(torch.fft.fft2(twisted) * influence, norm="forward")
-    run("tsne_fft", "untwist", (back, angles, (potential, FAR), *sides), grid=nodes, **settings)
+    run("tsne_fft", "twist", ((charges, FAR), kernel.angles, twisted, *sides), grid=nodes, **settings)
+    back = torch.fft.ifft2(torch.fft.fft2(twisted) * kernel.influence, norm="forward")
+    run("tsne_fft", "untwist", (back, kernel.angles, (potential, FAR), *sides), grid=nodes, **settings)
     given = (points, start, grids, state, table, (potential, FAR), *moved)
     run("tsne_fft", "gather", given, grid=(2, 1), **settings)
     run("tsne_fft", "settle", (start, grids, moved[1], state, inverse), grid=(1, 1), **settings)

@@ -17,7 +17,7 @@ from qdv_gpu.errors import InputError
 from qdv_gpu.kernels import mesh
 from qdv_gpu.progress import watched
 from qdv_gpu.tsne.engines import fft_cuda as engine
-from qdv_gpu.tsne.engines.grid import factors_for, grid_for
+from qdv_gpu.tsne.engines.grid import grid_for
 from qdv_gpu.tsne.objective import SIMILARITIES
 from qdv_gpu.tsne.problem import Phase, Problem, Repulsion, Rows
 
@@ -43,12 +43,10 @@ class Kernels:
         self.start = self.on(torch.tensor([0, *np.cumsum(self.sizes)]))
         self.grids = [grid_for(z.min(axis=0), z.max(axis=0), 0.001, gaussian=gaussian) for z in embeddings]
         self.packed, self.kernels, self.nodes = np.zeros(len(embeddings), engine.GRID), [], 0
-        for e, (ny, nx, spacing, origin) in enumerate(self.grids):
-            factors = factors_for(ny, nx, spacing, gaussian=gaussian)
-            scale, left_out = np.float32(1 / spacing), factors.far * self.sizes[e] * (self.sizes[e] - 1)
-            self.packed[e] = left_out, self.nodes, origin, scale, -scale / 2, ny, nx, turns, 0, factors.core
-            self.kernels.append(engine._kernel_of(ny, nx, factors, self.Z.device))
-            self.nodes += ny * nx
+        for e, grid in enumerate(self.grids):
+            self.kernels.append(engine._kernel_of(grid, self.Z.device, gaussian=gaussian))
+            self.packed[e] = engine._packed(grid, self.kernels[-1], self.sizes[e], self.nodes, turns)
+            self.nodes += grid.ny * grid.nx
         self.state = self.on(torch.zeros(len(embeddings), 4, dtype=torch.int32))
         self.table = self.on(torch.from_numpy(mesh.tables()))
         self.charges = self.on(torch.zeros(self.nodes, dtype=torch.int64))
@@ -77,7 +75,7 @@ class Kernels:
         self.launch("spread", *given, grid=self.by_points(32), seed=seed)
 
     def convolve(self):
-        for one, (influence, angles) in zip(self.packed, self.kernels, strict=True):
+        for one, (influence, angles, *_) in zip(self.packed, self.kernels, strict=True):
             if not one["ny"]:
                 continue
             twisted, grid = torch.empty(influence.shape, dtype=torch.complex64), (-(-one["ny"] * one["nx"] // 256),)

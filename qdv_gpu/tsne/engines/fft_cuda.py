@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from qdv_gpu.tsne.engines.grid import Factors, Grid, check_grid, factors_for, fits, grid_for
+from qdv_gpu.tsne.engines.grid import Grid, check_grid, factors_for, fits, grid_for
 from qdv_gpu.tsne.problem import Problem, Repulsion
 
 STRETCH = 25  # iterations of an embedding between two choices of its engine
@@ -50,10 +50,13 @@ def descend_fft_cuda(
 
 
 class _Kernel(NamedTuple):
-    """Of a grid on the device: influence float32 [2, ny, nx], and the angles of its shifts float32 [ny + nx, 2]."""
+    """Of a grid: on the device influence float32 [2, ny, nx] and the angles of its shifts float32 [ny + nx, 2]; and as
+    `grid.Kernel` has them core and far."""
 
     influence: torch.Tensor
     angles: torch.Tensor
+    core: np.ndarray
+    far: float
 
 
 class _Batch:
@@ -130,13 +133,11 @@ class _Batch:
         for e, grid in enumerate(grids):
             if grid is None:
                 continue
-            ny, nx, spacing, origin = grid
-            factors = factors_for(ny, nx, spacing, gaussian=self.gaussian)
-            key = ny, nx, spacing
-            kernel = self.kept[key] = self.kept.get(key) or before.get(key) or _kernel_of(ny, nx, factors, self.device)
-            scale = np.float32(1 / spacing)
-            left_out = factors.far * self.N * (self.N - 1)
-            packed[e] = (left_out, nodes, origin, scale, -0.5 * scale, ny, nx, turns[e], 0, factors.core)
+            ny, nx, key = grid.ny, grid.nx, grid[:3]
+            kernel = self.kept[key] = (
+                self.kept.get(key) or before.get(key) or _kernel_of(grid, self.device, gaussian=self.gaussian)
+            )
+            packed[e] = _packed(grid, kernel, self.N, nodes, turns[e])
             transforms.append((np.int64(nodes), np.uint32(ny), np.uint32(nx), kernel))
             nodes += ny * nx
         if nodes > len(self.charges):
@@ -182,20 +183,27 @@ class _Batch:
         """From an embedding's charges to its potential."""
         from qdv_gpu.kernels import launch
 
-        influence, angles = kernel
-        twisted = torch.empty(influence.shape, dtype=torch.complex64, device=self.device)
+        twisted = torch.empty(kernel.influence.shape, dtype=torch.complex64, device=self.device)
         grid = (-(-int(ny) * int(nx) // THREADS),)
-        launch(self.mesh, "twist", self.charges, angles, twisted, first, ny, nx, grid=grid, block=THREADS)
-        back = torch.fft.ifft2(torch.fft.fft2(twisted).mul_(influence), norm="forward").contiguous()
-        launch(self.mesh, "untwist", back, angles, self.potential, first, ny, nx, grid=grid, block=THREADS)
+        launch(self.mesh, "twist", self.charges, kernel.angles, twisted, first, ny, nx, grid=grid, block=THREADS)
+        back = torch.fft.ifft2(torch.fft.fft2(twisted).mul_(kernel.influence), norm="forward").contiguous()
+        launch(self.mesh, "untwist", back, kernel.angles, self.potential, first, ny, nx, grid=grid, block=THREADS)
 
 
-def _kernel_of(ny: int, nx: int, factors: Factors, device: torch.device) -> _Kernel:
+def _packed(grid: Grid, kernel: _Kernel, N: int, nodes: int, turns: int) -> tuple[Any, ...]:
+    """A grid of N points as an element of `GRID`: its first node and the iterations on it."""
+    scale, left_out = np.float32(1 / grid.spacing), kernel.far * N * (N - 1)
+    return left_out, nodes, grid.origin, scale, -0.5 * scale, grid.ny, grid.nx, turns, 0, kernel.core
+
+
+def _kernel_of(grid: Grid, device: torch.device, *, gaussian: bool) -> _Kernel:
     from qdv_gpu.kernels import fft
 
+    ny, nx, spacing, _ = grid
+    y, x, core, far = factors_for(ny, nx, spacing, gaussian=gaussian)
     place_y, place_x = (np.argsort(fft.order_of(n)) for n in (ny, nx))
-    y = torch.from_numpy(factors.y[:, place_y]).to(device)  # [q, ny]
-    x = torch.from_numpy(factors.x.reshape(-1, 2, nx)[:, :, place_x]).to(device)  # [q, 2, nx]
-    influence = torch.matmul(y.T, x.transpose(0, 1)).to(torch.float32)
+    left = torch.from_numpy(y[:, place_y]).to(device)  # [q, ny]
+    right = torch.from_numpy(x.reshape(-1, 2, nx)[:, :, place_x]).to(device)  # [q, 2, nx]
+    influence = torch.matmul(left.T, right.transpose(0, 1)).to(torch.float32)
     angles = np.concatenate([fft.angles_of(ny, 4), fft.angles_of(nx, 2)]).reshape(-1, 2)
-    return _Kernel(influence, torch.from_numpy(angles).to(device))
+    return _Kernel(influence, torch.from_numpy(angles).to(device), core, far)
