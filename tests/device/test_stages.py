@@ -115,6 +115,8 @@ def test_activations(cuda, images, precision):
     found = activations(net, images, layers=["conv2"], precision=precision)["conv2"]
     assert found.device == cuda
     low, high = {"fp32": (0, 1e-5), "tf32": (1e-5, 2e-3), "bf16": (1e-4, 2e-2)}[precision]
+    if precision == "tf32" and torch.cuda.get_device_name() != "simulated GPU":
+        low = 0  # cuDNN computes so small a convolution in float32
     assert low <= relative(found, truth) < high
 
 

@@ -107,7 +107,7 @@ def test_cancelled_and_out_of_time_it_is_finished_by_running_again(slurm, tmp_pa
 def test_jobs_that_are_queued_are_waited_for_and_not_sent_again(slurm, expected, tmp_path):
     (file, options), out = written(tmp_path, SMALL), tmp_path / "one"
     process = command("sweep", file, "--out", out, "--slurm", options)
-    until(lambda: len(jobs()) == 4)
+    until(lambda: len(jobs()) == 4 and (out / "slurm" / "jobs.json").exists())
     process.kill()
     process.communicate()
     before = set(jobs())

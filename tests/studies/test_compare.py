@@ -60,7 +60,7 @@ def test_every_word_of_the_summary_is_in_the_numbers(runs, tmp_path):
 
 def test_pairing(runs, tmp_path):
     by_name = compare(runs / "a", runs / "b", out=tmp_path / "n", pair="name")
-    assert [(p.first.layer, p.second.layer) for p in by_name.pairs] == [(x, x) for x in ("conv2", "pool@1", "pool@2")]
+    assert [(p.first.layer, p.second.layer) for p in by_name.pairs] == [(x, x) for x in ("pool@1", "conv2", "pool@2")]
     said = compare(runs / "a", runs / "b", out=tmp_path / "m", pair={"conv2": "pool@2"})
     assert [(p.first.layer, p.second.layer) for p in said.pairs] == [("conv2", "pool@2")]
     alike = compare(runs / "a", runs / "b", out=tmp_path / "k", pair="cka")
@@ -106,7 +106,7 @@ def test_runs_of_each(runs, tmp_path):
         with pytest.raises(InputError, match=message):
             compare(*first, out=tmp_path / "w", runs=wrong)
     small = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.MaxPool2d(2))
-    with pytest.raises(InputError, match="the runs of cnn must have the same layers, got conv2, pool@1, pool@2 and 0"):
+    with pytest.raises(InputError, match="the runs of cnn must have the same layers, got pool@1, conv2, pool@2 and 0"):
         compare(A, B, "digits", tmp_path / "w", runs=[(small, B)], **QUICK)
 
 
@@ -125,7 +125,7 @@ def test_k_in_another_order_and_folders_of_one_name(runs, tmp_path):
 
 
 def test_pairs_in_any_order(runs, tmp_path):
-    layers = ("conv2", "pool@1", "pool@2")
+    layers = ("pool@1", "conv2", "pool@2")
     sorted_ = compare(runs / "a", runs / "b", out=tmp_path / "s", pair={name: name for name in reversed(layers)})
     assert [pair.first.layer for pair in sorted_.pairs] == list(layers)
     crossed = compare(runs / "a", runs / "b", out=tmp_path / "x", pair={"pool@2": "conv2", "conv2": "pool@2"})
