@@ -14,7 +14,7 @@ QUOTED = (
     "t-SNE, Fashion-MNIST, 10,000 points",
     "Deconvnet, 256 maps",
     "Table 3 of",
-)  # work, as its row begins
+)  # as rows begin
 
 
 def tables() -> str:

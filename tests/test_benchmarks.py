@@ -25,20 +25,23 @@ from qdv_gpu.studies import peaks
 @pytest.mark.parametrize("page", readme.PAGES)
 def test_tables_are_not_stale(page):
     text = (readme.ROOT / page).read_text()
-    assert text.count("| t-SNE, Fashion-MNIST") == 1
+    assert text.count("| t-SNE, Fashion-MNIST, 10,000 points |") == 1
     assert readme.updated(page) == text, "run: python -m benchmarks.readme"
 
 
 def test_results_hold_every_stage_and_its_repeats():
+    """Fewer than three repeats only of what takes long."""
+    held = set()
     for file in sorted((readme.ROOT / "benchmarks" / "results").glob("*.json")):
         report = json.loads(file.read_text())
         if "stages" not in report:
             continue
-        assert set(STAGES) - set(report["stages"]) <= {"trace", "bits"}, file
+        held |= {name for name, stage in report["stages"].items() if stage.get("complete", True)}
         for row in itertools.chain.from_iterable(stage["timings"] for stage in report["stages"].values()):
             ours = row["all_seconds"].get("ours") or row["all_seconds"]["one pass"]
-            assert len(ours) >= 3, row["work"]
+            assert len(ours) >= 3 or row["seconds"] > 5, row["work"]
             assert (row["spread"], row["seconds"]) == ([min(ours), max(ours)], median(ours)), row["work"]
+    assert set(STAGES) - held <= {"trace"}
 
 
 def test_a_table_names_device_work_spread_peers_and_parts():
