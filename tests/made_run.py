@@ -60,14 +60,12 @@ def made_run(
             np.savez(file, **arrays)
             nh = float(hits.mean()) if labelled else ""
             error = 0.01 if labelled else ""
-            rows.append(
-                {
-                    "position": position, "network": network, "layer": layer, "tokens": "", "k": k, "nh": nh,
-                    "standard_error": error, "nh_feature_space": nh, "standard_error_feature_space": error,
-                    "chance": 1 / len(classes) if labelled else "", "tied": 0.0, "trustworthiness": 0.9,
-                    "continuity": 0.8,
-                }
-            )  # fmt: skip
+            row = {
+                "position": position, "network": network, "layer": layer, "tokens": "", "k": k, "nh": nh,
+                "standard_error": error, "nh_feature_space": nh, "standard_error_feature_space": error,
+                "chance": 1 / len(classes) if labelled else "", "tied": 0.0, "trustworthiness": 0.9,
+            }  # fmt: skip
+            rows.append(row if older else row | {"continuity": 0.8})
             timings[f"{network}/{layer}"] = {"tsne": {"seconds": 1.5, "peak_bytes": 2e9}}
     _table(out / "table3.csv", rows)
     images = zip(*columns.values(), strict=True)

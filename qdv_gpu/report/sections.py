@@ -11,6 +11,11 @@ from qdv_gpu.report.linked import names_of, scored
 from qdv_gpu.report.page import Cell, Section, Table
 from qdv_gpu.results.view import RunView, ViewedLayer
 
+SCORES = {  # columns of table3.csv that are shown where their numbers are known, and what they are called
+    "nh": "NH", "standard_error": "±",
+    "nh_feature_space": "in its own space", "standard_error_feature_space": "±",
+    "chance": "chance", "trustworthiness": "trustworthiness", "continuity": "continuity",
+}  # fmt: skip
 CLASSES = 50  # in a table at most
 MATRIX = 12  # classes of a table of all with all
 NORMAL = 1.96  # standard errors that a 95 % interval reaches to each side
@@ -74,15 +79,13 @@ def scores_section(runs: Sequence[RunView]) -> Section:
             series.append(Series(name, values.tolist(), low.tolist(), high.tolist()))
         chance = runs[0].layers[0].scores["chance"] if labelled else None
         charts.append(line_chart(series, ticks, words[kind], chance=chance))
-    header = ["network", "layer", "NH", "±", "in its own space", "±", "chance", "trustworthiness", "continuity"]
-    columns = ["nh", "standard_error", "nh_feature_space", "standard_error_feature_space", "chance", "trustworthiness"]
-    columns.append("continuity")
-    if not labelled:
-        header, columns = [*header[:2], *header[-2:]], columns[-2:]
+    listed = [(name, layer) for name, layers in networks.items() for layer in layers]
+    columns = {name: [_number(layer.scores.get(name, np.nan)) for _, layer in listed] for name in SCORES}
+    columns = {name: cells for name, cells in columns.items() if any(cells)}
+    header = ["network", "layer", *(SCORES[name] for name in columns)]
     rows = [
-        [Cell(name), Cell(layer.title), *(Cell(_number(layer.scores[column])) for column in columns)]
-        for name, layers in networks.items()
-        for layer in layers
+        [Cell(name), Cell(layer.title), *map(Cell, cells)]
+        for (name, layer), *cells in zip(listed, *columns.values(), strict=True)
     ]
     caption = f"Mean of {seeds_of(runs)} maps of {len(runs[0].files):,} images; ± is the standard error"
     return Section("Scores by layer", charts=charts, tables=[Table(caption, header, rows, "layers")])

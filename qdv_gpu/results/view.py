@@ -32,7 +32,8 @@ class ViewedLayer:
     title : str
         The layer, with what was taken of its tokens.
     scores : dict of str to float
-        Of its row of table3.csv for the first k: nh, standard_error, chance, trustworthiness, ...; NaN is unknown.
+        Of its row of table3.csv for that k: nh, standard_error, chance, trustworthiness, ...; NaN is unknown, and what
+        an older version did not compute is not there.
     Z : array
         float32 [S, N, 2]: a map for each seed.
     hits : array or None

@@ -119,7 +119,7 @@ def _layer(
     """A row of the table with its maps Z [S, N, 2], scored again."""
     if not 1 <= k < Z.shape[1]:
         raise InputError(f"k must be within 1 and {Z.shape[1] - 1}, got {k}")
-    kept = {name: float(row[name] or "nan") for name in KEPT}
+    kept = {name: float(row.get(name) or "nan") for name in KEPT}
     nan = torch.full((len(Z), Z.shape[1]), math.nan)
     near = [knn(torch.from_numpy(z), max(k, error_neighbors(k, len(z)))).indices for z in Z]
     found, expected = HitValues(nan, nan, nan, math.nan), math.nan

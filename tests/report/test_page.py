@@ -28,6 +28,7 @@ from qdv_gpu.report.charts import Series, line_chart, shade
 from qdv_gpu.report.linked import DARK, colours
 from qdv_gpu.report.packed import Packed
 from qdv_gpu.report.page import SCRIPTS, Page, _script
+from qdv_gpu.report.sections import SCORES
 from qdv_gpu.report.swept import sweep_section
 from qdv_gpu.report.thumbnails import pictures_of
 
@@ -149,10 +150,10 @@ def test_the_tables_are_those_of_the_folder(run, html):
     with (run / "table3.csv").open() as file:
         rows = list(csv.DictReader(file))
     scores = tables["network0"]
-    columns = ["nh", "standard_error", "nh_feature_space", "standard_error_feature_space", "chance", "trustworthiness"]
+    assert scores[0] == ["network", "layer", *SCORES.values()]
     for shown, row in zip(scores[1:], rows, strict=True):
         assert shown[:2] == [row["network"], row["layer"]]
-        assert shown[2:8] == [f"{float(row[column]):.3f}" for column in columns]
+        assert shown[2:] == [f"{float(row[column]):.3f}" for column in SCORES]
     with (run / "predictions.csv").open() as file:
         images = list(csv.DictReader(file))
     for shown in tables["class1"][1:]:
@@ -339,9 +340,11 @@ def test_candidates_that_are_left_out_are_said(count):
 
 def test_older_folders_and_those_without_labels(tmp_path):
     html = write_report(made_run(tmp_path / "older", older=True)).read_text()
+    assert Parsed(html).tables[0][0] == ["network", "layer", *(SCORES[name] for name in SCORES if name != "continuity")]
     assert "There are no pictures: the run is of an older version" in html
     assert "Which other class" not in html
     html = write_report(made_run(tmp_path / "unlabelled", labelled=False)).read_text()
+    assert Parsed(html).tables[0][0] == ["network", "layer", "trustworthiness", "continuity"]
     assert "trustworthiness 0.900" in html
     assert "Neighborhood hit of each class" not in html
     about, _ = data_of(html)

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from made_run import made_run
 
 from qdv_gpu import analyze
 from qdv_gpu.errors import InputError
@@ -51,6 +52,13 @@ def test_scores_of_every_k_are_those_of_the_analysis(run, tmp_path, drawn):
             assert torch.equal(found.scores[0].influence, next(s for s in layer.scores if s.k == k).influence)
     plot(run.out, tmp_path, k=1)
     assert np.isnan(drawn[-1][0].of(1).nh_feature_space)
+
+
+def test_a_score_that_an_older_version_did_not_compute_is_unknown(tmp_path, drawn):
+    plot(made_run(tmp_path / "run", older=True), tmp_path)
+    found = drawn[-1][0].of(5)
+    assert found.trustworthiness == 0.9
+    assert np.isnan(found.continuity)
 
 
 def test_some_networks_layers_maps_and_formats(run, tmp_path, drawn):
