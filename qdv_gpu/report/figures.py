@@ -28,7 +28,10 @@ def maps_figure(layers: Sequence[AnalysedLayer], labels: np.ndarray | None, clas
     maps, groups = [layer.Z[0] for layer in layers], [layer.network for layer in layers]
     titles = [layer.title for layer in layers]
     if labels is None:
-        faithful = [f"trustworthiness {layer.scores[0].mean.trustworthiness:.3f}" for layer in layers]
+        faithful = [
+            "" if math.isnan(value) else f"trustworthiness {value:.3f}"
+            for value in (layer.scores[0].mean.trustworthiness for layer in layers)
+        ]
         return plot_maps(maps, titles=titles, subtitles=faithful, groups=groups)[0]
     hits = np.mean([layer.scores[0].hits.mean(dim=0).numpy() for layer in layers], axis=0)  # [N]
     counts = np.bincount(labels, minlength=len(classes))

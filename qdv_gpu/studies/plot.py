@@ -42,8 +42,8 @@ def plot(
     networks, layers : sequence of str, optional
         Names as in the run's tables; default all.
     k : int, optional
-        Neighbours of the neighborhood hit; default the run's first. NH in a layer's own space is drawn for the k of the
-        run only.
+        Neighbours of the neighborhood hit; default the run's first. NH in a layer's own space and trustworthiness are
+        drawn for the k of the run only.
     seed : int
         Number of the t-SNE map that is drawn, from 0.
     formats : sequence of {"png", "pdf", "svg"}
@@ -109,7 +109,7 @@ def _layers(
             Z, labels = arrays["Z"], arrays.get("labels")
             if not 0 <= seed < len(Z):
                 raise InputError(f"seed must be within 0 and {len(Z) - 1}, the maps of {folder}, got {seed}")
-            row = next((row for row in own if int(row["k"]) == chosen), {**own[0], "nh_feature_space": "nan"})
+            row = next((row for row in own if int(row["k"]) == chosen), own[0] | dict.fromkeys(KEPT, "nan"))
             yield _layer(row, np.roll(Z, -seed, axis=0), labels, chosen, about["settings"]["perplexity"]), labels
 
 

@@ -11,7 +11,7 @@ from qdv_gpu import analyze
 from qdv_gpu.errors import InputError
 from qdv_gpu.report import figures
 from qdv_gpu.studies import plot as study
-from qdv_gpu.studies.plot import plot
+from qdv_gpu.studies.plot import KEPT, plot
 
 QUICK = {"samples": 60, "pca": 5, "perplexity": 5, "iterations": 20, "seeds": 2, "device": "cpu"}
 
@@ -48,10 +48,10 @@ def test_scores_of_every_k_are_those_of_the_analysis(run, tmp_path, drawn):
             assert (got.nh, got.standard_error, got.chance) == pytest.approx(
                 (expected.nh, expected.standard_error, expected.chance), abs=1e-12
             )
-            assert got.nh_feature_space == expected.nh_feature_space
+            assert [getattr(got, name) for name in KEPT] == [getattr(expected, name) for name in KEPT]
             assert torch.equal(found.scores[0].influence, next(s for s in layer.scores if s.k == k).influence)
     plot(run.out, tmp_path, k=1)
-    assert np.isnan(drawn[-1][0].of(1).nh_feature_space)
+    assert np.isnan([getattr(drawn[-1][0].of(1), name) for name in KEPT]).all()
 
 
 def test_a_score_that_an_older_version_did_not_compute_is_unknown(tmp_path, drawn):
@@ -101,7 +101,9 @@ def test_folders_that_are_no_finished_run(run, tmp_path):
             plot(copy)
 
 
-def test_unlabelled_images_have_maps_and_no_hits(tmp_path):
+def test_unlabelled_images_have_maps_and_no_hits(tmp_path, monkeypatch):
+    said, real = [], figures.plot_maps
+    monkeypatch.setattr(figures, "plot_maps", lambda *own, **kw: said.append(kw["subtitles"]) or real(*own, **kw))
     images = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     options = {**QUICK, "samples": "all"}
     result = analyze("tiny_networks:cnn", images, tmp_path / "run", **options)
@@ -114,6 +116,9 @@ def test_unlabelled_images_have_maps_and_no_hits(tmp_path):
     assert "Trustworthiness (k = 5) of images without labels" in (tmp_path / "run" / "table3.md").read_text()
     assert ",,,," in (tmp_path / "run" / "layers.csv").read_text().splitlines()[1]
     assert [path.name for path in plot(tmp_path / "run", tmp_path / "again")] == ["maps.png"]
+    plot(tmp_path / "run", tmp_path / "again", k=3)
+    assert said[0] == said[1] == [f"trustworthiness {one.of(5).trustworthiness:.3f}" for one in result.layers]
+    assert not any(said[2])
     assert study.plot is plot
     labelled = analyze("tiny_networks:cnn", (images, torch.arange(40) % 2), tmp_path / "run", **options)
     assert np.array_equal(labelled.layers[0].Z, layer.Z)
