@@ -9,6 +9,7 @@ from qdv_gpu.files import readable, readable_time
 from qdv_gpu.report.charts import Series, line_chart, shade
 from qdv_gpu.report.linked import names_of, scored
 from qdv_gpu.report.page import Cell, Section, Table
+from qdv_gpu.report.tables import ERRORS
 from qdv_gpu.results.view import RunView, ViewedLayer
 
 SCORES = {  # columns of table3.csv that are shown where their numbers are known, and what they are called
@@ -68,13 +69,12 @@ def scores_section(runs: Sequence[RunView]) -> Section:
         "nh_feature_space": "Neighborhood hit in the layers' own space",
         "trustworthiness": "Trustworthiness of the maps",
     }
-    errors = {"nh": "standard_error", "nh_feature_space": "standard_error_feature_space"}
     charts = []
     for kind in kinds:
         series = []
         for name, layers in networks.items():
             values = np.array([layer.scores[kind] for layer in layers])
-            error = np.array([layer.scores.get(errors.get(kind, ""), np.nan) for layer in layers])
+            error = np.array([layer.scores.get(ERRORS.get(kind, ""), np.nan) for layer in layers])
             low, high = values - NORMAL * error, values + NORMAL * error
             series.append(Series(name, values.tolist(), low.tolist(), high.tolist()))
         chance = runs[0].layers[0].scores["chance"] if labelled else None

@@ -11,12 +11,13 @@ import numpy as np
 from qdv_gpu.files import text_of
 from qdv_gpu.results.records import AnalysedLayer, Predictions
 from qdv_gpu.results.run import hits_column
+from qdv_gpu.scores.quality import MEASURES
 
-COLUMNS = ["network", "layer", "features", "samples", "perplexity", "seed", "k", "nh", "nh_feature_space"]
-COLUMNS += ["chance", "tied", "trustworthiness", "continuity", "kl", "seconds"]
+COLUMNS = ["network", "layer", "features", "samples", "perplexity", "seed", *MEASURES, "kl", "seconds"]
 
-MEANS = ["position", "network", "layer", "tokens", "k", "nh", "standard_error", "nh_feature_space"]
-MEANS += ["standard_error_feature_space", "chance", "tied", "trustworthiness", "continuity"]
+ERRORS = {"nh": "standard_error", "nh_feature_space": "standard_error_feature_space"}
+MEANS = ["position", "network", "layer", "tokens"]
+MEANS += [name for measure in MEASURES for name in (measure, ERRORS.get(measure)) if name is not None]
 
 
 def nh_table(layers: Sequence[AnalysedLayer], k: int) -> list[list[str]]:

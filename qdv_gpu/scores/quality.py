@@ -142,6 +142,9 @@ class Measures:
     continuity: float
 
 
+MEASURES = tuple(field.name for field in fields(Measures))  # columns of the tables, in this order
+
+
 @dataclass(frozen=True, kw_only=True)
 class MapScore(Measures):
     """One map, of one seed."""
@@ -275,7 +278,7 @@ def score_maps(
             k=n,
             standard_error=in_maps.standard_error,
             standard_error_feature_space=in_layer.standard_error,
-            **{f.name: float(np.mean([getattr(row, f.name) for row in maps])) for f in fields(Measures)[1:]},
+            **{name: float(np.mean([getattr(row, name) for row in maps])) for name in MEASURES[1:]},
         )
         result.append(
             LayerScores(

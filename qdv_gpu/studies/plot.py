@@ -15,10 +15,10 @@ from qdv_gpu.report.folder import only_writer, read_formats, write_figure
 from qdv_gpu.results.records import AnalysedLayer
 from qdv_gpu.results.run import RUN, checked, damage_said, read_about, rows_of
 from qdv_gpu.results.view import maps_of
-from qdv_gpu.scores.quality import HitValues, LayerScores, MapScore, Score, chance, hit_values
+from qdv_gpu.scores.quality import MEASURES, HitValues, LayerScores, MapScore, Score, chance, hit_values
 from qdv_gpu.scores.statistics import error_neighbors
 
-KEPT = ("nh_feature_space", "tied", "trustworthiness", "continuity")  # what needs more than the maps
+KEPT = tuple(name for name in MEASURES if name not in ("k", "nh", "chance"))  # what needs more than maps and labels
 
 
 def plot(
