@@ -102,8 +102,9 @@ def test_stage(gpu, stage):
         work()
     counts = gpu.counts
     found = Budget(*(sum(one.values()) for one in (counts.launches, counts.kernels, counts.syncs, counts.to_host)))
-    assert found._replace(launches=0) == budget._replace(launches=0), counts.syncs.most_common()
-    assert found.launches <= budget.launches
+    said = f"{stage}: {found} where {budget} is allowed; what the work cannot do without, write into STAGES."
+    assert found._replace(launches=0) == budget._replace(launches=0), f"{said} Waits: {counts.syncs.most_common()}"
+    assert found.launches <= budget.launches, said
     assert not counts.tf32
     assert not counts.unordered
     assert not counts.pageable

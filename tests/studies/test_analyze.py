@@ -18,6 +18,7 @@ from qdv_gpu.data.images import Images
 from qdv_gpu.errors import InputError
 from qdv_gpu.features import forward
 from qdv_gpu.report.tables import nh_table
+from qdv_gpu.results.stages import VERSIONS
 from qdv_gpu.results.store import Store
 from qdv_gpu.results.view import view_run
 from qdv_gpu.studies import analyze as study
@@ -67,7 +68,10 @@ def test_run_folder(finished):
         reader = csv.DictReader(file)
         rows = list(reader)
     header = "network,layer,features,samples,perplexity,seed,k,nh,nh_feature_space,chance,tied,trustworthiness"
-    assert ",".join(reader.fieldnames or ()) == header + ",continuity,kl,seconds"
+    assert (VERSIONS["scores"], ",".join(reader.fieldnames or ())) == (2, header + ",continuity,kl,seconds"), (
+        'the columns are public, and scores are kept: if they change, raise VERSIONS["scores"] in '
+        "qdv_gpu/results/stages.py, or what a store holds is called damaged; then write both here"
+    )
     assert len(rows) == 2 * len(LAYERS) * 2 * 2
     arrays = np.load(out / "embeddings" / "cnn" / "pool@1.npz")
     assert arrays["Z"].shape == (2, 100, 2)
