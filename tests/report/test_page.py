@@ -32,6 +32,7 @@ from qdv_gpu.report.sections import SCORES
 from qdv_gpu.report.swept import sweep_section
 from qdv_gpu.report.thumbnails import pictures_of
 
+LABELLED = ("nh", "standard_error", "nh_feature_space", "standard_error_feature_space", "chance")
 PAGE = Path(__file__).parents[1] / "page"
 
 
@@ -340,11 +341,11 @@ def test_candidates_that_are_left_out_are_said(count):
 
 def test_older_folders_and_those_without_labels(tmp_path):
     html = write_report(made_run(tmp_path / "older", older=True)).read_text()
-    assert Parsed(html).tables[0][0] == ["network", "layer", *(SCORES[name] for name in SCORES if name != "continuity")]
+    assert Parsed(html).tables[0][0] == ["network", "layer", *list(SCORES.values())[: len(LABELLED) + 1]]
     assert "There are no pictures: the run is of an older version" in html
     assert "Which other class" not in html
     html = write_report(made_run(tmp_path / "unlabelled", labelled=False)).read_text()
-    assert Parsed(html).tables[0][0] == ["network", "layer", "trustworthiness", "continuity"]
+    assert Parsed(html).tables[0][0] == ["network", "layer", *list(SCORES.values())[len(LABELLED) :]]
     assert "trustworthiness 0.900" in html
     assert "Neighborhood hit of each class" not in html
     about, _ = data_of(html)
