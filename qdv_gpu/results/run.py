@@ -265,7 +265,7 @@ def scores_of(record: Record, k: int) -> LayerScores:
 
 
 def _stage(folder: Path, store: Store, stage: str, digest: str, check: Callable[[Record], None]) -> Record:
-    record, version = store.find(stage, digest, check)
+    record, version = store.find(stage, digest, check, version=VERSIONS[stage])
     if version is not None and version != VERSIONS[stage]:
         raise InputError(f"{folder} was made by another version of qdv_gpu: run its command again")
     if record is None:

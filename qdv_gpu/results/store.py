@@ -159,11 +159,12 @@ class Store:
             return None
 
     def find(
-        self, stage: str, digest: str, check: Callable[[Record], object] | None = None
+        self, stage: str, digest: str, check: Callable[[Record], object] | None = None, *, version: int | None = None
     ) -> tuple[Record | None, int | None]:
         """The stage of a key's digest, and the version of the code that made it; None for what is not there.
 
-        `check` as for `read`.
+        `check` as for `read`. With `version` a stage that code of another version made is not read: a check would take
+        it for damaged.
         """
         for manifest in self.path.glob(f"{stage}/*{digest[:16]}/{MANIFEST}"):
             with suppress(*DAMAGES):
@@ -171,7 +172,7 @@ class Store:
                 label = manifest.parent.name[: -len(digest[:16])].rstrip("-")
                 key = Key(stage, content["version"], content["parameters"], tuple(content["parents"]), label)
                 if key.digest == digest:
-                    return self.read(key, check), key.version
+                    return self.read(key, check) if version in (None, key.version) else None, key.version
         return None, None
 
     def holds(self, digests: Iterable[str]) -> bool:

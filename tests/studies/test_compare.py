@@ -227,10 +227,16 @@ def test_what_cannot_be_compared(runs, tmp_path):
     refused("or one of an older version", tmp_path / "old", runs / "b")
 
 
-def test_runs_of_another_version(runs, tmp_path, monkeypatch):
+def test_runs_of_another_version_are_refused_and_kept(runs, tmp_path, monkeypatch):
+    def other(*_, **__):
+        raise ValueError("it does not say all scores")
+
+    before = sorted((runs / ".qdv-store" / "scores").iterdir())
     monkeypatch.setitem(read_run.__globals__["VERSIONS"], "scores", 99)
+    monkeypatch.setitem(read_run.__globals__, "check_scores", other)
     with pytest.raises(InputError, match="was made by another version of qdv_gpu"):
         compare(runs / "a", runs / "b", out=tmp_path / "c")
+    assert sorted((runs / ".qdv-store" / "scores").iterdir()) == before
 
 
 def test_one_class_is_refused_before_anything_is_computed(tmp_path):
