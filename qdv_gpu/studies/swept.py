@@ -141,7 +141,7 @@ def _scores(one: Found) -> dict[str, Any]:
     for number, layer in enumerate(layers, start=1):
         mean = layer.scores[0].mean
         row[f"layer {number}"] = layer.title
-        for name in ("nh", "standard_error", "nh_feature_space", "trustworthiness"):
+        for name in ("nh", "standard_error", "nh_feature_space", "trustworthiness", "continuity"):
             row[f"{name} {number}"] = getattr(mean, name)
     return row
 

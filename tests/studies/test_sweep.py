@@ -53,7 +53,8 @@ def test_what_a_sweep_writes(finished):
     assert [row["run"] for row in found[:3]] == ["1", "2", "3"]
     first = finished.rungs[0].found[0].run
     [layers] = first.networks.values()
-    assert float(found[0]["nh 2"]) == layers[1].scores[0].mean.nh
+    for name in ("nh", "trustworthiness", "continuity"):
+        assert float(found[0][f"{name} 2"]) == getattr(layers[1].scores[0].mean, name)
     assert found[0]["layer 2"] == "pool@2"
     import pyarrow.parquet
 
