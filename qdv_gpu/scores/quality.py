@@ -70,9 +70,26 @@ def trustworthiness(X: Any, Z: Any, *, k: int = 5) -> float:
 
 
 def continuity(X: Any, Z: Any, *, k: int = 5) -> float:
-    """Continuity of the map Z of X (Venna & Kaski 2001): 1 if all neighbours in X are neighbours in the map.
+    """Continuity of the map Z of X (Venna & Kaski 2006): 1 if all neighbours in X are neighbours in the map.
 
-    `trustworthiness` with the parts of X and Z exchanged.
+    1 - 2 / (N k (2N - 3k - 1)) sum_i sum_{j in N_k(i) in X} max(0, r(i, j) - k), with r(i, j) the rank of j by
+    (distance to i, index) in Z: `trustworthiness` with the parts of X and Z exchanged.
+
+    Parameters
+    ----------
+    X, Z : array
+        Points [N, d] and their map [N, m], of the same kind and on the same device.
+    k : int
+        Number of neighbours, below N / 2.
+
+    Raises
+    ------
+    InputError
+        If X and Z are not equally many points, or k is not below N / 2.
+
+    >>> X = torch.tensor([[0.0, 0], [1, 0], [1, 1], [0, 1.1]])
+    >>> f"{continuity(X, X[:, :1], k=1):.3f} {continuity(X, 2 * X, k=1):.3f}"
+    '0.500 1.000'
     """
     points, mapped = _pair(X, Z)
     return rank_score(neighbor_ranks(mapped, knn(points, k).indices))

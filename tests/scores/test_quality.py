@@ -105,6 +105,41 @@ def test_trustworthiness_and_continuity_are_those_of_sklearn(k):
     assert quality.continuity(X.numpy(), Z.numpy(), k=k) == pytest.approx(expected, abs=1e-9)
 
 
+def brute_force_continuity(X, Z, k):
+    """By definition, in float64: each of the k nearest in X costs how far beyond the k nearest in Z it is."""
+    X, Z, N = np.asarray(X, dtype=np.float64), np.asarray(Z, dtype=np.float64), len(X)
+
+    def order(points, i):
+        return sorted((((points[i] - points[j]) ** 2).sum(), j) for j in range(N) if j != i)
+
+    cost = 0
+    for i in range(N):
+        ranks = {j: rank for rank, (_, j) in enumerate(order(Z, i), start=1)}
+        cost += sum(max(0, ranks[j] - k) for _, j in order(X, i)[:k])
+    return 1 - 2 * cost / (N * k * (2 * N - 3 * k - 1))
+
+
+@pytest.mark.parametrize(("N", "k"), [(5, 1), (5, 2), (130, 1), (130, 5)])
+@pytest.mark.parametrize("high", [2, 4, 1000])
+def test_continuity_with_ties(cuda, N, k, high):
+    X, Z, labels = _integers(high, N, 3).float(), _integers(high, N, 2, seed=1).float(), torch.arange(N) % 2
+    expected = brute_force_continuity(X, Z, k)
+    for device in ("cpu", cuda):
+        assert quality.continuity(X.to(device), Z.to(device), k=k) == pytest.approx(expected, abs=1e-12)
+    (scores,) = quality.score_maps(X.to(cuda), torch.stack([X[:, :2], Z]).to(cuda), labels, k=[k])
+    assert scores.maps[1].continuity == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_torn_map_is_trusted_and_not_continuous():
+    """A cylinder cut open tears neighbours apart; one pressed flat lays strangers together."""
+    angle = 2 * np.pi * torch.rand(400, generator=torch.Generator().manual_seed(0))
+    height = _normal(400)
+    X = torch.stack([angle.cos(), angle.sin(), height], dim=1)
+    cut, flat = torch.stack([angle, height], dim=1), X[:, [0, 2]]
+    assert quality.continuity(X, cut) < quality.trustworthiness(X, cut)
+    assert quality.continuity(X, flat) > quality.trustworthiness(X, flat)
+
+
 def test_perfect_map():
     X = _integers(5, 300, 3).float()
     assert quality.trustworthiness(X, X) == quality.continuity(X, X) == 1.0
@@ -135,8 +170,11 @@ def test_bad_input():
         quality.neighborhood_hit(Z, labels, k=20)
     with pytest.raises(InputError, match="equally many points, got 20 and 19"):
         quality.trustworthiness(Z, Z[1:])
-    with pytest.raises(InputError, match="k smaller than N / 2, got k=10, N=20"):
-        quality.trustworthiness(Z, Z, k=10)
+    with pytest.raises(InputError, match="equally many points, got 19 and 20"):
+        quality.continuity(Z[1:], Z)
+    for score in (quality.trustworthiness, quality.continuity):
+        with pytest.raises(InputError, match="k smaller than N / 2, got k=10, N=20"):
+            score(Z, Z, k=10)
     with pytest.raises(InputError, match="class 7 has 1"):
         statistics.standard_error(torch.zeros(5), [0, 0, 7, 1, 1])
 
@@ -158,4 +196,5 @@ def test_cuda_equals_cpu(cuda):
     )
     on_cpu = quality.neighborhood_hit(Z, labels)
     assert quality.neighborhood_hit(Z.to(cuda), labels) == pytest.approx(on_cpu, rel=1e-12)
-    assert quality.trustworthiness(X.to(cuda), Z.to(cuda)) == quality.trustworthiness(X, Z)
+    for score in (quality.trustworthiness, quality.continuity):
+        assert score(X.to(cuda), Z.to(cuda)) == score(X, Z)
