@@ -87,6 +87,7 @@ def compare(
     """Say at which layers B keeps the classes together better than A, by how much, and what is undecided."""
     from qdv_gpu.networks.spec import split_outside
     from qdv_gpu.report.contrast import comparison_table, summary
+    from qdv_gpu.report.drawing import plain
     from qdv_gpu.studies.compare import compare as run
 
     pairs: list[Any] = [tuple(part.strip() for part in split_outside(text, ",")) for text in runs or []]
@@ -101,7 +102,8 @@ def compare(
             settings=preset, weights=weights, device=device, formats=read_list(formats), store=store,
             skip_bad=skip_bad, **settings,
         )  # fmt: skip
-    show_table(*comparison_table(found))
+    title = f"Neighborhood hit (k = {found.k}); differences and verdicts are of {plain(found.second)}"
+    show_table(*comparison_table(found), title=title)
     print(summary(found))
     for name in (
         "report.html",

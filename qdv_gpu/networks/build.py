@@ -1,5 +1,6 @@
 """Modules by name: ours, torchvision's and timm's, with the weights that come with them, and those of a factory."""
 
+import difflib
 import importlib
 import os
 import pickle
@@ -60,6 +61,8 @@ def build(name: str, arguments: Mapping[str, Any], *, pretrained: bool) -> Built
             raise InputError(f"{name} takes no arguments, got {', '.join(arguments)}")
         return OWN[name](), {}
     if name not in network_names():
+        if os.path.isfile(name):
+            raise InputError(f"{name} is a file: say what network its weights belong to, as in resnet18={name}")
         raise unknown("network", name, network_names())
     return _from_torchvision(name, arguments, pretrained=pretrained)
 
@@ -116,13 +119,17 @@ def _from_timm(name: str, arguments: Mapping[str, Any], *, pretrained: bool) -> 
 
 def _from_factory(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     module_name, _, factory_name = name.partition(":")
+    if module_name.endswith(".py"):
+        raise InputError(f"network {name}: write {module_name.removesuffix('.py')}:{factory_name}, without .py")
     if "" not in sys.path:
         sys.path.append("")  # the current folder may hold the factory
     with _kept(), guarded(f"network {name} cannot be built"):
         with guarded(f"network {name}: {module_name} cannot be imported"):
             module = importlib.import_module(module_name)
         if not hasattr(module, factory_name):
-            raise InputError(f"network {name}: {module_name} has no {factory_name!r}")
+            close = difflib.get_close_matches(factory_name, vars(module), n=3)
+            hint = f": did you mean {', '.join(close)}?" if close else ""
+            raise InputError(f"network {name}: {module_name} has no {factory_name!r}{hint}")
         factory = made = getattr(module, factory_name)
         if callable(factory) and not isinstance(factory, nn.Module):
             try:

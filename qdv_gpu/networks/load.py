@@ -323,16 +323,16 @@ def _of_channels(name: str, values: Any, network: Network) -> tuple[float, ...]:
     """A number for each channel, of as many or of one."""
     given = [values] if isinstance(values, numbers.Real) else listed(name, values, what="numbers")
     given = given * network.channels if len(given) == 1 else given
-    least = 1 / LARGEST if name == "std" else -LARGEST
-    if len(given) == network.channels and all(_is_within(v, least) for v in given):
+    least, most = (1 / LARGEST, LARGEST) if name == "std" else (0, 1)
+    if len(given) == network.channels and all(_is_within(v, least, most) for v in given):
         return tuple(map(float, given))
-    kind = "positive numbers" if name == "std" else "numbers"
+    kind = "positive numbers" if name == "std" else "numbers in 0..1, as pixels are (those of 0..255 divided by 255)"
     raise InputError(f"{name} of {network.name} must be 1 or {network.channels} {kind}, got {short(values)}")
 
 
-def _is_within(value: Any, least: float) -> bool:
+def _is_within(value: Any, least: float, most: float) -> bool:
     real: bool = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return real and least <= value <= LARGEST
+    return real and least <= value <= most
 
 
 def _takes(network: Network, channels: int) -> bool:

@@ -63,6 +63,7 @@ def summary(found: Comparison) -> str:
     if rest:
         text.append(f"{_capital('; '.join(rest))}.")
     text.append(_own_space(found, named))
+    text += _not_compared(found)
     if found.runs == found.seeds == 1:
         text.append("Where a layer has one map, the intervals do not know how maps of other seeds differ.")
     if found.runs == 1:
@@ -81,9 +82,7 @@ def _from_on(found: Comparison, named: Sequence[str], verdict: str) -> tuple[str
     if start is None:
         return None
     verdicts = [pair.in_maps.verdict for pair in found.pairs[start:]]
-    end = found.pairs[-1]
-    ends = (end.first.position, end.second.position) == tuple(len(titles) for titles in found.layers)
-    last = "the last layer" if ends else "the last layer compared"
+    last = "the last layer" if _reaches_ends(found) else "the last layer compared"
     if verdicts == [verdict]:
         return None
     if set(verdicts) == {verdict}:
@@ -91,6 +90,27 @@ def _from_on(found: Comparison, named: Sequence[str], verdict: str) -> tuple[str
     if len(verdicts) == 1:
         return f"in a test of {last} alone", f"at {named[start]}"
     return f"in tests one by one, from {last} back,", f"down to {named[start]}"
+
+
+def _reaches_ends(found: Comparison) -> bool:
+    """Whether the last pair is of the last layers of both."""
+    end = found.pairs[-1]
+    return (end.first.position, end.second.position) == tuple(len(titles) for titles in found.layers)
+
+
+def _not_compared(found: Comparison) -> list[str]:
+    """Which layers have no partner, if the last of a network is among them: the last ones are what most ask about."""
+    if _reaches_ends(found):
+        return []
+    paired = [{pair.first.position for pair in found.pairs}, {pair.second.position for pair in found.pairs}]
+    left = []
+    for name, titles, positions in zip((found.first, found.second), found.layers, paired, strict=True):
+        if len(titles) in positions:
+            continue
+        alone = [drawing.plain(title) for number, title in enumerate(titles, start=1) if number not in positions]
+        left.append(f"{_list(alone)} of {drawing.plain(name)}")
+    last = f"{drawing.plain(found.layers[0][-1])}={drawing.plain(found.layers[1][-1])}"
+    return [f"Not compared: {', and '.join(left)}; --pair {last} sets the last layers side by side."] if left else []
 
 
 def _small(found: Comparison, pair: LayerPair) -> str:

@@ -88,7 +88,15 @@ def scores_section(runs: Sequence[RunView]) -> Section:
         for (name, layer), *cells in zip(listed, *columns.values(), strict=True)
     ]
     caption = f"Mean of {seeds_of(runs)} maps of {len(runs[0].files):,} images; ± is the standard error"
-    return Section("Scores by layer", charts=charts, tables=[Table(caption, header, rows, "layers")])
+    tables = [Table(caption, header, rows, "layers")]
+    said = {names_of(runs)[i, name]: one for i, run in enumerate(runs) for name, one in run.predictions.items()}
+    if labelled and said:
+        accuracy = [
+            [Cell(name), Cell(f"{100 * np.mean(classes == runs[0].labels):.1f} %")]
+            for name, (classes, _) in said.items()
+        ]
+        tables.append(Table("Accuracy on these images", ["network", "accuracy"], accuracy, "layers"))
+    return Section("Scores by layer", charts=charts, tables=tables)
 
 
 def classes_section(runs: Sequence[RunView]) -> Section | None:

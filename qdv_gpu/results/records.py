@@ -95,6 +95,10 @@ class Predictions:
     classes: np.ndarray
     probabilities: np.ndarray
 
+    def accuracy(self, labels: np.ndarray) -> float:
+        """Share of the images whose label [N] it says."""
+        return float((self.classes == labels).mean())
+
 
 @dataclass(frozen=True)
 class Analysis:

@@ -3,7 +3,7 @@
 import logging
 import math
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -29,7 +29,7 @@ from qdv_gpu.report import figures, tables
 from qdv_gpu.report.contrast import write_comparison
 from qdv_gpu.report.folder import RunFolder, read_formats
 from qdv_gpu.results.comparison import compared
-from qdv_gpu.results.records import Analysis
+from qdv_gpu.results.records import Analysis, Predictions
 from qdv_gpu.results.store import Store
 from qdv_gpu.scores.quality import score_maps
 from qdv_gpu.scores.statistics import class_neighbors
@@ -199,6 +199,7 @@ def find_jobs(
     selected = select_layers(loaded, None if asked is None else [layer.path for layer in asked])
     images = images_of(data, settings, skip_bad=skip_bad)
     settings.check_images(images)
+    _check_floats(images, settings)
     if run is not None:
         run.check()
         store.check(run.out)
@@ -212,6 +213,24 @@ def find_jobs(
         for network, layers in zip(loaded, selected, strict=True)
     ]
     return jobs, images
+
+
+def _check_floats(images: Images, settings: Settings) -> None:
+    """Raise InputError if images that networks get as they are shall be normalised; warn if they seem to want it."""
+    if not images[0].is_floating_point():
+        return
+    if settings.mean is not None or settings.std is not None:
+        raise InputError(
+            f"mean and std are for images of uint8, and those of {images.name} are of floating point, which networks "
+            "get as they are: normalise them as in training and give no mean and std, or hand over uint8"
+        )
+    some = torch.stack([images[i] for i in range(min(8, len(images)))])
+    if some.min() >= 0 and some.max() <= 1:
+        logger.warning(
+            "the images of %s are of floating point in 0..1, as ToTensor leaves them: networks get them as they are, "
+            "without a mean and std, which is right only if they were trained so",
+            images.name,
+        )
 
 
 def images_of(data: Any, settings: Settings, *, skip_bad: bool) -> Images:
@@ -393,8 +412,22 @@ def _view(
         curves = figures.nh_figure(layers, labels, settings.neighbors[0])
         pictures += folder.figure("figures/nh", curves, formats)
     comparison = None
+    if labels is not None:
+        _say_accuracy(jobs, predictions, labels, len(images.classes))
     if labels is not None and len(jobs) == 2:
         first, second = ([layer for layer in layers if layer.network == job.network.name] for job in jobs)
         comparison = compared([first], [second], labels, images.classes, k=settings.neighbors[0])
         pictures += write_comparison(folder, comparison, formats)
     return Analysis(folder.out, layers, predictions, pictures, comparison)
+
+
+def _say_accuracy(
+    jobs: Sequence[Job], predictions: Mapping[str, Predictions], labels: np.ndarray, classes: int
+) -> None:
+    """Say what shows that a network gets its images as it was trained to, with classes in the order that it knows."""
+    for name in (job.network.name for job in jobs):
+        if name in predictions:
+            share = 100 * predictions[name].accuracy(labels)
+            logger.info("%s: accuracy %.1f%% on these %s images", name, share, f"{len(labels):,}")
+        else:
+            logger.info("%s: no accuracy, since it has not one output for each class of the images (%d)", name, classes)

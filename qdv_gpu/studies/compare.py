@@ -210,7 +210,7 @@ def _draw_changed(folder: RunFolder, found: Comparison, run: Run, formats: Seque
         return
     a, b = found.hits
     titles = [(run.classes[run.labels[i]], f"{a[i]:.2f} → {b[i]:.2f}") for i in positions]
-    figure, _ = plot_images(images, titles, f"hits of {found.first} → {found.second}")
+    figure, _ = plot_images(images, titles, f"hits of {found.first} → {found.second}, mean of the layers compared")
     folder.figure("figures/changed", figure, formats)
 
 

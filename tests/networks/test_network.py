@@ -101,12 +101,23 @@ def test_unknown_names_come_with_close_matches():
     [
         ("no_such_module:net", "cannot be imported"),
         ("tiny_networks:nothing", "has no 'nothing'"),
+        ("tiny_networks:cmn", "has no 'cmn': did you mean cnn"),
+        ("tiny_networks.py:cnn", "write tiny_networks:cnn, without .py"),
         ("tiny_networks:not_a_module", "must return an nn.Module, got int"),
     ],
 )
 def test_bad_factories(spec, message):
     with pytest.raises(InputError, match=message):
         load_network(spec)
+
+
+def test_a_file_is_no_network(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "best.pt").touch()
+    with pytest.raises(InputError, match=r"best\.pt is a file: .* as in resnet18=best\.pt"):
+        load_network("best.pt")
+    (tmp_path / "resnet18").touch()
+    assert load_network("resnet18", weights="none").name == "resnet18"
 
 
 def test_weight_files_round_trip(tmp_path):

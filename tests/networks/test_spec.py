@@ -105,6 +105,8 @@ def test_mean_and_std_of_ones_own():
         load_network("resnet18=none", std=[1, 0, 1])
     with pytest.raises(InputError, match="mean of resnet18 must be 1 or 3 numbers"):
         load_network("resnet18=none", mean=[0.1, 0.2])
+    with pytest.raises(InputError, match=r"numbers in 0\.\.1, as pixels are \(those of 0\.\.255 divided by 255\), got"):
+        load_network("resnet18=none", mean=[123.7, 116.3, 103.5])
 
 
 def test_where_the_class_token_comes_late():

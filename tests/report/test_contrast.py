@@ -91,6 +91,14 @@ def test_words_of_every_outcome():
     assert "nan" not in text
 
 
+def test_layers_without_a_partner_are_named():
+    deeper = replace(found(pair("x", 0.1, "ahead")), layers=(("x",), ("x", "y", "z")))
+    assert "Not compared: y and z of B; --pair x=z sets the last layers side by side. This speaks" in summary(deeper)
+    both = replace(deeper, layers=(("x", "v"), ("x", "y")))
+    assert "Not compared: v of A, and y of B; --pair v=y sets" in summary(both)
+    assert "Not compared" not in summary(found(pair("x", 0.1, "ahead")))
+
+
 def test_words_where_all_agree_and_of_more_runs():
     text = summary(found(pair("one", 0.1, "ahead", "ahead"), runs=3))
     assert "In the layer's own space, without t-SNE, the verdict is the same." in text

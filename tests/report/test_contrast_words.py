@@ -141,6 +141,16 @@ def check(text, said):
                         f"{named[name]['in_layer']['delta']:+.3f})" for name in other])  # fmt: skip
         words = ("the verdict is another", "that one") if len(other) == 1 else ("other verdicts hold", "those")
         assert f" {words[0]} at {shown}: trust {words[1]}, since" in sentence
+    left = []
+    for side, place, name in (("first", 0, "A"), ("second", 1, "B")):
+        paired, depth = {int(pair[side][1:]) for pair in pairs}, len(said["layers"][place])
+        if depth - 1 not in paired:
+            left.append(f"{joined([pairs[0][side][0] + str(i) for i in range(depth) if i not in paired])} of {name}")
+    if left:
+        ends = "=".join(pairs[0][side][0] + str(len(own) - 1)
+                        for side, own in zip(("first", "second"), said["layers"], strict=True))  # fmt: skip
+        words = f"Not compared: {', and '.join(left)}; --pair {ends} sets the last layers side by side."
+        assert sentences.pop(0) == words
     if said["runs"] == said["seeds"] == 1:
         assert sentences.pop(0).startswith("Where a layer has one map, ")
     assert len(sentences) == 1

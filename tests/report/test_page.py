@@ -157,11 +157,14 @@ def test_the_tables_are_those_of_the_folder(run, html):
         assert shown[2:] == [f"{float(row[column]):.3f}" for column in SCORES]
     with (run / "predictions.csv").open() as file:
         images = list(csv.DictReader(file))
-    for shown in tables["class1"][1:]:
+    for network, shown in tables["network1"][1:]:
+        right = np.mean([image["label"] == image[f"{network} prediction"] for image in images])
+        assert shown == f"{100 * right:.1f} %"
+    for shown in tables["class2"][1:]:
         own = [image for image in images if image["label"] == shown[0]]
-        for cell, column in zip(shown[1:], tables["class1"][0][1:], strict=True):
+        for cell, column in zip(shown[1:], tables["class2"][0][1:], strict=True):
             assert float(cell) == pytest.approx(np.mean([float(image[column]) for image in own]), abs=0.0051)
-    strangers = tables["class2"]
+    strangers = tables["class3"]
     names = "abcde"
     for shown in strangers[1:]:
         for cell, column in zip(shown[1:], strangers[0][1:], strict=True):

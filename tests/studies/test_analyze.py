@@ -115,6 +115,33 @@ def test_predictions_are_those_of_the_network(finished):
     assert hits == pytest.approx(finished.layer("other", "pool@2").of(5).nh, abs=1e-5)
 
 
+def test_accuracy_is_said(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        found = run(tmp_path / "run", replace(TINY, iterations=10, seeds=1), SPECS[:1])
+    with (found.out / "predictions.csv").open() as file:
+        right = sum(row["label"] == row["cnn prediction"] for row in csv.DictReader(file))
+    assert f"cnn: accuracy {right:.1f}% on these 100 images" in caplog.text
+    assert f"<td><span>{right:.1f} %<" in (found.out / "report.html").read_text()
+
+
+def test_no_accuracy_where_classes_are_others(tmp_path, caplog):
+    images = Images.from_arrays(torch.randint(0, 255, (60, 1, 8, 8), dtype=torch.uint8), [0, 1, 2] * 20)
+    with caplog.at_level("INFO"):
+        analyze(SPECS[0], images, tmp_path / "run", settings=replace(TINY, samples="all", iterations=10, seeds=1))
+    assert "cnn: no accuracy, since it has not one output for each class of the images (3)" in caplog.text
+
+
+def test_floating_point_images_are_not_normalised(tmp_path, caplog):
+    pixels, labels = torch.rand(60, 1, 8, 8), [0, 1, 2] * 20
+    small = replace(TINY, samples="all", iterations=10, seeds=1)
+    with pytest.raises(InputError, match="mean and std are for images of uint8, and those of arrays are of floating"):
+        analyze(SPECS[0], (pixels, labels), tmp_path / "run", settings=small, mean=0.5)
+    analyze(SPECS[0], (2 * pixels - 1, labels), tmp_path / "run", settings=small)
+    assert "as ToTensor leaves them" not in caplog.text
+    analyze(SPECS[0], (pixels, labels), tmp_path / "run", settings=small)
+    assert "floating point in 0..1, as ToTensor leaves them" in caplog.text
+
+
 def test_scores_agree_with_scikit_learn(finished):
     from sklearn.neighbors import NearestNeighbors
 
