@@ -4,8 +4,10 @@ Layout
     A batch of embeddings is flat: point i of embedding e is column `start[e] + i` of `Z` [2, T], so that the
     coordinates x = Z[0] and y = Z[1] are each contiguous and the loop over j becomes SIMD.
     Affinities are rows: row `first_row[e] + i` of P spans `indptr[r]:indptr[r + 1]` of `values`; its columns are
-    `indices` (points of the same embedding), or, when `indices` is empty, all points in order (a dense P).
+    `indices` (points of the same embedding), or, when `indices` is None, all points in order (a dense P).
     Embeddings that differ only in their seed share one P through `first_row`.
+    What the loops are compiled for is in the types: `gaussian` is None or True and `indices` None or an array, so that
+    numba leaves out what is not used, a fifth of its work.
 Order
     A pair is computed once, by its earlier point, and given to both. The earlier points are cut into `BANDS` bands
     with the same number of pairs; a band is summed by one thread into its own row of `partial`, in an order set by
@@ -76,7 +78,7 @@ def _exp_minus(d):
 def _similarity(dx, dy, gaussian):
     """w and s of `repel` for a difference (dx, dy)."""
     d = dx * dx + dy * dy
-    if gaussian:
+    if gaussian is not None:
         return _exp_minus(d), _ONE
     w = _ONE / (_ONE + d)
     return w, w
@@ -164,7 +166,7 @@ def repel(low, high, Z, start, gaussian, partial, weight):
         Coordinates of all embeddings.
     start : int64 [E + 1]
         First point of each embedding, and T.
-    gaussian : bool
+    gaussian : None or True
         Similarity exp(-d^2) instead of 1 / (1 + d^2).
     partial : float32 [BANDS, 2, T], written
         The band's share of sum_j w_ij s_ij (zi - zj), where w is the similarity and s is w for Student-t and 1 for
@@ -180,8 +182,9 @@ def repel(low, high, Z, start, gaussian, partial, weight):
         fy = partial[band, 1, start[e] : start[e + 1]]
         N = x.size
         first, last = _edge(N, band), _edge(N, band + 1)
-        fx[first:] = _ZERO
-        fy[first:] = _ZERO
+        for j in range(first, N):
+            fx[j] = _ZERO
+            fy[j] = _ZERO
         total = 0.0
         for i in range(first, min(last, N - 1), 2):  # i and k = i + 1: the pair that the loop below leaves out
             dx, dy = x[i] - x[i + 1], y[i] - y[i + 1]
@@ -196,7 +199,7 @@ def repel(low, high, Z, start, gaussian, partial, weight):
             for i in range(first, min(last, right - 2), 2):
                 k = i + 1
                 c = max(left, i + 2)
-                if gaussian:
+                if gaussian is not None:
                     sums = _repel_gaussian(x[c:right], y[c:right], fx[c:right], fy[c:right], x[i], y[i], x[k], y[k])
                 else:
                     sums = _repel_student(x[c:right], y[c:right], fx[c:right], fy[c:right], x[i], y[i], x[k], y[k])
@@ -223,9 +226,9 @@ def attract(low, high, Z, packed, member, start, first_row, indptr, indices, val
     start : int64 [E + 1]
     first_row : int64 [E]
         First row of P of each embedding.
-    indptr, indices, values : int64 [R + 1], uint32 [nnz] or [0], float32 [nnz]
-        P by rows. Unsigned indices spare the test for counting from the end.
-    gaussian : bool
+    indptr, indices, values : int64 [R + 1], uint32 [nnz] or None, float32 [nnz]
+        P by rows.
+    gaussian : None or True
     attraction : float32 [2, T], written
         sum_j p_ij s_ij (zi - zj), with s as for `repel`.
     """
@@ -233,8 +236,8 @@ def attract(low, high, Z, packed, member, start, first_row, indptr, indices, val
         e = member[t]
         r = first_row[e] + t - start[e]
         row = values[indptr[r] : indptr[r + 1]]
-        stretch = _ZERO if gaussian else _ONE
-        if indices.size:
+        stretch = _ONE if gaussian is None else _ZERO
+        if indices is not None:
             own = packed[start[e] : start[e + 1]]
             pull = _attract_sparse(own, Z[0, t], Z[1, t], indices[indptr[r] : indptr[r + 1]], row, stretch)
         else:

@@ -25,7 +25,7 @@ from qdv_gpu.kernels.fft import LANES, across, down, instruction, up
 from qdv_gpu.kernels.mesh import ORDER, gather, spread
 
 # numba caches what it compiled by the text of this file alone: this digest of fft.py, mesh.py and cpu.py is part of it.
-_BUILT_OF = "212d7dadb3eb3326"
+_BUILT_OF = "8f6966c64f25da1f"
 
 BAND = 8  # rows, at least ORDER - 1
 BLOCK = 256  # points
@@ -49,7 +49,8 @@ def _claim(typing, counter):
 def _sort(Z, origin, scale, ny, ends, order, cells):
     """Points by row of the grid: `ends` [ny + 1] where each row starts, and last the end, and places in cells."""
     N = Z.shape[1]
-    ends[:] = 0
+    for row in range(ny + 1):
+        ends[row] = 0
     for i in range(N):
         ends[int((Z[1, i] - origin[1]) * scale) + 1] += 1
     for row in range(ny):
@@ -139,11 +140,12 @@ def descend(
                 _sort(Z, origin, scale, ny, ends, order, cells)
             elif task <= bands:
                 first = (task - 1) * BAND * stride
-                grid[first : first + BAND * stride] = _ZERO
+                for node in range(first, first + BAND * stride):
+                    grid[node] = _ZERO
             else:
                 for i in range((task - bands - 1) * BLOCK, min((task - bands) * BLOCK, N)):
                     row = values[indptr[i] : indptr[i + 1]]
-                    if indices.size:
+                    if indices is not None:
                         columns = indices[indptr[i] : indptr[i + 1]]
                         pull = _attract_sparse(packed, Z[0, i], Z[1, i], columns, row, stretch)
                     else:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from qdv_gpu.tsne.affinities import Affinities, SparseAffinities
@@ -62,6 +63,11 @@ class Rows(NamedTuple):
     indptr: torch.Tensor
     indices: torch.Tensor
     values: torch.Tensor
+
+    def on_cpu(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray]:
+        """As numba's loops read them: columns uint32, which spares the test for counting from the end, or None."""
+        first, indptr, indices, values = (part.numpy() for part in self)
+        return first, indptr, indices.view(np.uint32) if indices.size else None, values
 
 
 def stacked(P: list[Affinities], *, copies: int) -> Rows:

@@ -42,15 +42,14 @@ def affinities(n, kind):
 
 def forces(P, Z, *, gaussian):
     """Attraction and repulsion [N, 2] of one embedding by the numba loops, and the sum of the weights."""
-    first, indptr, indices, values = (t.numpy() for t in stacked([P], copies=1))
     N, flat = len(Z), Z.numpy().T.copy()
     attraction, partial = np.full((2, N), np.nan, "f"), np.full((cpu.BANDS, 2, N), np.nan, "f")
     weight = np.full((1, cpu.BANDS), np.nan)
     bounds, member = np.array([0, N]), np.zeros(N, np.int64)
-    cpu.repel(0, cpu.BANDS, flat, bounds, gaussian, partial, weight)
+    cpu.repel(0, cpu.BANDS, flat, bounds, gaussian or None, partial, weight)
     packed = Z.contiguous().numpy().view(np.uint64)[:, 0].copy()
-    rows = (first, indptr, indices.view(np.uint32), values)
-    cpu.attract(0, N, flat, packed, member, bounds, *rows, gaussian, attraction)
+    rows = stacked([P], copies=1).on_cpu()
+    cpu.attract(0, N, flat, packed, member, bounds, *rows, gaussian or None, attraction)
     repulsion = np.where(np.isnan(partial), 0, partial).sum(axis=0, dtype=np.float64)
     return attraction.T, repulsion.T, 2 * weight.sum()
 

@@ -22,7 +22,6 @@ def descend_cpu(problem: Problem, start: torch.Tensor, done: Callable[[int], Non
     points = start.reshape(E * N, 2).numpy()
     Z, packed = points.T.copy(), np.ascontiguousarray(points).view(np.uint64)[:, 0].copy()
     state = (Z, packed, np.zeros_like(Z), np.ones_like(Z), np.repeat(np.arange(E), N), np.arange(E + 1) * N)
-    P = (rows.first.numpy(), rows.indptr.numpy(), rows.indices.numpy().view(np.uint32), rows.values.numpy())
     forces = (np.empty_like(Z), np.empty((cpu.BANDS, *Z.shape), dtype=np.float32), np.empty((E, cpu.BANDS)))
     scalars = np.array([phase.exaggeration, learning_rate, phase.momentum], dtype=np.float32)
     threads = max(1, min(torch.get_num_threads(), E * N**2 // PAIRS_PER_THREAD))
@@ -31,7 +30,7 @@ def descend_cpu(problem: Problem, start: torch.Tensor, done: Callable[[int], Non
     with ThreadPoolExecutor(threads) as pool:
         for first in range(0, phase.iterations, at_once):
             turns, arrived = min(at_once, phase.iterations - first), np.zeros((threads, 8), dtype=np.int64)
-            arguments = (turns, *state, *P, gaussian, *forces, *scalars, arrived)
+            arguments = (turns, *state, *rows.on_cpu(), gaussian or None, *forces, *scalars, arrived)
 
             def work(part: int, arguments: tuple[Any, ...] = arguments) -> None:
                 try:

@@ -68,13 +68,13 @@ class _Embedding:
 
     def __init__(self, problem: Problem, number: int, start: torch.Tensor, repulsion: Repulsion) -> None:
         rows, self.phase, self.rate, self.gaussian = problem
-        N, first = len(start), int(rows.first[number])
+        firsts, indptr, self.indices, self.values = rows.on_cpu()
+        N, first = len(start), int(firsts[number])
         self.repulsion = repulsion
         self.Z = start.numpy().T.copy()
         self.packed = np.ascontiguousarray(start.numpy()).view(np.uint64)[:, 0].copy()
         self.velocity, self.gains = np.zeros_like(self.Z), np.ones_like(self.Z)
-        self.indptr = rows.indptr.numpy()[first : first + N + 1]
-        self.indices, self.values = rows.indices.numpy().view(np.uint32), rows.values.numpy()
+        self.indptr = indptr[first : first + N + 1]
         self.scalars = np.array([self.phase.exaggeration, self.rate, self.phase.momentum], dtype=np.float32)
         self.attraction, self.force = np.empty_like(self.Z), np.empty_like(self.Z)
         self.cells, self.order = np.empty_like(self.Z), np.empty(N, dtype=np.int32)
@@ -134,7 +134,7 @@ class _Embedding:
         P = (np.zeros(1, dtype=np.int64), self.indptr, self.indices, self.values)
         partial, weight = np.empty((cpu.BANDS, 2, N), dtype=np.float32), np.empty((1, cpu.BANDS))
         arrived = np.zeros((threads, 8), dtype=np.int64)
-        arguments = (turns, *state, *P, self.gaussian, self.attraction, partial, weight, *self.scalars, arrived)
+        arguments = (turns, *state, *P, self.gaussian or None, self.attraction, partial, weight, *self.scalars, arrived)
         together(cpu.descend, arguments, threads, pool)
         return turns
 
