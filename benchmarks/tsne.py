@@ -12,7 +12,7 @@ import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -201,6 +201,19 @@ def faster(stage: Stage, what: str, X: torch.Tensor, spent: dict[str, float], mo
     stage.bar(f"{what}: time to the KL of sklearnex over its time", reached / theirs, "<=", 0.4)
 
 
+def curves(stage: Stage, what: str, X: torch.Tensor, methods: dict[str, Method], iterations: Sequence[int]) -> None:
+    """Keep seconds and KL of runs of more and more iterations, each from the points on, for benchmarks.curves."""
+    P, found = joint_affinities(X, perplexity=PERPLEXITY), {name: [] for name in methods}
+    for n_iter in iterations:
+        for name, method in methods.items():
+            if stage.fits(f"{name}, {n_iter} iterations of {what}"):
+                spent, Z = seconds(partial(method, X, n_iter, 0))
+                kl = kl_divergence(P, torch.as_tensor(Z))
+                found[name].append({"iterations": n_iter, "seconds": round(spent, 3), "kl": kl})
+                print(f"    {name:<16}{n_iter:>5} iterations: {spent:.2f} s, KL {kl:.4f}", flush=True)
+        stage.note(curves={what: found})
+
+
 def in_a_process(X: torch.Tensor, n_iter: int, device: torch.device) -> dict[str, float]:
     """Seconds and peak memory of one embedding, in a process that does nothing else."""
     with tempfile.TemporaryDirectory() as folder:
@@ -280,8 +293,8 @@ def run(options: argparse.Namespace, stage: Stage) -> None:
             methods[name] = method
     source = "Fashion-MNIST" if test.name == "fashion-mnist" else test.name
 
+    what = f"{source}, {len(X):,} points"
     with stage.part(source):
-        what = f"{source}, {len(X):,} points"
         spent, maps = race(stage, what, calls(methods, X, n_iter), repeats)
         if cuda:
             stage.bar(bars.EMBEDDING, spent["ours"])
@@ -290,6 +303,10 @@ def run(options: argparse.Namespace, stage: Stage) -> None:
         judge(stage, what, X, labels, maps)
         if "sklearnex" in spent:
             faster(stage, what, X, spent, 0.8)
+    if not cuda:
+        with stage.part("time against KL"):
+            quickly = {name: method for name, method in methods.items() if name != "sklearn"}
+            curves(stage, what, X, quickly, (275, 300) if quick else (300, 350, 400, 500, 600, 800, 1000))
     if cuda:
         with stage.part(bars.DESCENT):
             P = joint_affinities(X, perplexity=PERPLEXITY)
