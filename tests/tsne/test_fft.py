@@ -252,6 +252,18 @@ def test_grids():
     assert kernel.far == pytest.approx(1 / (1 + (grid.nx**2 + grid.ny**2) * grid.spacing**2), rel=1e-6)
 
 
+@pytest.mark.parametrize("offset", [0.0, 1.0, -1000.0, 1000.0, 1e6, 1e8])
+def test_points_far_from_zero_lie_on_their_grid(offset):
+    """Where float32 has few numbers, or one, within a cell or a whole map: the origin is rounded as well."""
+    for tolerance in (2e-4, 0.0015, 0.0018, 0.002, 0.005, 0.05):
+        for width in 2.0 ** np.arange(-26, 0):
+            Z = (np.float32([[0, 0], [width, 0], [width, width * 2e-4]]) + np.float32([0, offset])).astype(np.float32)
+            grid = grid_for(Z.min(axis=0), Z.max(axis=0), tolerance, gaussian=False)
+            place = (Z - np.float32(grid.origin)) * np.float32(1 / grid.spacing)
+            assert (place >= 0).all()
+            assert (place < np.float32([grid.nx, grid.ny]) - grids.ORDER + 0.5).all(), (tolerance, width)
+
+
 def test_progress_and_phases():
     P, start = joint_affinities(torch.from_numpy(DIGITS[:600])), 1e-4 * torch.randn(1, 600, 2)
     exact = descend([P], start, phases=phases(40, 12.0, 20), learning_rate=50.0, gaussian=False)

@@ -16,6 +16,7 @@ LARGEST_SIDE = 16_384
 BYTES_PER_NODE = 20  # charges 4, transform 8, kernel 8
 LARGEST_GRID = 1 << 30  # bytes
 SMALLEST_SPAN = 1e-7  # a map that is smaller is a point
+SMALLEST_SHARE = 2.0**-17  # of its distance from 0 that a map spans: float32 has no finer cells
 # For each similarity, spacings and the rms error of the force, relative to its rms: 1.2 times the largest of a blob, a
 # ring, a disk and two clusters of 1,200 points that span 16 to 700 nodes. Of points on a line it is 1.6 times that.
 SPACINGS = {
@@ -81,10 +82,12 @@ def grid_for(low: np.ndarray, high: np.ndarray, tolerance: float, *, gaussian: b
     """The grid for points within `low` and `high` (x, y)."""
     low, high = low.astype(np.float64), high.astype(np.float64)
     spacing = spacing_for(tolerance, gaussian=gaussian)
-    span = max(float((high - low).max()), SMALLEST_SPAN)
+    reach = float(np.maximum(-low, high).max())
+    span = max(float((high - low).max()), SMALLEST_SPAN, SMALLEST_SHARE * reach)
     if span < CELLS * spacing:
         spacing *= 2.0 ** -math.ceil(math.log2(CELLS * spacing / span))
-    nx, ny = (_side(extent / spacing * 1.04 + 2 * SLACK + ORDER) for extent in high - low)
+    slack = SLACK + reach * 2.0**-23 / spacing  # the origin will be rounded to float32
+    nx, ny = (_side(extent / spacing * 1.04 + 2 * slack + ORDER) for extent in high - low)
     middle = (low + high) / 2
     x, y = middle - (np.array([nx, ny]) - ORDER + 1) / 2 * spacing
     return Grid(ny, nx, spacing, (float(x), float(y)))
