@@ -341,6 +341,14 @@ def test_errors_are_those_against_all_pairs(cuda, similarity, monkeypatch):
         np.testing.assert_allclose(made._errors(1).cpu(), sizes, rtol=1e-9)
 
 
+def test_charges_of_as_many_points_as_are_taken_do_not_overflow(cuda, monkeypatch):
+    most = mesh.values_at_nodes()[0] ** 2  # of a point's charge at one node
+    assert engine.MOST_POINTS * float(most) * 2**40 < 2**63 < 1.05 * engine.MOST_POINTS * float(most) * 2**40
+    monkeypatch.setattr(engine, "MOST_POINTS", 59)
+    with pytest.raises(InputError, match="engine fft on a GPU takes at most 59 points, got 60"):
+        TSNE(engine="fft", perplexity=5, iterations=1).fit_transform(torch.from_numpy(DIGITS[:60]).to(cuda))
+
+
 def test_auto_takes_what_is_predicted_to_take_less(cuda, monkeypatch):
     assert [TSNE().engine_for(N, "cuda") for N in (10_000, 1_000_000)] == ["exact", "auto"]
     assert engine.seconds(25_000, 320 * 320) < engine.seconds(25_000, None) < engine.seconds(25_000, 1500 * 1500)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from qdv_gpu.errors import InputError
 from qdv_gpu.tsne.engines.grid import (
     WORTH,
     Grid,
@@ -29,6 +30,7 @@ from qdv_gpu.tsne.problem import Problem, Repulsion
 STRETCH = 25  # iterations of an embedding between two choices of its engine
 HASTE = 4  # iterations between two looks of the host at maps that leave their grids
 PAIRS_AT_ONCE = 1 << 21  # of a sample with all points, in float64: about 100 MB
+MOST_POINTS = 27_000_000  # all at one place give a node 0.55^2 of each, and int64 holds 2^23 charges of 2^40
 THREADS, GROUP = 256, 8  # of a block, and of a point, in tsne_fft.cu
 # Seconds by the roofs of an H200, and of its host for the launches: predicted, not measured (docs/gpu-notes.md).
 EXACT_PAIR = 2.7e-13
@@ -56,7 +58,9 @@ def always_exact(N: int) -> bool:
 def descend_fft_cuda(
     problem: Problem, start: torch.Tensor, done: Callable[[int], None], repulsion: Repulsion
 ) -> torch.Tensor:
-    """As `descend_fft`, with CUDA kernels."""
+    """As `descend_fft`, with CUDA kernels; InputError where a node's charge could overflow."""
+    if start.shape[1] > MOST_POINTS:
+        raise InputError(f"engine fft on a GPU takes at most {MOST_POINTS:,} points, got {start.shape[1]:,}")
     with torch.cuda.device(start.device):
         return _Batch(problem, start, repulsion).descend(done)
 
