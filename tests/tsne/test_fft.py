@@ -212,6 +212,15 @@ def test_where_no_grid_is_fine_enough_the_sum_is_exact_or_it_is_said(worth, monk
         assert "t-SNE: half of the forces on the finest grid err by more than" in lines()[0]
 
 
+def test_a_finer_grid_that_takes_too_much_memory_is_not_taken(monkeypatch, lines):
+    monkeypatch.setattr(engine, "WORTH", 0.0)
+    monkeypatch.setattr(grids, "LARGEST_GRID", 300_000)
+    model = TSNE(engine="fft", iterations=100, exaggeration_iterations=0, perplexity=5, init=tight_clusters())
+    model.set_params(learning_rate=1e-3).fit_transform(DIGITS[:60])
+    assert model.engine_ == "fft"
+    assert "half of the forces on the finest grid" in lines()[0]
+
+
 def test_auto_decides_by_the_map(monkeypatch):
     assert TSNE().engine_for(1000, "cpu") == "exact"
     assert TSNE().engine_for(1_000_000, "cpu") == "auto"

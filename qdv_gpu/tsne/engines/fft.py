@@ -109,6 +109,8 @@ class _Embedding:
             if not (np.isfinite(low).all() and np.isfinite(high).all()):
                 return  # nothing brings it back
             grid = grid_for(low, high, tolerance, gaussian=self.gaussian)
+            if not fits(grid):
+                grid = grid_for(low, high, self.repulsion.tolerance, gaussian=self.gaussian)
             if self.repulsion.engine == "auto":
                 N = self.Z.shape[1]
                 exact |= not fits(grid) or seconds(N, None) <= seconds(N, grid.ny * grid.nx)

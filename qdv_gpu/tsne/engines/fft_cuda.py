@@ -179,6 +179,8 @@ class _Batch:
         if tolerance is None:
             return None
         grid = grid_for(low, high, tolerance, gaussian=self.gaussian)
+        if not fits(grid):
+            grid = grid_for(low, high, self.how.tolerance, gaussian=self.gaussian)
         if self.how.engine == "auto":
             better = fits(grid) and seconds(self.N, grid.ny * grid.nx) < seconds(self.N, None)
             return grid if better else None
