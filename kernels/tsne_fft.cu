@@ -12,7 +12,8 @@
 //           settle           THREADS threads:                         grid (1, B)
 //           update           THREADS threads, one per point:          grid (ceil(N / THREADS), B)
 // Order     A node's charge is the sum of integers, 2^-40 each: integer sums have no order, so spread may add them as
-//           they come and its bits depend on the points alone; no sort is needed. A node holds up to 2^23 charges.
+//           they come and its bits depend on the points alone; no sort is needed. A node holds up to 2^23 charges,
+//           27,700,000 points at one place, of which it has 0.55^2 each.
 //           All else is summed in the order of tsne.cu.
 // Halting   An iteration that a grid cannot do is not done: settle ends an embedding's turns where a point has left its
 //           grid, where similarities are too small for float32 transforms, or where all its turns are done. The host

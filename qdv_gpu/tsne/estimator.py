@@ -61,7 +61,9 @@ class TSNE(BaseEstimator):
         measured yet. Without CuPy it moves from a GPU to the CPU.
     fft_tolerance : float
         Error of the force on a grid, root mean square relative to that of the force itself, from 0.0002 to 0.05: it
-        decides the spacing. Maps of few points far apart, which a grid does not resolve, are summed exactly.
+        decides the spacing. Where half of a sample's forces err by more than half of it, as in clusters smaller than
+        the spacing, finer grids are taken. Maps that no grid resolves are summed exactly, or, where that would take
+        more than ten times as long, a warning is logged.
     seed : int
         Of the random start.
     device : str or torch.device

@@ -80,7 +80,7 @@ STAGES = {
     "affinities, full": (lambda: partial(joint_affinities, points(), perplexity=8, kind="full"), Budget(515, 0, 12, 0)),
     "descent, knn": (partial(descent, "knn"), Budget(8, 150, 1, 0)),
     "descent, full": (partial(descent, "full"), Budget(8, 150, 1, 0)),
-    "descent on grids": (descent_on_grids, Budget(260, 26 * (5 + 2 * 2), 12, 192)),
+    "descent on grids": (descent_on_grids, Budget(410, 26 * (5 + 2 * 2), 15, 4096)),
     "divergence, knn": (partial(divergence, "knn"), Budget(43, 0, 2, 8)),
     "divergence, full": (partial(divergence, "full"), Budget(39, 0, 1, 0)),
     "components": (lambda: partial(principal_components, points(30).split(20), 5), Budget(269, 0, 21, 0)),

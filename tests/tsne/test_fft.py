@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 
 from qdv_gpu import TSNE
 from qdv_gpu.errors import InputError
-from qdv_gpu.kernels import fft
+from qdv_gpu.kernels import fft, tsne_fft
 from qdv_gpu.machine import on_threads
 from qdv_gpu.tsne.affinities import joint_affinities
 from qdv_gpu.tsne.engines import fft as engine
@@ -151,9 +151,74 @@ def test_the_divergence_is_that_of_the_exact_engine():
     divergence = {}
     for name in ("exact", "fft"):
         model = TSNE(engine=name, iterations=750)
-        model.fit_transform(DIGITS, seeds=2)
+        model.fit_transform(DIGITS, seeds=6)
         divergence[name] = model.kl_divergence_.mean()
     assert divergence["fft"] == pytest.approx(divergence["exact"], rel=0.005)
+
+
+def test_clusters_smaller_than_a_cell_drift_apart_as_they_should():
+    """What the grid does wrong is common to the points of a cluster, and most of the force between two."""
+    X = np.random.default_rng(0).normal(size=(10, 5))[np.arange(600) % 10]
+    exact = TSNE(engine="exact", iterations=600)
+    exact.fit_transform(X)
+    model = TSNE(engine="fft", iterations=600)
+    model.fit_transform(X)
+    assert model.kl_divergence_ == pytest.approx(exact.kl_divergence_, rel=0.01)
+    assert model.engine_ == "fft, exact"
+
+
+def tight_clusters(n=60):
+    """Three clusters far apart, of points 1e-3 apart, float32 [n, 2]."""
+    rng = np.random.default_rng(0)
+    return ([[0.1, 0], [20.3, 5], [7, 30.7]] + 1e-3 * rng.normal(size=(n // 3, 3, 2))).reshape(n, 2).astype(np.float32)
+
+
+@similarities
+def test_errors_are_those_against_all_pairs(similarity):
+    gaussian, Z = similarity == "gaussian", tight_clusters()
+    found, step = np.random.default_rng(1).normal(size=(2, *Z.shape)).astype(np.float32)
+    truth, _ = over_all_pairs(Z.astype(float) - step, gaussian=gaussian)
+    sample, sizes = np.array([0, 7, 59]), np.empty((2, 3))
+    tsne_fft.errors(*(np.ascontiguousarray(a.T) for a in (Z, step, found)), gaussian, sample, sizes)
+    np.testing.assert_allclose(sizes[0], np.linalg.norm((found - truth)[sample], axis=1), rtol=1e-9)
+    np.testing.assert_allclose(sizes[1], np.linalg.norm(truth[sample], axis=1), rtol=1e-9)
+
+
+def test_what_a_grid_is_taken_for():
+    assert grids.next_tolerance(0.005, 0.005, 0.0024) == 0.005
+    assert grids.next_tolerance(0.005, 0.005, 0.01) == pytest.approx(0.005 / 8)
+    assert grids.next_tolerance(0.005, 0.005, 10) == grids.TOLERANCES[0]
+    assert grids.next_tolerance(0.005, grids.TOLERANCES[0], 0.01) is None
+    assert grids.next_tolerance(0.005, 0.001, 0) == 0.002  # a coarser one, step by step
+    assert grids.next_tolerance(0.005, 0.001, 0.0017) == pytest.approx(0.001 * 0.7 * 0.0025 / 0.0017)
+    assert grids.next_tolerance(0.005, 0.001, 0.0024) == 0.001
+    assert grids.median_error(np.array([1.0, 2, 3]), np.array([10.0, 10, 10])) == pytest.approx(0.2)
+    assert grids.median_error(np.array([1.0, 1, 1]), np.array([0.0, 0, 10])) == pytest.approx(1 / (1 / 3**0.5))
+    assert grids.median_error(np.zeros(3), np.zeros(3)) == 0
+    assert [len(grids.sample_of(N)) for N in (4, 1000, 1 << 18, 1 << 30)] == [4, 64, 32, 16]
+    assert grids.sample_of(1000).max() == 999
+
+
+@pytest.mark.parametrize("worth", [0.0, 1e6])
+def test_where_no_grid_is_fine_enough_the_sum_is_exact_or_it_is_said(worth, monkeypatch, lines):
+    monkeypatch.setattr(engine, "WORTH", worth)
+    model = TSNE(engine="fft", iterations=60, exaggeration_iterations=0, perplexity=5, init=tight_clusters())
+    model.set_params(learning_rate=1e-3).fit_transform(DIGITS[:60])
+    if worth:
+        assert model.engine_ == "fft, exact"
+        assert not lines()
+    else:
+        assert model.engine_ == "fft"
+        assert "t-SNE: half of the forces on the finest grid err by more than" in lines()[0]
+
+
+def test_a_finer_grid_that_takes_too_much_memory_is_not_taken(monkeypatch, lines):
+    monkeypatch.setattr(engine, "WORTH", 0.0)
+    monkeypatch.setattr(grids, "LARGEST_GRID", 300_000)
+    model = TSNE(engine="fft", iterations=100, exaggeration_iterations=0, perplexity=5, init=tight_clusters())
+    model.set_params(learning_rate=1e-3).fit_transform(DIGITS[:60])
+    assert model.engine_ == "fft"
+    assert "half of the forces on the finest grid" in lines()[0]
 
 
 def test_auto_decides_by_the_map(monkeypatch):
@@ -250,6 +315,18 @@ def test_grids():
     kernel = kernel_for(grid.ny, grid.nx, grid.spacing, gaussian=False)
     assert kernel_for(grid.ny, grid.nx, grid.spacing, gaussian=False) is kernel
     assert kernel.far == pytest.approx(1 / (1 + (grid.nx**2 + grid.ny**2) * grid.spacing**2), rel=1e-6)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0, -1000.0, 1000.0, 1e6, 1e8])
+def test_points_far_from_zero_lie_on_their_grid(offset):
+    """Where float32 has few numbers, or one, within a cell or a whole map: the origin is rounded as well."""
+    for tolerance in (2e-4, 0.0015, 0.0018, 0.002, 0.005, 0.05):
+        for width in 2.0 ** np.arange(-26, 0):
+            Z = (np.float32([[0, 0], [width, 0], [width, width * 2e-4]]) + np.float32([0, offset])).astype(np.float32)
+            grid = grid_for(Z.min(axis=0), Z.max(axis=0), tolerance, gaussian=False)
+            place = (Z - np.float32(grid.origin)) * np.float32(1 / grid.spacing)
+            assert (place >= 0).all()
+            assert (place < np.float32([grid.nx, grid.ny]) - grids.ORDER + 0.5).all(), (tolerance, width)
 
 
 def test_progress_and_phases():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from device import compile, ptx
 from scipy.interpolate import BSpline
-from tsne.test_fft import DIGITS, clouds, error, on_grid, over_all_pairs
+from tsne.test_fft import DIGITS, clouds, error, on_grid, over_all_pairs, tight_clusters
 
 from qdv_gpu import TSNE, kernels
 from qdv_gpu.errors import InputError
@@ -311,6 +311,42 @@ def test_points_too_far_apart_for_a_grid_are_summed_as_the_exact_engine_does(cud
         few.fit_transform(X)
     with pytest.raises(InputError, match="smaller"):
         few.set_params(init="random", iterations=30, similarity="gaussian", learning_rate=1e30).fit_transform(X)
+
+
+def test_clusters_smaller_than_a_cell_are_summed_as_on_the_cpu(cuda):
+    start = np.stack([tight_clusters(), np.random.default_rng(1).normal(size=(60, 2))])
+    settings = {**SETTINGS, "exaggeration_iterations": 0, "learning_rate": 1e-3}
+    model = TSNE(engine="fft", iterations=30, init=start, **settings)
+    X = torch.from_numpy(DIGITS[:60])
+    truth, used = model.fit_transform(X, seeds=2), model.engine_
+    found = model.fit_transform(X.to(cuda), seeds=2)
+    assert model.engine_ == used == "fft, exact"
+    np.testing.assert_allclose(found.cpu(), truth, rtol=1e-5, atol=1e-6)
+    model.set_params(init=start[0])
+    assert torch.equal(model.fit_transform(X.to(cuda)), found[0])
+
+
+@similarities
+def test_errors_are_those_against_all_pairs(cuda, similarity, monkeypatch):
+    monkeypatch.setattr(engine, "PAIRS_AT_ONCE", 60 * 25)
+    gaussian, Z = similarity == "gaussian", tight_clusters()
+    made = started([Z + 3, Z], cuda, gaussian=gaussian)
+    step = torch.from_numpy(np.random.default_rng(1).normal(size=(120, 2)).astype(np.float32)).to(cuda)
+    made.velocity, made.force, made.launched = step, 2 * step, 4
+    for state, moved in (([0, 0, 0, 4], 1), ([0, 1, 0, 2], 1), ([1, 0, 0, 2], 0)):
+        made.state[1] = torch.tensor(state, dtype=torch.int32, device=cuda)
+        step_, force = (tensor[60:].double().cpu().numpy() for tensor in (step, made.force))
+        truth, _ = over_all_pairs(Z.astype(float) - moved * step_, gaussian=gaussian)
+        sizes = np.concatenate([np.linalg.norm(force - truth, axis=1), np.linalg.norm(truth, axis=1)])
+        np.testing.assert_allclose(made._errors(1).cpu(), sizes, rtol=1e-9)
+
+
+def test_charges_of_as_many_points_as_are_taken_do_not_overflow(cuda, monkeypatch):
+    most = mesh.values_at_nodes()[0] ** 2  # of a point's charge at one node
+    assert engine.MOST_POINTS * float(most) * 2**40 < 2**63 < 1.05 * engine.MOST_POINTS * float(most) * 2**40
+    monkeypatch.setattr(engine, "MOST_POINTS", 59)
+    with pytest.raises(InputError, match="engine fft on a GPU takes at most 59 points, got 60"):
+        TSNE(engine="fft", perplexity=5, iterations=1).fit_transform(torch.from_numpy(DIGITS[:60]).to(cuda))
 
 
 def test_auto_takes_what_is_predicted_to_take_less(cuda, monkeypatch):

@@ -10,12 +10,24 @@ import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from qdv_gpu.tsne.engines.grid import Grid, check_grid, fits, grid_for, kernel_for
+from qdv_gpu.tsne.engines.grid import (
+    WORTH,
+    Grid,
+    check_grid,
+    fits,
+    grid_for,
+    kernel_for,
+    median_error,
+    next_tolerance,
+    sample_of,
+    say_coarse,
+)
 from qdv_gpu.tsne.problem import Problem, Repulsion
 
 STRETCH = 25  # iterations between two looks at the map: which engine, which grid
@@ -49,7 +61,7 @@ def descend_fft(
     """
     E, N, _ = start.shape
     threads = torch.get_num_threads()
-    embeddings = [_Embedding(problem, e, start[e], repulsion) for e in range(E)]
+    embeddings = [_Embedding(problem, e, start[e], replace(repulsion, used={})) for e in range(E)]
     alone = E % threads
     at_once = max(1, min(STRETCH, POINTS_AT_ONCE // N))
     with ThreadPoolExecutor(threads) as pool:
@@ -60,6 +72,8 @@ def descend_fft(
             for one in embeddings[:alone]:
                 one.move(turns, pool, max(1, min(threads, N // POINTS_PER_THREAD)))
             done(turns)
+    for one in embeddings:
+        repulsion.used.update(one.repulsion.used)
     return torch.from_numpy(np.stack([one.Z.T for one in embeddings]))
 
 
@@ -78,15 +92,25 @@ class _Embedding:
         self.scalars = np.array([self.phase.exaggeration, self.rate, self.phase.momentum], dtype=np.float32)
         self.attraction, self.force = np.empty_like(self.Z), np.empty_like(self.Z)
         self.cells, self.order = np.empty_like(self.Z), np.empty(N, dtype=np.int32)
+        self.tolerance: float | None = repulsion.tolerance  # of the next grid; None where none is fine enough
+        self.sample, self.checked = sample_of(N), False
 
     def move(self, turns: int, pool: ThreadPoolExecutor | None = None, threads: int = 1) -> None:
         """Do so many iterations; the choice of engine and grid depends on the map alone."""
-        exact = self.repulsion.engine == "exact"
+        exact = self.repulsion.engine == "exact" or self.tolerance is None
+        tolerance = self.tolerance or self.repulsion.tolerance
+        if not self.checked and not exact and turns > 1:
+            self.checked = True
+            self.move(1, pool, threads)  # a phase may begin with clusters that its first grid does not resolve
+            self.move(turns - 1, pool, threads)
+            return
         while turns > 0:
             low, high = self.Z.min(axis=1), self.Z.max(axis=1)
             if not (np.isfinite(low).all() and np.isfinite(high).all()):
                 return  # nothing brings it back
-            grid = grid_for(low, high, self.repulsion.tolerance, gaussian=self.gaussian)
+            grid = grid_for(low, high, tolerance, gaussian=self.gaussian)
+            if not fits(grid):
+                grid = grid_for(low, high, self.repulsion.tolerance, gaussian=self.gaussian)
             if self.repulsion.engine == "auto":
                 N = self.Z.shape[1]
                 exact |= not fits(grid) or seconds(N, None) <= seconds(N, grid.ny * grid.nx)
@@ -97,6 +121,22 @@ class _Embedding:
                 self.repulsion.used["exact" if exact else "fft"] = None
             exact |= not moved  # too sparse for a grid
             turns -= moved
+        if not exact:
+            self._check(grid)
+
+    def _check(self, grid: Grid) -> None:
+        """Choose what the next grid is taken for, or that none is fine enough, by the error of the last iteration."""
+        from qdv_gpu.kernels import tsne_fft
+
+        assert self.tolerance is not None
+        sizes, N = np.empty((2, len(self.sample))), self.Z.shape[1]
+        tsne_fft.errors(self.Z, self.velocity, self.force, self.gaussian, self.sample, sizes)
+        error, asked = median_error(*sizes), self.repulsion.tolerance
+        tolerance = next_tolerance(asked, self.tolerance, error)
+        if tolerance is None and seconds(N, None) > WORTH * seconds(N, grid.ny * grid.nx):
+            say_coarse(error, asked)
+        else:
+            self.tolerance = tolerance
 
     def _on_grid(self, turns: int, grid: Grid, pool: ThreadPoolExecutor | None, threads: int) -> int:
         """Up to so many iterations; returns how many were done."""

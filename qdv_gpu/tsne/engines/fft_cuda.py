@@ -12,11 +12,25 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from qdv_gpu.tsne.engines.grid import Grid, check_grid, factors_for, fits, grid_for
+from qdv_gpu.errors import InputError
+from qdv_gpu.tsne.engines.grid import (
+    WORTH,
+    Grid,
+    check_grid,
+    factors_for,
+    fits,
+    grid_for,
+    median_error,
+    next_tolerance,
+    sample_of,
+    say_coarse,
+)
 from qdv_gpu.tsne.problem import Problem, Repulsion
 
 STRETCH = 25  # iterations of an embedding between two choices of its engine
 HASTE = 4  # iterations between two looks of the host at maps that leave their grids
+PAIRS_AT_ONCE = 1 << 21  # of a sample with all points, in float64: about 100 MB
+MOST_POINTS = 27_000_000  # all at one place give a node 0.55^2 of each, and int64 holds 2^23 charges of 2^40
 THREADS, GROUP = 256, 8  # of a block, and of a point, in tsne_fft.cu
 # Seconds by the roofs of an H200, and of its host for the launches: predicted, not measured (docs/gpu-notes.md).
 EXACT_PAIR = 2.7e-13
@@ -44,7 +58,9 @@ def always_exact(N: int) -> bool:
 def descend_fft_cuda(
     problem: Problem, start: torch.Tensor, done: Callable[[int], None], repulsion: Repulsion
 ) -> torch.Tensor:
-    """As `descend_fft`, with CUDA kernels."""
+    """As `descend_fft`, with CUDA kernels; InputError where a node's charge could overflow."""
+    if start.shape[1] > MOST_POINTS:
+        raise InputError(f"engine fft on a GPU takes at most {MOST_POINTS:,} points, got {start.shape[1]:,}")
     with torch.cuda.device(start.device):
         return _Batch(problem, start, repulsion).descend(done)
 
@@ -85,6 +101,11 @@ class _Batch:
         self.pairs = kernels.load("tsne", fast_math=True, GAUSSIAN=int(self.gaussian), DENSE=dense)
         self.mesh = kernels.load("tsne_fft", fast_math=True)
         self.kept: dict[tuple[int, int, float], _Kernel] = {}
+        self.used: list[dict[str, None]] = [{} for _ in range(self.E)]
+        self.sample = torch.from_numpy(sample_of(self.N)).to(self.device)
+        self.tolerances: list[float | None] = [repulsion.tolerance] * self.E  # None where no grid is fine enough
+        self.grids: list[Grid | None] = [None] * self.E  # of the last round
+        self.launched = 0  # its iterations
 
     def descend(self, done: Callable[[int], None]) -> torch.Tensor:
         """All iterations of the phase."""
@@ -92,32 +113,74 @@ class _Batch:
         completed, exact, told = np.zeros(self.E, dtype=int), np.zeros(self.E, dtype=bool), 0
         turns = completed.copy()
         while True:
-            low, high, sparse, moved = self._look()
+            low, high, sparse, moved, errors = self._look()
             for e in np.flatnonzero(moved):
-                self.how.used["exact" if exact[e] else "fft"] = None
+                self.used[e]["exact" if exact[e] else "fft"] = None
             left = bool((moved < turns).any())  # its grid: a map that grows fast leaves the next one soon
             completed += moved
             completed[~np.isfinite([low, high]).all(axis=(0, 2))] = iterations  # nothing brings it back
             if completed.min() > told:
                 done(int(completed.min()) - told)
                 told = int(completed.min())
+            for e in np.flatnonzero((completed % STRETCH == 0) | (completed == 1)):
+                self._choose(int(e), errors[e])
             if told == iterations:
+                for used in self.used:
+                    self.how.used.update(used)
                 return self.Z.view(self.E, self.N, 2)
             exact = exact & (completed % STRETCH > 0) | sparse
             turns = np.minimum(STRETCH - completed % STRETCH, iterations - completed)
-            grids = [None if exact[e] or not turns[e] else self._grid(low[e], high[e]) for e in range(self.E)]
+            turns[(completed == 0) & (turns > 1)] = 1  # a phase may begin with clusters that its grid does not resolve
+            grids = [None if exact[e] or not turns[e] else self._grid(e, low[e], high[e]) for e in range(self.E)]
             exact = np.array([grid is None for grid in grids])
             self._round(turns, grids, hasty=left)
 
-    def _look(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The embeddings' bounds [E, 2], where the last round was too sparse for a grid, and its iterations [E]."""
+    def _look(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The embeddings' bounds [E, 2]; of the last round where it was too sparse for a grid, its iterations, and the
+        errors and sizes [E, 2, n] of the sample's forces."""
         bounds = self.Z.view(self.E, self.N, 2).aminmax(dim=1)
-        seen = torch.cat([*bounds, self.state.to(torch.float32)], dim=1).cpu().numpy()  # the host waits here
-        return seen[:, :2], seen[:, 2:4], seen[:, 6] > 0, seen[:, 7].astype(int)
+        errors = torch.zeros((self.E, 2 * len(self.sample)), dtype=torch.float32, device=self.device)
+        for e, grid in enumerate(self.grids):
+            if grid is not None:
+                errors[e] = self._errors(e)
+        seen = torch.cat([*bounds, self.state.to(torch.float32), errors], dim=1).cpu().numpy()  # the host waits here
+        return seen[:, :2], seen[:, 2:4], seen[:, 6] > 0, seen[:, 7].astype(int), seen[:, 8:].reshape(self.E, 2, -1)
 
-    def _grid(self, low: np.ndarray, high: np.ndarray) -> Grid | None:
+    def _errors(self, e: int) -> torch.Tensor:
+        """The sizes of the errors of an embedding's last forces and of the sums over all pairs, float64 [2 n]."""
+        own = slice(e * self.N, (e + 1) * self.N)
+        _, outside, _, done = self.state[e]
+        stepped = (done == self.launched) | (outside > 0)  # since its force was found
+        before = self.Z[own].double() - torch.where(stepped, self.velocity[own].double(), 0)
+        sums = []
+        for part in self.sample.split(max(1, PAIRS_AT_ONCE // self.N)):
+            difference = before[part, None] - before  # [n, N, 2]
+            square = difference.square().sum(dim=2)
+            weight = torch.exp(-square) if self.gaussian else (1 + square).pow(-2)
+            sums.append((weight[:, :, None] * difference).sum(dim=1))
+        truth = torch.cat(sums)
+        return torch.cat([(self.force[own][self.sample].double() - truth).norm(dim=1), truth.norm(dim=1)])
+
+    def _choose(self, e: int, sizes: np.ndarray) -> None:
+        """What an embedding's next grid is taken for, by the error of its last iteration."""
+        grid, taken, asked = self.grids[e], self.tolerances[e], self.how.tolerance
+        if grid is None or taken is None:
+            return
+        error = median_error(*sizes.astype(np.float64))
+        tolerance = next_tolerance(asked, taken, error)
+        if tolerance is None and seconds(self.N, None) > WORTH * seconds(self.N, grid.ny * grid.nx):
+            say_coarse(error, asked)
+        else:
+            self.tolerances[e] = tolerance
+
+    def _grid(self, e: int, low: np.ndarray, high: np.ndarray) -> Grid | None:
         """What an embedding's repulsion is summed on, None if exactly: depends on its map alone."""
-        grid = grid_for(low, high, self.how.tolerance, gaussian=self.gaussian)
+        tolerance = self.tolerances[e]
+        if tolerance is None:
+            return None
+        grid = grid_for(low, high, tolerance, gaussian=self.gaussian)
+        if not fits(grid):
+            grid = grid_for(low, high, self.how.tolerance, gaussian=self.gaussian)
         if self.how.engine == "auto":
             better = fits(grid) and seconds(self.N, grid.ny * grid.nx) < seconds(self.N, None)
             return grid if better else None
@@ -128,6 +191,7 @@ class _Batch:
         """Launch up to so many iterations of each embedding; if hasty, look now and then whether all have halted."""
         packed, nodes = np.zeros(self.E, dtype=GRID), 0
         packed["turns"] = turns
+        self.grids = grids
         transforms = []
         before, self.kept = self.kept, {}
         for e, grid in enumerate(grids):
@@ -148,6 +212,7 @@ class _Batch:
         place = torch.from_numpy(packed.view(np.uint8)).to(self.device)
         for turn in range(1, turns.max() + 1):
             self._turn(place, transforms, exact)
+            self.launched = turn
             if hasty and turn % HASTE == 0 and bool(self.state[:, :2].any(dim=1).all()):
                 break
 

@@ -1,6 +1,7 @@
 """The grid that an embedding's repulsion is computed on: its size and spacing, and the kernel that belongs to it."""
 
 import functools
+import logging
 import math
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from qdv_gpu.errors import InputError
 
+logger = logging.getLogger(__name__)
 ORDER = 6  # of the B-splines
 LANES = 16  # sides are multiples of it
 CELLS = 16  # that the points take at least, where the map is small
@@ -16,6 +18,8 @@ LARGEST_SIDE = 16_384
 BYTES_PER_NODE = 20  # charges 4, transform 8, kernel 8
 LARGEST_GRID = 1 << 30  # bytes
 SMALLEST_SPAN = 1e-7  # a map that is smaller is a point
+TINY = 1e-30
+SMALLEST_SHARE = 2.0**-17  # of its distance from 0 that a map spans: float32 has no finer cells
 # For each similarity, spacings and the rms error of the force, relative to its rms: 1.2 times the largest of a blob, a
 # ring, a disk and two clusters of 1,200 points that span 16 to 700 nodes. Of points on a line it is 1.6 times that.
 SPACINGS = {
@@ -27,6 +31,11 @@ SPACINGS = {
     ),
 }  # fmt: skip
 TOLERANCES = (2e-4, 0.05)  # that may be asked for
+# Points within a cell of each other share what the grid does wrong: most of the force, of tight clusters far apart.
+# So the force on a sample is compared with the sum over all pairs, every 25 iterations.
+SAMPLE, FEWEST, SAMPLED_PAIRS = 64, 16, 1 << 23
+POOR = 0.5  # of the tolerance: the median error beyond which a finer grid is taken; ordinary maps have 0.3 to 0.45
+WORTH = 10.0  # times what the finest grid takes: what the exact sum may take instead, where even that is too coarse
 
 
 class Grid(NamedTuple):
@@ -77,14 +86,44 @@ def spacing_for(tolerance: float, *, gaussian: bool) -> float:
     return float(np.exp(np.interp(math.log(tolerance), np.log(errors), np.log(spacings))))
 
 
+def sample_of(N: int) -> np.ndarray:
+    """Points int64 [n] of N whose force is compared with the sum over all pairs."""
+    return np.linspace(0, N - 1, min(N, max(FEWEST, min(SAMPLE, SAMPLED_PAIRS // N)))).astype(np.int64)
+
+
+def median_error(errors: np.ndarray, forces: np.ndarray) -> float:
+    """Of the sizes [n] of errors relative to those of the forces, of which the least stand for a tenth of the rms."""
+    sizes = np.maximum(forces, 0.1 * np.sqrt((forces**2).mean()))
+    return float(np.median(errors / np.maximum(sizes, TINY)))
+
+
+def next_tolerance(asked: float, taken: float, error: float) -> float | None:
+    """What to take the next grid for, where one for `taken` had this median error; None if none is fine enough."""
+    limit = POOR * asked
+    if error > limit:
+        return max(taken * limit / (2 * error), TOLERANCES[0]) if taken > TOLERANCES[0] else None
+    return min(asked, 2 * taken, max(taken, taken * 0.7 * limit / max(error, TINY)))
+
+
+def say_coarse(error: float, asked: float) -> None:
+    """Say that forces err more than asked for, half of them by this much of themselves."""
+    logger.warning(
+        "t-SNE: half of the forces on the finest grid err by more than %.2g %%, fft_tolerance is %.2g %%, and the exact"
+        " sum would take too long: clusters may lie nearer to each other than they should",
+        100 * error, 100 * asked,
+    )  # fmt: skip
+
+
 def grid_for(low: np.ndarray, high: np.ndarray, tolerance: float, *, gaussian: bool) -> Grid:
     """The grid for points within `low` and `high` (x, y)."""
     low, high = low.astype(np.float64), high.astype(np.float64)
     spacing = spacing_for(tolerance, gaussian=gaussian)
-    span = max(float((high - low).max()), SMALLEST_SPAN)
+    reach = float(np.maximum(-low, high).max())
+    span = max(float((high - low).max()), SMALLEST_SPAN, SMALLEST_SHARE * reach)
     if span < CELLS * spacing:
         spacing *= 2.0 ** -math.ceil(math.log2(CELLS * spacing / span))
-    nx, ny = (_side(extent / spacing * 1.04 + 2 * SLACK + ORDER) for extent in high - low)
+    slack = SLACK + reach * 2.0**-23 / spacing  # the origin will be rounded to float32
+    nx, ny = (_side(extent / spacing * 1.04 + 2 * slack + ORDER) for extent in high - low)
     middle = (low + high) / 2
     x, y = middle - (np.array([nx, ny]) - ORDER + 1) / 2 * spacing
     return Grid(ny, nx, spacing, (float(x), float(y)))
