@@ -54,7 +54,7 @@ def descent(P: SparseAffinities, n_iter: int, seed: int) -> torch.Tensor:
     N = len(P.indptr) - 1
     start = 1e-4 * torch.randn(1, N, 2, generator=torch.Generator().manual_seed(seed)).to(P.values.device)
     steps = phases(n_iter, 12.0, EXAGGERATED)
-    return descend([P], start, phases=steps, learning_rate=rate(N), gaussian=False)[0]
+    return descend([P], start, phases=steps, learning_rate=rate(N), gaussian=False)[0][0]
 
 
 def scikit_learn(X: torch.Tensor, n_iter: int, seed: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from qdv_gpu.tsne.engines import fft
-from qdv_gpu.tsne.problem import Phase, Problem, Repulsion, Rows
+from qdv_gpu.tsne.problem import Motion, Phase, Problem, Repulsion, Rows
 
 POINTS, SPANS, ITERATIONS = (500, 1000, 3000, 10_000, 30_000), (2.0, 20.0, 80.0, 200.0), 10
 
@@ -24,7 +24,7 @@ def spent(N: int, span: float, engine: str) -> tuple[float, int]:
     problem = Problem(nothing, Phase(ITERATIONS, 1.0, 0.0), 1e-9, gaussian=False)
     times = []
     for _ in range(7):
-        one = fft._Embedding(problem, 0, Z, Repulsion(engine))
+        one = fft._Embedding(problem, 0, Motion.at_rest(Z), Repulsion(engine))
         start = time.process_time()
         one.move(ITERATIONS)
         times.append((time.process_time() - start) / ITERATIONS)

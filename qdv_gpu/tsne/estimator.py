@@ -37,7 +37,7 @@ class TSNE(BaseEstimator):
     perplexity : float
         Effective number of neighbours, at least 1 and at most (N - 1) / 3.
     iterations : int
-        Number of iterations, those with early exaggeration included. All of them are done.
+        Number of iterations, those with early exaggeration included. All of them are done unless `kl_tolerance` is set.
     early_exaggeration : float
         Factor on P during the first `exaggeration_iterations` iterations, at least 1.
     exaggeration_iterations : int
@@ -64,6 +64,9 @@ class TSNE(BaseEstimator):
         decides the spacing. Where half of a sample's forces err by more than half of it, as in clusters smaller than
         the spacing, finer grids are taken. Maps that no grid resolves are summed exactly, or, where that would take
         more than ten times as long, a warning is logged.
+    kl_tolerance : float, optional
+        Stop after early exaggeration once KL(P || Q) falls by no more than this share of itself in 50 iterations, from
+        0 to 0.1; each embedding of a batch by itself. By default none stops before `iterations`.
     seed : int
         Of the random start.
     device : str or torch.device
@@ -74,7 +77,7 @@ class TSNE(BaseEstimator):
     embedding_ : array float32, of the shape that `fit_transform` returns
     kl_divergence_ : float, or float64 array of the shape before [N, 2]
         KL(P || Q) over all pairs, in float64.
-    iterations_ : int
+    iterations_ : int, or int64 array of the shape before [N, 2]
     engine_ : str
         "exact", "fft" or "cuml"; in the order of their first use where "auto" took both: "fft, exact".
     learning_rate_ : float
@@ -94,6 +97,7 @@ class TSNE(BaseEstimator):
         affinities: str = "knn",
         engine: str = "auto",
         fft_tolerance: float = 0.005,
+        kl_tolerance: float | None = None,
         seed: int = 0,
         device: str | torch.device = "auto",
     ) -> None:
@@ -107,6 +111,7 @@ class TSNE(BaseEstimator):
         self.affinities = affinities
         self.engine = engine
         self.fft_tolerance = fft_tolerance
+        self.kl_tolerance = kl_tolerance
         self.seed = seed
         self.device = device
 
@@ -168,22 +173,26 @@ class TSNE(BaseEstimator):
         if engine == "cuml":
             options = self.get_params()
             Z = torch.cat([cuml_embeddings(x, {**options, "perplexity": p}, chosen, rate) for x, p in pairs])
+            done = [self.iterations] * len(Z)
         else:
             repulsion = Repulsion(engine, float(self.fft_tolerance))
-            Z = descend(
+            Z, done = descend(
                 P,
                 start,
                 phases=phases(self.iterations, float(self.early_exaggeration), self.exaggeration_iterations),
                 learning_rate=rate,
                 gaussian=self.similarity == "gaussian",
                 repulsion=repulsion,
+                kl_tolerance=None if self.kl_tolerance is None else float(self.kl_tolerance),
             )
             engine = ", ".join(repulsion.used)
         if not Z.isfinite().all():
             raise InputError(f"the embedding overflowed with learning_rate {rate:g}: a smaller one or auto is needed")
         kl = np.array([kl_divergence(P[e // S], z, similarity=self.similarity) for e, z in enumerate(Z)])
-        self.kl_divergence_ = float(kl[0]) if len(shape) == 2 else kl.reshape(shape[:-2])
-        self.iterations_, self.engine_, self.learning_rate_, self.n_features_in_ = self.iterations, engine, rate, d
+        single = len(shape) == 2
+        self.kl_divergence_ = float(kl[0]) if single else kl.reshape(shape[:-2])
+        self.iterations_ = done[0] if single else np.array(done).reshape(shape[:-2])
+        self.engine_, self.learning_rate_, self.n_features_in_ = engine, rate, d
         self.embedding_ = like(Z.reshape(shape).to(home), X)
         return self.embedding_
 
@@ -198,6 +207,8 @@ class TSNE(BaseEstimator):
         _check_number("early_exaggeration", self.early_exaggeration, 1)
         low, high = TOLERANCES
         _check_number("fft_tolerance", self.fft_tolerance, low, high, f"a number within {low:g} and {high:g}")
+        if self.kl_tolerance is not None:
+            _check_number("kl_tolerance", self.kl_tolerance, 0, 0.1, "None or a number within 0 and 0.1")
         if not (isinstance(self.learning_rate, str) and self.learning_rate == "auto"):
             _check_number(
                 "learning_rate", self.learning_rate, 1 / LARGEST, rule="auto or a number within 1e-30 and 1e+30"
@@ -253,6 +264,8 @@ class TSNE(BaseEstimator):
                 "engine cuml requires similarity student-t, affinities knn and init random or pca, got "
                 f"{self.similarity}, {self.affinities} and {self.init if isinstance(self.init, str) else 'an array'}"
             )
+        if self.kl_tolerance is not None:
+            return InputError(f"engine cuml does all its iterations: it takes no kl_tolerance, got {self.kl_tolerance}")
         if int(3 * self.perplexity) + 1 > MAX_NEIGHBORS:
             largest = (MAX_NEIGHBORS - 1) // 3
             return InputError(f"engine cuml requires a perplexity of at most {largest}, got {self.perplexity}")

@@ -70,6 +70,19 @@ class Rows(NamedTuple):
         return first, indptr, indices.view(np.uint32) if indices.size else None, values
 
 
+class Motion(NamedTuple):
+    """Where E embeddings of N points are, how they move, and the gains of their steps: float32 [E, N, 2] each."""
+
+    Z: torch.Tensor
+    velocity: torch.Tensor
+    gains: torch.Tensor
+
+    @classmethod
+    def at_rest(cls, Z: torch.Tensor) -> "Motion":
+        """Without a velocity, every gain 1."""
+        return cls(Z, torch.zeros_like(Z), torch.ones_like(Z))
+
+
 def stacked(P: list[Affinities], *, copies: int) -> Rows:
     """Rows of all P, for `copies` embeddings in turn that share each."""
     sparse = [p for p in P if isinstance(p, SparseAffinities)]

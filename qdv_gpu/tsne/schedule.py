@@ -1,5 +1,6 @@
 """The descent of a batch of embeddings, phase after phase, by numba or by CUDA kernels."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -9,9 +10,13 @@ from qdv_gpu.tsne.affinities import Affinities
 from qdv_gpu.tsne.engines import fft, fft_cuda
 from qdv_gpu.tsne.engines.cpu import descend_cpu
 from qdv_gpu.tsne.engines.cuda import descend_cuda
-from qdv_gpu.tsne.problem import Phase, Problem, Repulsion, stacked
+from qdv_gpu.tsne.objective import kl_divergence
+from qdv_gpu.tsne.problem import Motion, Phase, Problem, Repulsion, stacked
 
 COLLAPSED = 1e-6  # standard deviation of an embedding that is a point; random starts have 1e-4
+WATCHED = 50  # iterations between two looks at KL, where it decides when to stop
+
+Engine = Callable[[Problem, Motion, Callable[[int], None]], Motion]
 
 
 def descend(
@@ -22,7 +27,8 @@ def descend(
     learning_rate: float,
     gaussian: bool,
     repulsion: Repulsion | None = None,
-) -> torch.Tensor:
+    kl_tolerance: float | None = None,
+) -> tuple[torch.Tensor, list[int]]:
     """Minimise KL(P || Q) with momentum and gains (van der Maaten & Hinton 2008, section 3.4).
 
     Each phase starts at rest, as in scikit-learn. Where neighbourhoods are weak (noise, or few points), early
@@ -40,17 +46,19 @@ def descend(
         Similarity exp(-d^2) instead of 1 / (1 + d^2).
     repulsion : Repulsion, optional
         By default exact.
+    kl_tolerance : float, optional
+        An embedding stops in the last phase once its KL falls by no more than this share of itself in 50 iterations.
 
     Returns
     -------
-    float32 [E, N, 2] on the device of `start`.
+    float32 [E, N, 2] on the device of `start`, and the iterations of each embedding.
     """
     rows = stacked(P, copies=len(start) // len(P))
     repulsion = repulsion or Repulsion()
     costs = fft_cuda if start.is_cuda else fft
     if repulsion.engine == "exact" or (repulsion.engine == "auto" and costs.always_exact(start.shape[1])):
         repulsion.used["exact"] = None
-        run = descend_cuda if start.is_cuda else descend_cpu
+        run: Engine = descend_cuda if start.is_cuda else descend_cpu
     else:
         run = partial(fft_cuda.descend_fft_cuda if start.is_cuda else fft.descend_fft, repulsion=repulsion)
     Z, total, before = start, sum(phase.iterations for phase in phases), 0
@@ -60,8 +68,50 @@ def descend(
         before += count
         advance("t-SNE", before, total)
 
-    for phase in phases:
-        Z = run(Problem(rows, phase, learning_rate, gaussian), Z, done)
+    *earlier, last = phases
+    for phase in earlier if kl_tolerance is not None else phases:
+        Z = run(Problem(rows, phase, learning_rate, gaussian), Motion.at_rest(Z), done).Z
         collapsed = Z.std(dim=1).amax(dim=1) < COLLAPSED
         Z = torch.where(collapsed[:, None, None] & (phase.exaggeration > 1), start, Z)
-    return Z
+    if kl_tolerance is None:
+        return Z, [total] * len(Z)
+
+    def kl(e: int, z: torch.Tensor) -> float:
+        return kl_divergence(P[e * len(P) // len(start)], z, similarity="gaussian" if gaussian else "student-t")
+
+    Z, iterations = _until_flat(run, Problem(rows, last, learning_rate, gaussian), Z, kl, done, tolerance=kl_tolerance)
+    if before < total:
+        done(total - before)
+    return Z, [total - last.iterations + count for count in iterations]
+
+
+def _until_flat(
+    run: Engine,
+    problem: Problem,
+    Z: torch.Tensor,
+    kl: Callable[[int, torch.Tensor], float],
+    done: Callable[[int], None],
+    *,
+    tolerance: float,
+) -> tuple[torch.Tensor, list[int]]:
+    """The phase of a problem, in which embedding e of Z stops where kl(e, its map) does; and the iterations of each.
+
+    Each goes on alone from where it was, with its velocity and its gains: what the others do changes nothing.
+    """
+    motion, going = Motion.at_rest(Z), list(range(len(Z)))
+    result, iterations, before = Z.clone(), [0] * len(Z), [float("inf")] * len(Z)
+    for first in range(0, problem.phase.iterations, WATCHED):
+        turns = min(WATCHED, problem.phase.iterations - first)
+        rows = problem.rows._replace(first=problem.rows.first[going])
+        motion = run(problem._replace(rows=rows, phase=problem.phase._replace(iterations=turns)), motion, done)
+        kept = []
+        for place, e in enumerate(going):
+            result[e], iterations[e] = motion.Z[place], first + turns
+            now = kl(e, motion.Z[place])
+            if not before[e] - now <= tolerance * now:
+                kept.append(place)
+            before[e] = now
+        if not kept:
+            break
+        going, motion = [going[place] for place in kept], Motion(*(part[kept] for part in motion))
+    return result, iterations

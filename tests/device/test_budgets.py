@@ -20,7 +20,7 @@ from qdv_gpu.tsne.affinities import joint_affinities
 from qdv_gpu.tsne.engines.cuda import descend_cuda
 from qdv_gpu.tsne.engines.fft_cuda import descend_fft_cuda
 from qdv_gpu.tsne.objective import kl_divergence
-from qdv_gpu.tsne.problem import Phase, Problem, Repulsion, stacked
+from qdv_gpu.tsne.problem import Motion, Phase, Problem, Repulsion, stacked
 
 SPEC = "tiny_networks:cnn"
 N, SEEDS = 60, 3
@@ -35,7 +35,7 @@ def points(d=6):
 def descent(affinities):
     P = joint_affinities(points(), perplexity=8, kind=affinities)
     problem = Problem(stacked([P], copies=SEEDS), Phase(50, 4.0, 0.5), learning_rate=1.0, gaussian=False)
-    return partial(descend_cuda, problem, torch.randn(SEEDS, N, 2).cuda(), lambda done: None)
+    return partial(descend_cuda, problem, Motion.at_rest(torch.randn(SEEDS, N, 2).cuda()), lambda done: None)
 
 
 def descent_on_grids():
@@ -43,7 +43,7 @@ def descent_on_grids():
     P = joint_affinities(points(), perplexity=8, kind="knn")
     problem = Problem(stacked([P], copies=2), Phase(26, 1.0, 0.5), learning_rate=1e-3, gaussian=False)
     start = 0.5 * torch.randn(2, N, 2, generator=torch.Generator().manual_seed(0)).cuda()
-    return lambda: descend_fft_cuda(problem, start, lambda done: None, Repulsion("fft"))
+    return lambda: descend_fft_cuda(problem, Motion.at_rest(start), lambda done: None, Repulsion("fft"))
 
 
 def divergence(affinities):

@@ -85,7 +85,7 @@ def test_gradient_agrees_with_autograd(name, similarity, kind):
 def test_descent_agrees_with_float64(similarity, kind):
     P, start = affinities(60, kind), reference.cloud(60)
     gaussian = similarity == "gaussian"
-    found = descend([P], start[None], phases=[Phase(15, 4.0, 0.5)], learning_rate=2.0, gaussian=gaussian)
+    found, _ = descend([P], start[None], phases=[Phase(15, 4.0, 0.5)], learning_rate=2.0, gaussian=gaussian)
     truth = reference.descend(
         reference.matrix(P), start, iterations=15, exaggeration=4.0, momentum=0.5, rate=2.0, gaussian=gaussian
     )
@@ -323,6 +323,7 @@ def test_cuml_refuses_what_it_cannot_do(monkeypatch):
         {"affinities": "full"},
         {"init": np.zeros((40, 2))},
         {"perplexity": 341},
+        {"kl_tolerance": 0.01},
     ):
         assert TSNE(**parameters)._why_not_cuml("cuda") is not None
     assert TSNE(perplexity=340)._why_not_cuml("cuda") is None
@@ -395,3 +396,49 @@ def test_bits_do_not_depend_on_who_compiled(tmp_path):
         for _ in range(2)
     ]
     assert runs[0].stdout == runs[1].stdout
+
+
+FLAT = 0.003
+
+
+@pytest.mark.parametrize("engine", ["exact", "fft"])
+def test_a_map_stops_when_its_divergence_is_flat(engine):
+    settings = {"engine": engine, "perplexity": 10, "exaggeration_iterations": 60, "init": "random"}
+    model = TSNE(iterations=2000, kl_tolerance=FLAT, **settings)
+    Z = model.fit_transform(DIGITS[:300], seeds=3)
+    iterations = model.iterations_
+    assert (iterations < 1000).all()
+    for e, count in enumerate(iterations.tolist()):
+        assert (count - 60) % 50 == 0
+        alone = TSNE(iterations=2000, kl_tolerance=FLAT, seed=e, **settings)
+        assert np.array_equal(alone.fit_transform(DIGITS[:300]), Z[e])
+        assert (alone.iterations_, alone.kl_divergence_) == (count, model.kl_divergence_[e])
+    if engine == "exact":  # the way there is that of fewer iterations; on a grid it is looked at more often
+        assert len(set(iterations)) > 1
+        for e, count in enumerate(iterations.tolist()):
+            before = [TSNE(iterations=count - back, seed=e, **settings).fit(DIGITS[:300]) for back in (100, 50, 0)]
+            assert np.array_equal(before[-1].embedding_, Z[e])
+            first, second, last = (one.kl_divergence_ for one in before)
+            assert first - second > FLAT * second
+            assert second - last <= FLAT * last
+
+
+def test_a_map_that_does_not_get_flat_does_all_iterations():
+    model = TSNE(iterations=130, kl_tolerance=0, perplexity=10, exaggeration_iterations=20)
+    done = []
+    with watched(lambda *at: done.append(at)):
+        Z = model.fit_transform(DIGITS[:100])
+    assert model.iterations_ == 130
+    assert done[-1] == ("t-SNE", 130, 130)
+    model.set_params(kl_tolerance=None)
+    assert np.array_equal(model.fit_transform(DIGITS[:100]), Z)
+    with watched(lambda *at: done.append(at)):
+        model.set_params(kl_tolerance=0.1, iterations=500).fit(DIGITS[:100])
+    assert model.iterations_ < 500
+    assert done[-1] == ("t-SNE", 500, 500)
+
+
+@pytest.mark.parametrize("tolerance", [-0.1, 0.2, float("nan"), "flat", True])
+def test_bad_kl_tolerances_are_refused(tolerance):
+    with pytest.raises(InputError, match=r"kl_tolerance must be None or a number within 0 and 0\.1"):
+        TSNE(kl_tolerance=tolerance, perplexity=5).fit_transform(DIGITS[:40])

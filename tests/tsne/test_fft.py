@@ -18,7 +18,7 @@ from qdv_gpu.tsne.engines import fft as engine
 from qdv_gpu.tsne.engines import grid as grids
 from qdv_gpu.tsne.engines.grid import grid_for, kernel_for, spacing_for
 from qdv_gpu.tsne.objective import SIMILARITIES
-from qdv_gpu.tsne.problem import Phase, Problem, Repulsion, Rows, phases
+from qdv_gpu.tsne.problem import Motion, Phase, Problem, Repulsion, Rows, phases
 from qdv_gpu.tsne.schedule import descend
 
 DIGITS = load_digits().data.astype(np.float32)
@@ -51,7 +51,8 @@ def on_grid(Z, *, gaussian, tolerance=0.01):
         torch.zeros(0),
     )  # fmt: skip
     repulsion = Repulsion("fft", tolerance)
-    one = engine._Embedding(Problem(nothing, Phase(1, 1.0, 0.0), 1.0, gaussian), 0, torch.from_numpy(Z), repulsion)
+    problem = Problem(nothing, Phase(1, 1.0, 0.0), 1.0, gaussian)
+    one = engine._Embedding(problem, 0, Motion.at_rest(torch.from_numpy(Z)), repulsion)
     one.move(1)
     assert list(repulsion.used) == ["fft"]
     moved = np.abs(one.velocity).argmax()  # by 4 times the gain, 0.8 at first, of the force over the sum
@@ -271,8 +272,8 @@ def test_a_map_too_wide_for_a_grid_is_refused_or_summed_exactly():
     used = Repulsion("auto")
     Z = torch.from_numpy(start.astype(np.float32))
     engine.descend_fft(
-        Problem(Rows(torch.zeros(1, dtype=torch.int64), *problem), Phase(3, 1.0, 0.8), 50.0, gaussian=False), Z[None],
-        lambda count: None, used,
+        Problem(Rows(torch.zeros(1, dtype=torch.int64), *problem), Phase(3, 1.0, 0.8), 50.0, gaussian=False),
+        Motion.at_rest(Z[None]), lambda count: None, used,
     )  # fmt: skip
     assert list(used.used) == ["exact"]
 
@@ -331,8 +332,8 @@ def test_points_far_from_zero_lie_on_their_grid(offset):
 
 def test_progress_and_phases():
     P, start = joint_affinities(torch.from_numpy(DIGITS[:600])), 1e-4 * torch.randn(1, 600, 2)
-    exact = descend([P], start, phases=phases(40, 12.0, 20), learning_rate=50.0, gaussian=False)
-    found = descend(
+    exact, _ = descend([P], start, phases=phases(40, 12.0, 20), learning_rate=50.0, gaussian=False)
+    found, _ = descend(
         [P], start, phases=phases(40, 12.0, 20), learning_rate=50.0, gaussian=False, repulsion=Repulsion("fft", 2e-4)
     )
     assert error(found[0].double().numpy(), exact[0].double().numpy()) < 0.02

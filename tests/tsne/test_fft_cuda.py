@@ -19,7 +19,7 @@ from qdv_gpu.progress import watched
 from qdv_gpu.tsne.engines import fft_cuda as engine
 from qdv_gpu.tsne.engines.grid import grid_for
 from qdv_gpu.tsne.objective import SIMILARITIES
-from qdv_gpu.tsne.problem import Phase, Problem, Repulsion, Rows
+from qdv_gpu.tsne.problem import Motion, Phase, Problem, Repulsion, Rows
 
 SOURCE = (kernels.FOLDER / "tsne_fft.cu").read_text()
 similarities = pytest.mark.parametrize("similarity", SIMILARITIES)
@@ -238,7 +238,7 @@ def started(starts, device, *, gaussian=False):
     )  # fmt: skip
     rows = Rows(*(tensor.to(device) for tensor in nothing))
     Z = torch.from_numpy(np.stack(starts).astype(np.float32)).to(device)
-    return engine._Batch(Problem(rows, Phase(1, 1.0, 0.0), 1.0, gaussian), Z, Repulsion("fft", 0.01))
+    return engine._Batch(Problem(rows, Phase(1, 1.0, 0.0), 1.0, gaussian), Motion.at_rest(Z), Repulsion("fft", 0.01))
 
 
 @similarities

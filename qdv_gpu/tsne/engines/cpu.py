@@ -7,21 +7,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from qdv_gpu.tsne.problem import Problem
+from qdv_gpu.tsne.problem import Motion, Problem
 
 PAIRS_PER_THREAD = 100_000  # about 0.02 ms of work: with less, a second thread costs more than it saves
 PAIRS_AT_ONCE = 4_000_000_000  # about 0.2 s on two cores between two looks at the clock and at Ctrl-C
 
 
-def descend_cpu(problem: Problem, start: torch.Tensor, done: Callable[[int], None]) -> torch.Tensor:
-    """Some iterations from `start` float32 [E, N, 2] on; `done` is called with the number of those just done."""
+def descend_cpu(problem: Problem, motion: Motion, done: Callable[[int], None]) -> Motion:
+    """The phase's iterations from `motion` on; `done` is called with the number of those just done."""
     rows, phase, learning_rate, gaussian = problem
     from qdv_gpu.kernels import cpu
 
-    E, N, _ = start.shape
-    points = start.reshape(E * N, 2).numpy()
-    Z, packed = points.T.copy(), np.ascontiguousarray(points).view(np.uint64)[:, 0].copy()
-    state = (Z, packed, np.zeros_like(Z), np.ones_like(Z), np.repeat(np.arange(E), N), np.arange(E + 1) * N)
+    E, N, _ = motion.Z.shape
+    Z, velocity, gains = moving = [part.reshape(E * N, 2).numpy().T.copy() for part in motion]
+    packed = Z.T.copy().view(np.uint64)[:, 0].copy()
+    state = (Z, packed, velocity, gains, np.repeat(np.arange(E), N), np.arange(E + 1) * N)
     forces = (np.empty_like(Z), np.empty((cpu.BANDS, *Z.shape), dtype=np.float32), np.empty((E, cpu.BANDS)))
     scalars = np.array([phase.exaggeration, learning_rate, phase.momentum], dtype=np.float32)
     threads = max(1, min(torch.get_num_threads(), E * N**2 // PAIRS_PER_THREAD))
@@ -47,4 +47,4 @@ def descend_cpu(problem: Problem, start: torch.Tensor, done: Callable[[int], Non
             for other in others:
                 other.result()
             done(turns)
-    return torch.from_numpy(Z.T.copy()).view(E, N, 2)
+    return Motion(*(torch.from_numpy(part.T.copy()).view(E, N, 2) for part in moving))

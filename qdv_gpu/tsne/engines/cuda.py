@@ -5,21 +5,21 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from qdv_gpu.tsne.problem import Problem
+from qdv_gpu.tsne.problem import Motion, Problem
 
 GRAPH_ITERATIONS = 25  # in one CUDA graph
 
 
-def descend_cuda(problem: Problem, start: torch.Tensor, done: Callable[[int], None]) -> torch.Tensor:
+def descend_cuda(problem: Problem, motion: Motion, done: Callable[[int], None]) -> Motion:
     """As `descend_cpu`, with CUDA kernels; most iterations are replays of a graph of 25."""
     rows, phase, learning_rate, gaussian = problem
     from qdv_gpu import kernels
 
-    E, N, _ = start.shape
-    Z = start.reshape(E * N, 2).clone(memory_format=torch.contiguous_format)
-    velocity, gains, attraction, repulsion = (
-        torch.zeros_like(Z), torch.ones_like(Z), torch.empty_like(Z), torch.empty_like(Z)
-    )  # fmt: skip
+    E, N, _ = motion.Z.shape
+    Z, velocity, gains = moving = [
+        part.reshape(E * N, 2).clone(memory_format=torch.contiguous_format) for part in motion
+    ]
+    attraction, repulsion = torch.empty_like(Z), torch.empty_like(Z)
     weight, bounds = torch.empty_like(Z[:, 0]), torch.arange(E + 1, device=Z.device) * N
     scalars = np.array([phase.exaggeration, learning_rate, phase.momentum], dtype=np.float32)
     dense = int(rows.indices.numel() == 0)
@@ -53,4 +53,4 @@ def descend_cuda(problem: Problem, start: torch.Tensor, done: Callable[[int], No
                 graph.replay()
                 torch.cuda.current_stream().synchronize()  # so that progress is real and Ctrl-C acts at once
                 done(GRAPH_ITERATIONS)
-    return Z.view(E, N, 2)
+    return Motion(*(part.view(E, N, 2) for part in moving))

@@ -28,7 +28,7 @@ from qdv_gpu.tsne.engines.grid import (
     sample_of,
     say_coarse,
 )
-from qdv_gpu.tsne.problem import Problem, Repulsion
+from qdv_gpu.tsne.problem import Motion, Problem, Repulsion
 
 STRETCH = 25  # iterations between two looks at the map: which engine, which grid
 POINTS_AT_ONCE = 5_000_000  # points times iterations of a stretch at most, about 1 s between two looks at Ctrl-C
@@ -51,17 +51,17 @@ def always_exact(N: int) -> bool:
     return seconds(N, None) <= seconds(N, 32 * 32)
 
 
-def descend_fft(
-    problem: Problem, start: torch.Tensor, done: Callable[[int], None], repulsion: Repulsion
-) -> torch.Tensor:
+def descend_fft(problem: Problem, motion: Motion, done: Callable[[int], None], repulsion: Repulsion) -> Motion:
     """As `descend_cpu`, with the repulsion on a grid where `repulsion` says so.
 
     Embeddings know nothing of each other: as many as there are threads are moved side by side, each by one thread, and
     those left over one by one, by all threads.
     """
-    E, N, _ = start.shape
+    E, N, _ = motion.Z.shape
     threads = torch.get_num_threads()
-    embeddings = [_Embedding(problem, e, start[e], replace(repulsion, used={})) for e in range(E)]
+    embeddings = [
+        _Embedding(problem, e, Motion(*(part[e] for part in motion)), replace(repulsion, used={})) for e in range(E)
+    ]
     alone = E % threads
     at_once = max(1, min(STRETCH, POINTS_AT_ONCE // N))
     with ThreadPoolExecutor(threads) as pool:
@@ -72,22 +72,23 @@ def descend_fft(
             for one in embeddings[:alone]:
                 one.move(turns, pool, max(1, min(threads, N // POINTS_PER_THREAD)))
             done(turns)
+    kernel_for.cache_clear()  # up to 430 MB each
     for one in embeddings:
         repulsion.used.update(one.repulsion.used)
-    return torch.from_numpy(np.stack([one.Z.T for one in embeddings]))
+    moved = zip(*((one.Z, one.velocity, one.gains) for one in embeddings), strict=True)
+    return Motion(*(torch.from_numpy(np.stack([part.T for part in parts])) for parts in moved))
 
 
 class _Embedding:
     """An embedding of N points on its way through a phase."""
 
-    def __init__(self, problem: Problem, number: int, start: torch.Tensor, repulsion: Repulsion) -> None:
+    def __init__(self, problem: Problem, number: int, motion: Motion, repulsion: Repulsion) -> None:
         rows, self.phase, self.rate, self.gaussian = problem
         firsts, indptr, self.indices, self.values = rows.on_cpu()
-        N, first = len(start), int(firsts[number])
+        N, first = len(motion.Z), int(firsts[number])
         self.repulsion = repulsion
-        self.Z = start.numpy().T.copy()
-        self.packed = np.ascontiguousarray(start.numpy()).view(np.uint64)[:, 0].copy()
-        self.velocity, self.gains = np.zeros_like(self.Z), np.ones_like(self.Z)
+        self.Z, self.velocity, self.gains = (part.numpy().T.copy() for part in motion)
+        self.packed = self.Z.T.copy().view(np.uint64)[:, 0].copy()
         self.indptr = indptr[first : first + N + 1]
         self.scalars = np.array([self.phase.exaggeration, self.rate, self.phase.momentum], dtype=np.float32)
         self.attraction, self.force = np.empty_like(self.Z), np.empty_like(self.Z)

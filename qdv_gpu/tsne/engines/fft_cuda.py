@@ -25,7 +25,7 @@ from qdv_gpu.tsne.engines.grid import (
     sample_of,
     say_coarse,
 )
-from qdv_gpu.tsne.problem import Problem, Repulsion
+from qdv_gpu.tsne.problem import Motion, Problem, Repulsion
 
 STRETCH = 25  # iterations of an embedding between two choices of its engine
 HASTE = 4  # iterations between two looks of the host at maps that leave their grids
@@ -55,14 +55,13 @@ def always_exact(N: int) -> bool:
     return seconds(N, None) <= seconds(N, 32 * 32)
 
 
-def descend_fft_cuda(
-    problem: Problem, start: torch.Tensor, done: Callable[[int], None], repulsion: Repulsion
-) -> torch.Tensor:
+def descend_fft_cuda(problem: Problem, motion: Motion, done: Callable[[int], None], repulsion: Repulsion) -> Motion:
     """As `descend_fft`, with CUDA kernels; InputError where a node's charge could overflow."""
-    if start.shape[1] > MOST_POINTS:
-        raise InputError(f"engine fft on a GPU takes at most {MOST_POINTS:,} points, got {start.shape[1]:,}")
-    with torch.cuda.device(start.device):
-        return _Batch(problem, start, repulsion).descend(done)
+    N = motion.Z.shape[1]
+    if N > MOST_POINTS:
+        raise InputError(f"engine fft on a GPU takes at most {MOST_POINTS:,} points, got {N:,}")
+    with torch.cuda.device(motion.Z.device):
+        return _Batch(problem, motion, repulsion).descend(done)
 
 
 class _Kernel(NamedTuple):
@@ -78,14 +77,15 @@ class _Kernel(NamedTuple):
 class _Batch:
     """E embeddings of N points on their way through a phase."""
 
-    def __init__(self, problem: Problem, start: torch.Tensor, repulsion: Repulsion) -> None:
+    def __init__(self, problem: Problem, motion: Motion, repulsion: Repulsion) -> None:
         from qdv_gpu import kernels
         from qdv_gpu.kernels import mesh
 
         self.rows, self.phase, rate, self.gaussian = problem
-        self.how, (self.E, self.N, _), self.device = repulsion, start.shape, start.device
-        self.Z = start.reshape(-1, 2).clone(memory_format=torch.contiguous_format)
-        self.velocity, self.gains = torch.zeros_like(self.Z), torch.ones_like(self.Z)
+        self.how, (self.E, self.N, _), self.device = repulsion, motion.Z.shape, motion.Z.device
+        self.Z, self.velocity, self.gains = (
+            part.reshape(-1, 2).clone(memory_format=torch.contiguous_format) for part in motion
+        )
         self.attraction, self.force = torch.empty_like(self.Z), torch.empty_like(self.Z)
         self.weight = torch.empty_like(self.Z[:, 0])
         self.bounds = torch.arange(self.E + 1, device=self.device) * self.N
@@ -107,7 +107,7 @@ class _Batch:
         self.grids: list[Grid | None] = [None] * self.E  # of the last round
         self.launched = 0  # its iterations
 
-    def descend(self, done: Callable[[int], None]) -> torch.Tensor:
+    def descend(self, done: Callable[[int], None]) -> Motion:
         """All iterations of the phase."""
         iterations = self.phase.iterations
         completed, exact, told = np.zeros(self.E, dtype=int), np.zeros(self.E, dtype=bool), 0
@@ -127,7 +127,7 @@ class _Batch:
             if told == iterations:
                 for used in self.used:
                     self.how.used.update(used)
-                return self.Z.view(self.E, self.N, 2)
+                return Motion(*(part.view(self.E, self.N, 2) for part in (self.Z, self.velocity, self.gains)))
             exact = exact & (completed % STRETCH > 0) | sparse
             turns = np.minimum(STRETCH - completed % STRETCH, iterations - completed)
             turns[(completed == 0) & (turns > 1)] = 1  # a phase may begin with clusters that its grid does not resolve
