@@ -7,6 +7,7 @@ import resource
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +43,32 @@ def end_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:  # it was too late
         os._exit(1)
+
+
+_inside = 0  # blocks of `staying` that are running, in whatever threads
+_home = ""
+_moving = threading.Lock()
+
+
+@contextmanager
+def staying() -> Iterator[None]:
+    """Put this process back into its current folder, on which relative paths depend, after a block that may leave it.
+
+    Where several threads are in such blocks, it is the folder that it was in before the first of them.
+    """
+    global _inside, _home
+    with _moving:
+        if not _inside:
+            _home = ""
+            with suppress(OSError):  # it may be gone
+                _home = os.getcwd()
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _moving, suppress(OSError):
+            _inside -= 1
+            os.chdir(_home)  # a folder without a name is none
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:

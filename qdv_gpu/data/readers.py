@@ -19,7 +19,7 @@ from qdv_gpu.data.decode import complaint, decode, from_pil, image_tensor
 from qdv_gpu.data.geometry import Geometry
 from qdv_gpu.errors import InputError
 from qdv_gpu.files import contents_of
-from qdv_gpu.machine import end_with, free_memory, threads
+from qdv_gpu.machine import end_with, free_memory, staying, threads
 from qdv_gpu.progress import advance
 
 logger = logging.getLogger(__name__)
@@ -160,7 +160,8 @@ class ItemReader(Dataset[Item | str]):
 
     def __getitem__(self, index: int) -> Item | str:
         try:
-            return self.item(self.items[index])
+            with staying():
+                return self.item(self.items[index])
         except InputError as error:
             return f"{self.describe(index)} is not usable: {error}"
         except Exception as error:

@@ -74,6 +74,10 @@ REPLACED = {  # by a module that computes something else, from some pass on
     "fewer": "self._modules.pop('dropout', 0); self.dropout = abs; return super().forward(x)",
 }
 SAME = {"renewed": "self.relu = nn.ReLU(inplace=True); self.end = nn.ReLU(); return self.end(super().forward(x))"}
+MOVING = {
+    "once": "self.seen += 1\n        if self.seen == 3: os.chdir('/')\n        return super().forward(x)",
+    "always": "os.chdir('/'); return super().forward(x)",
+}
 FINE = {
     "half": "return cnn().half()",
     "bfloat": "return cnn().bfloat16()",
@@ -109,7 +113,7 @@ COMMANDS = {
 def written(folder):
     """bad.py, with all of these networks."""
     made = [f"def {name}():\n    {body}\n" for name, body in {**FACTORIES, **FINE}.items()]
-    for name, body in {**FORWARDS, **OUTPUTS, **REPLACED, **SAME}.items():
+    for name, body in {**FORWARDS, **OUTPUTS, **REPLACED, **SAME, **MOVING}.items():
         given = "self, x, y" if name == "two" else "self, x"
         made.append(f"class {name.title()}(Tiny):\n    seen = 0\n    def forward({given}):\n        {body}\n")
     made.append("def needy(width, *, depth):\n    return cnn()\n")
@@ -186,6 +190,28 @@ def test_a_submodule_that_is_made_anew(warm, tmp_path):
 def test_a_training_of_a_network_that_makes_a_submodule_anew(warm, tmp_path):
     done = run(warm, tmp_path, "finetune", "Renewed")
     assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("name", MOVING)
+def test_a_forward_pass_that_leaves_the_folder(warm, tmp_path, command, name):
+    """A relative --out, its store, and the next factory are where they were."""
+    done = run(warm, tmp_path, command, name.title(), *(["bad:Renewed"] if command in ("analyze", "deconv") else []))
+    assert done.code == 0, done.err
+    kept = {"layers": [], "analyze": ["out", ".qdv-store"], "finetune": ["out", ".qdv-store"]}.get(command, ["out"])
+    assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == {"bad.py", *kept}
+
+
+def test_items_that_leave_the_folder(warm, tmp_path):
+    code = "import qdv_gpu, bad, os\nqdv_gpu.analyze(bad.Once(), bad.Items(), 'out', layers='pool', perplexity=5, "
+    code += "iterations=20, seeds=1, pca=5, device='cpu')"
+    written(tmp_path)
+    with (tmp_path / "bad.py").open("a") as file:
+        file.write("class Items:\n    def __len__(self): return 60\n    def __getitem__(self, i):\n")
+        file.write("        os.chdir('/')\n        return torch.full((1, 8, 8), i, dtype=torch.uint8), i % 2\n")
+    done = warm.run(code=code, before="import sys; sys.path.insert(0, '')", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == {"bad.py", "out", ".qdv-store"}
 
 
 @pytest.mark.parametrize("command", ["analyze", "finetune", "deconv"])
