@@ -22,6 +22,7 @@ from qdv_gpu.errors import InputError, short
 S = TypeVar("S")
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
+SHARED = "QDV_GPU_SHARED"  # how many workers share the host's memory, and that of a GPU: "4,2"
 _THREADS = torch.get_num_threads()  # before anything changes it
 
 
@@ -242,15 +243,19 @@ def exact_convolutions() -> Iterator[None]:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on `device`, or for the CPU on the host and in the process's control group."""
+    """Bytes that can still be allocated on `device`, or for the CPU on the host and in the process's control group.
+
+    A worker of a sweep gets its share of what those of the same device have together, as `SHARED` says.
+    """
+    host, gpu = (max(1, int(one)) for one in os.environ.get(SHARED, "1,1").split(","))
     if device.type == "cuda":
         reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + reserved
+        return torch.cuda.mem_get_info(device)[0] // gpu + reserved
     try:
         available = _counters(Path("/proc/meminfo"))["MemAvailable:"] * 1024
     except OSError:  # not Linux
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    return min([available, *_free_in_groups()])
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 // host
+    return min([available, *_free_in_groups()]) // host
 
 
 def return_freed_memory() -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 from qdv_gpu.errors import InputError, MissingPackageError, as_path, check_among, reason
 from qdv_gpu.files import contents_of
-from qdv_gpu.machine import threads
+from qdv_gpu.machine import SHARED, threads
 from qdv_gpu.results.store import Store
 from qdv_gpu.sealed import read_sealed, write_sealed
 from qdv_gpu.studies.point import ERROR, LOG, Point, compute, keep_error, read_points, run_points, state_of
@@ -172,7 +172,7 @@ def _ending(code: int) -> str:
 
 
 def slots_of(workers: int | None, gpus: Sequence[str] | None) -> list[dict[str, str]]:
-    """The environment of each process at a time: its GPU, and its share of the CPU's threads.
+    """The environment of each process at a time: its GPU, and its share of the CPU's threads and of memory.
 
     GPUs are numbers among those of CUDA_VISIBLE_DEVICES where that is set; all are used by turns.
 
@@ -195,11 +195,11 @@ def slots_of(workers: int | None, gpus: Sequence[str] | None) -> list[dict[str, 
             raise InputError(f"--gpus must be numbers below {len(inherited)}, got {','.join(gpus)}") from None
     count = workers or len(chosen)
     share = str(max(1, threads() // count))
-    slots = [{"OMP_NUM_THREADS": share} for _ in range(count)]
-    for number, slot in enumerate(slots):
-        if chosen:
-            slot["CUDA_VISIBLE_DEVICES"] = chosen[number % len(chosen)]
-    return slots
+    own = [chosen[number % len(chosen)] if chosen else "" for number in range(count)]  # else all have the first
+    return [
+        {"OMP_NUM_THREADS": share, SHARED: f"{count},{own.count(gpu)}"} | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
+        for gpu in own
+    ]
 
 
 def on_slurm(out: Path, tasks: Sequence[Task], progress: Progress, options: Mapping[str, Any]) -> None:
