@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from qdv_gpu.data.datasets import load_images
     from qdv_gpu.data.images import Images
     from qdv_gpu.deconv.deconvnet import Deconvnet
+    from qdv_gpu.errors import InputError
     from qdv_gpu.features.forward import activations
     from qdv_gpu.networks.account import describe_variant
     from qdv_gpu.networks.load import load_network
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Deconvnet": "deconv.deconvnet",
     "Images": "data.images",
+    "InputError": "errors",
     "Settings": "studies.settings",
     "TSNE": "tsne.estimator",
     "Training": "studies.settings",
@@ -73,6 +75,7 @@ __all__ = [
     "TSNE",
     "Deconvnet",
     "Images",
+    "InputError",
     "Settings",
     "Training",
     "Variant",

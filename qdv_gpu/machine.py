@@ -7,6 +7,7 @@ import resource
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from qdv_gpu.errors import InputError, short
 S = TypeVar("S")
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
+SHARED = "QDV_GPU_SHARED"  # how many workers share the host's memory, and that of a GPU: "4,2"
 _THREADS = torch.get_num_threads()  # before anything changes it
 
 
@@ -42,6 +44,32 @@ def end_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:  # it was too late
         os._exit(1)
+
+
+_inside = 0  # blocks of `staying` that are running, in whatever threads
+_home = ""
+_moving = threading.Lock()
+
+
+@contextmanager
+def staying() -> Iterator[None]:
+    """Put this process back into its current folder, on which relative paths depend, after a block that may leave it.
+
+    Where several threads are in such blocks, it is the folder that it was in before the first of them.
+    """
+    global _inside, _home
+    with _moving:
+        if not _inside:
+            _home = ""
+            with suppress(OSError):  # it may be gone
+                _home = os.getcwd()
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _moving, suppress(OSError):
+            _inside -= 1
+            os.chdir(_home)  # a folder without a name is none
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
@@ -215,15 +243,19 @@ def exact_convolutions() -> Iterator[None]:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on `device`, or for the CPU on the host and in the process's control group."""
+    """Bytes that can still be allocated on `device`, or for the CPU on the host and in the process's control group.
+
+    A worker of a sweep gets its share of what those of the same device have together, as `SHARED` says.
+    """
+    host, gpu = (max(1, int(one)) for one in os.environ.get(SHARED, "1,1").split(","))
     if device.type == "cuda":
         reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + reserved
+        return torch.cuda.mem_get_info(device)[0] // gpu + reserved
     try:
         available = _counters(Path("/proc/meminfo"))["MemAvailable:"] * 1024
     except OSError:  # not Linux
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    return min([available, *_free_in_groups()])
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 // host
+    return min([available, *_free_in_groups()]) // host
 
 
 def return_freed_memory() -> None:

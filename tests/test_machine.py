@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from qdv_gpu import machine
 from qdv_gpu.errors import InputError
 from qdv_gpu.machine import Halving, in_parallel, product_precision, resolve_device, threads
+from qdv_gpu.studies.executors import slots_of
 
 
 def test_items_are_worked_on_in_order_each_by_one_thread():
@@ -37,6 +39,23 @@ def test_out_of_memory_halves_the_batch(lines):
 
     with pytest.raises(InputError, match="out of memory even for one image"):
         Halving()(hopeless, rows)
+
+
+def test_workers_share_memory(monkeypatch):
+    """Three on two GPUs plan for a third of the host each, and two of them for half of a GPU."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(machine, "_free_in_groups", lambda: [3 * 2**20])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2**30, 2**31))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 300)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 200)
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    assert (machine.free_memory(cpu), machine.free_memory(gpu)) == (3 * 2**20, 2**30 + 100)
+    found = []
+    for slot in slots_of(3, ["0", "1"]):
+        monkeypatch.setenv("QDV_GPU_SHARED", slot["QDV_GPU_SHARED"])
+        found.append((machine.free_memory(cpu), machine.free_memory(gpu)))
+    assert found == [(2**20, 2**29 + 100), (2**20, 2**30 + 100), (2**20, 2**29 + 100)]
+    assert slots_of(2, None)[0]["QDV_GPU_SHARED"] == "2,2"  # of one GPU, if there is one
 
 
 CUDNN = torch.backends.cudnn

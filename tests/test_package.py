@@ -6,6 +6,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 import qdv_gpu
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +27,11 @@ def test_public_names_are_what_they_say():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+def test_a_mistake_is_caught_by_a_public_name():
+    with pytest.raises(qdv_gpu.InputError, match="unknown data set"):
+        qdv_gpu.load_images("nowhere")
+
+
 def test_nothing_but_the_package_is_importable_through_it():
     """The kernels lie beside the package; the tests, or a second copy of it, must not come along."""
     code = (
@@ -40,11 +47,14 @@ def test_wheel_carries_the_kernels(tmp_path):
     subprocess.run(command, check=True)
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         names = set(wheel.namelist())
+        (about,) = (wheel.read(name).decode() for name in names if name.endswith(".dist-info/METADATA"))
     for path in (*ROOT.glob("kernels/*"), *ROOT.glob("qdv_gpu/**/*")):
         if path.suffix in (".py", ".cu", ".typed", ".js", ".css", ".html"):
             name = path.relative_to(ROOT)
             assert f"{'qdv_gpu/' if name.parts[0] == 'kernels' else ''}{name}" in names
     assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
+    assert "License-Expression: Apache-2.0\n" in about
+    assert any(name.endswith("/licenses/LICENSE") for name in names)
 
 
 def test_the_version_is_the_same_wherever_it_stands():

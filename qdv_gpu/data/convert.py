@@ -24,7 +24,7 @@ from qdv_gpu.data.images import Images
 from qdv_gpu.data.labels import check_labels
 from qdv_gpu.data.readers import BATCH, Item, ItemReader, read, read_again
 from qdv_gpu.errors import InputError, check_side, check_text, listed
-from qdv_gpu.machine import free_memory
+from qdv_gpu.machine import free_memory, staying
 from qdv_gpu.progress import advance
 
 logger = logging.getLogger(__name__)
@@ -229,7 +229,13 @@ def _read_once(reader: ItemReader, classes: Sequence[str] | None) -> Images:
 def _values(reader: ItemReader) -> Iterator[Any]:
     """The items of an iterable data set."""
     try:
-        yield from reader.items
+        items = iter(reader.items)
+        while True:
+            with staying():
+                item = next(items, reader)
+            if item is reader:
+                return
+            yield item
     except Exception as error:
         raise InputError(f"{reader.title} cannot be read: {type(error).__name__}: {error}") from error
 

@@ -113,7 +113,8 @@ def check_data(data: str | Path) -> None:
         raise InputError(f"data must be a folder or a table ({', '.join(TABLE_SUFFIXES)}), got the file {data}")
     if table or os.sep in str(data):
         raise InputError(f"data {'table' if table else 'folder'} {data} does not exist")
-    raise unknown("data set", str(data), [*DATASETS, "a folder", "a .csv"])
+    error = unknown("data set", str(data), [*DATASETS, "a folder", "a .csv"])
+    raise InputError(f"{error}; no folder of that name is here either")
 
 
 def stratified(labels: Tensor, classes: Sequence[str], samples: int | str, *, seed: int = 222) -> Tensor:

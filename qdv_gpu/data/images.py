@@ -187,7 +187,7 @@ class Images:
             reader = ItemReader(rows, _without_label, self.name)
         if not len(self) or reader.geometry == geometry:
             return self
-        reader, indices = at(reader, geometry), self.indices.tolist()
+        reader, indices = at(reader, geometry, self.hashes), self.indices.tolist()
         first = reader[indices[0]]
         if isinstance(first, str):
             raise InputError(first + reader.advice)

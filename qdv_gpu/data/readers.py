@@ -19,7 +19,7 @@ from qdv_gpu.data.decode import complaint, decode, from_pil, image_tensor
 from qdv_gpu.data.geometry import Geometry
 from qdv_gpu.errors import InputError
 from qdv_gpu.files import contents_of
-from qdv_gpu.machine import end_with, free_memory, threads
+from qdv_gpu.machine import end_with, free_memory, staying, threads
 from qdv_gpu.progress import advance
 
 logger = logging.getLogger(__name__)
@@ -70,6 +70,11 @@ class FileReader(Dataset[Item | str]):
         The height and width that they all have, unless they are of mixed sizes.
     gray : bool
         Decode them to one channel, else to three.
+
+    Attributes
+    ----------
+    before : tuple of Geometry or None, and mapping of int to bytes
+        The geometry and the digests of what was read before, in another geometry.
     """
 
     advice = " (--skip-bad leaves such files out)"
@@ -86,6 +91,7 @@ class FileReader(Dataset[Item | str]):
         self.files, self.folder, self.geometry, self.size = files, folder, geometry, size
         self.mode = "L" if gray else "RGB"
         self.options = {"num_workers": workers()}
+        self.before: tuple[Geometry | None, Mapping[int, bytes]] = None, {}
 
     def __len__(self) -> int:
         return len(self.files)
@@ -96,24 +102,22 @@ class FileReader(Dataset[Item | str]):
             contents = contents_of(path)
         except OSError as error:
             return complaint(path, error)
+        geometry, digests = self.before
+        if index in digests and digests[index] != _file_digest(contents, geometry):
+            return f"{self.describe(index)} changed between passes: images must stay the same"
         pixels = decode(path, contents, mode=self.mode, geometry=self.geometry)
         if isinstance(pixels, str):
             return pixels
         if self.geometry is None and self.size not in (None, (*pixels.shape[1:],)):
             return f"{self.describe(index)} changed between passes: it is of another size"
-        return Item(pixels, self._hash(contents))
+        return Item(pixels, _file_digest(contents, self.geometry))
 
     def digest(self, index: int) -> bytes:
         """sha256 of a file's bytes and of the geometry that it is decoded to; InputError if it cannot be read."""
         try:
-            return self._hash(contents_of(self.files[index]))
+            return _file_digest(contents_of(self.files[index]), self.geometry)
         except OSError as error:
             raise InputError(complaint(self.files[index], error) + self.advice) from None
-
-    def _hash(self, contents: bytes) -> bytes:
-        digest = sha256(f"file {self.geometry}\0".encode())
-        digest.update(contents)
-        return digest.digest()
 
     def name(self, index: int) -> str:
         """The file relative to the data folder, or its whole path if it lies elsewhere."""
@@ -123,6 +127,12 @@ class FileReader(Dataset[Item | str]):
     def describe(self, index: int) -> str:
         """The file for an error message."""
         return f"image file {self.files[index]}"
+
+
+def _file_digest(contents: bytes, geometry: Geometry | None) -> bytes:
+    digest = sha256(f"file {geometry}\0".encode())
+    digest.update(contents)
+    return digest.digest()
 
 
 class ItemReader(Dataset[Item | str]):
@@ -160,7 +170,8 @@ class ItemReader(Dataset[Item | str]):
 
     def __getitem__(self, index: int) -> Item | str:
         try:
-            return self.item(self.items[index])
+            with staying():
+                return self.item(self.items[index])
         except InputError as error:
             return f"{self.describe(index)} is not usable: {error}"
         except Exception as error:
@@ -193,9 +204,11 @@ class ItemReader(Dataset[Item | str]):
 Reader = FileReader | ItemReader
 
 
-def at(reader: Reader, geometry: Geometry) -> Reader:
-    """The same reader with another geometry."""
+def at(reader: Reader, geometry: Geometry, digests: Mapping[int, bytes]) -> Reader:
+    """The same reader with another geometry; files whose contents have not these digests any more are bad."""
     changed = copy(reader)
+    if isinstance(changed, FileReader):
+        changed.before = changed.geometry, digests
     changed.geometry = geometry
     return changed
 

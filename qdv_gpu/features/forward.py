@@ -21,7 +21,7 @@ from qdv_gpu.networks.guard import guarded
 from qdv_gpu.networks.hooks import hooked
 from qdv_gpu.networks.layers import LayerName, check_memory, numbered, read_layers, trace_calls
 from qdv_gpu.networks.load import Source, load_network
-from qdv_gpu.networks.network import Network
+from qdv_gpu.networks.network import Network, check_replaced
 from qdv_gpu.networks.tokens import check_tokens, reduced, reduction
 from qdv_gpu.networks.variant import home
 from qdv_gpu.progress import advance
@@ -299,6 +299,7 @@ class ForwardPass:
                 raise _LastLayerSeenError
 
         module = network.module if pixels.is_cuda else self._borrowed()
+        before = dict(module.named_modules())
         try:
             with (
                 torch.inference_mode(),
@@ -322,7 +323,12 @@ class ForwardPass:
         finally:
             if not pixels.is_cuda:
                 self.copies.append(module)
+        others = check_replaced(network.name, before, module)
         for name, outputs in seen.items():
+            if not outputs and self.layers[name] in others:
+                raise InputError(
+                    f"layer {name} of {network.name} is made anew in each forward pass: make it in __init__"
+                )
             if len(outputs) < max(1, len(self.calls.get(name, ()))):
                 raise InputError(
                     f"layer {name} of {network.name} is not used in its forward pass{' each time' * bool(outputs)}"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qdv_gpu.errors import InputError, reason
+from qdv_gpu.machine import staying
 from qdv_gpu.networks.copies import shared_copy
 from qdv_gpu.networks.hooks import hooked
 from qdv_gpu.networks.network import Network
@@ -46,7 +47,8 @@ def run_blank(network: Network, module: nn.Module, enter: Enter | None = None) -
         running.pop()
 
     paths = [path for path, _ in module.named_modules()]
-    with _in_one_line(network, running), torch.inference_mode(), hooked(module, paths, before=before, after=after):
+    watched = hooked(module, paths, before=before, after=after)
+    with staying(), _in_one_line(network, running), torch.inference_mode(), watched:
         module(image)
 
 

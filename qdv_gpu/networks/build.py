@@ -153,13 +153,12 @@ def _defined(factory: Any) -> str:
 @contextmanager
 def _kept() -> Iterator[None]:
     """Put back what a program of the user's may change that all of this process depends on."""
-    argv, folder, dtype = list(sys.argv), os.getcwd(), torch.get_default_dtype()
+    argv, dtype = list(sys.argv), torch.get_default_dtype()
     grad, streams = torch.is_grad_enabled(), (sys.stdout, sys.stderr)
     try:
         yield
     finally:
         sys.argv[:] = argv
-        os.chdir(folder)
         torch.set_default_dtype(dtype)
         torch.set_grad_enabled(grad)
         sys.stdout, sys.stderr = streams

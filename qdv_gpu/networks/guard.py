@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 
 from qdv_gpu.errors import OURS, InputError, is_own, reason
+from qdv_gpu.machine import staying
 
 ZOO = str(Path(__file__).with_name("zoo.py"))  # networks as anybody's
 
 
 @contextmanager
 def guarded(what: str) -> Iterator[None]:
-    """Run code of a network's.
+    """Run code of a network's, which may change the current folder for itself alone.
 
     Parameters
     ----------
@@ -29,7 +30,8 @@ def guarded(what: str) -> Iterator[None]:
         for the user's, a lack of memory, and what our own hooks raise.
     """
     try:
-        yield
+        with staying():
+            yield
     except (InputError, KeyboardInterrupt, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except BaseException as error:

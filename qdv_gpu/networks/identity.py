@@ -3,7 +3,7 @@
 import functools
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from types import CodeType, FunctionType
 from typing import Any
@@ -59,6 +59,36 @@ def weights_digest(module: nn.Module) -> str:
         plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
         digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def replaced(before: Mapping[str, nn.Module], module: nn.Module) -> dict[str, bool]:
+    """Paths of the submodules that are others than `before`, and whether they compute something else.
+
+    What replaces one computes the same if both digests are the same, and the mode where it matters: a new `ReLU`, and
+    not a new `Dropout`. One that was not there does if it has no weights.
+    """
+    after = dict(module.named_modules())
+    return {
+        path: not _is_equivalent(before.get(path), after.get(path))
+        for path in {**before, **after}
+        if before.get(path) is not after.get(path)
+    }
+
+
+def _is_equivalent(old: nn.Module | None, new: nn.Module | None) -> bool:
+    if new is None:
+        return False
+    if old is None:
+        return not new.state_dict()
+    if structure_digest(old) != structure_digest(new) or weights_digest(old) != weights_digest(new):
+        return False
+    pairs = zip(old.modules(), new.modules(), strict=True)
+    return all(a.training == b.training or not _heeds_mode(b) for a, b in pairs)
+
+
+def _heeds_mode(module: nn.Module) -> bool:
+    code = getattr(module.forward, "__code__", None)
+    return code is None or "training" in code.co_names
 
 
 def _plain(value: Any) -> str | None:

@@ -15,7 +15,7 @@ from qdv_gpu.machine import free_memory, product_precision
 from qdv_gpu.networks.blank import on_meta, run_blank
 from qdv_gpu.networks.guard import guarded
 from qdv_gpu.networks.hooks import hooked
-from qdv_gpu.networks.network import Network, check_network
+from qdv_gpu.networks.network import Network, check_network, check_replaced
 
 SMALL = 1 << 26  # bytes of images that are not asked after
 
@@ -158,9 +158,11 @@ def check_size(network: Network, shape: Sequence[int]) -> None:
     check_memory(network, max(shape[1:]))
     image = torch.zeros(1, *shape, dtype=network.dtype, device=network.device)
     lazy = any(is_lazy(one) for one in network.module.parameters())  # it gets its weights here, for good
+    before = dict(network.module.named_modules())
     with (
         torch.no_grad() if lazy else torch.inference_mode(),
         product_precision("ieee"),
         guarded(f"{network.name} cannot take images of {' x '.join(map(str, shape[1:]))} pixels"),
     ):
         network.module(image)
+    check_replaced(network.name, before, network.module)

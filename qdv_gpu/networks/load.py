@@ -21,7 +21,7 @@ from qdv_gpu.networks.copies import shared_copy
 from qdv_gpu.networks.fit import head_classes, load_state
 from qdv_gpu.networks.guard import guarded
 from qdv_gpu.networks.layers import check_memory, check_size
-from qdv_gpu.networks.network import Network
+from qdv_gpu.networks.network import Network, ReplacedError
 from qdv_gpu.networks.spec import Spec, flat_edits
 from qdv_gpu.networks.stages import default_layers
 from qdv_gpu.networks.variant import Variant, edited, with_head
@@ -337,18 +337,25 @@ def _is_within(value: Any, least: float, most: float) -> bool:
 
 def _takes(network: Network, channels: int) -> bool:
     """Whether the network takes images of so many channels."""
-    with suppress(InputError):
+    try:
         check_size(network, (channels, network.image_size, network.image_size))
-        return True
-    return False
+    except ReplacedError:
+        raise
+    except InputError:
+        return False
+    return True
 
 
 def _accepted_size(network: Network, asked: int | None) -> int:
     """The first size that a network takes which does not say its own: that of its images, or a usual one."""
     for size in SIZES if asked is None else (asked, *SIZES):
-        with suppress(InputError):
+        try:
             check_size(network, (network.channels, size, size))
-            return size
+        except ReplacedError:
+            raise
+        except InputError:
+            continue
+        return size
     try:
         check_size(network, (network.channels, SIZES[0], SIZES[0]))
     except InputError as error:

@@ -1,6 +1,6 @@
 """A network with what is needed to feed it and to name its layers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import nn
 
 from qdv_gpu.errors import InputError, check_side, check_whole, short, unknown
 from qdv_gpu.networks.guard import guarded
+from qdv_gpu.networks.identity import replaced
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,31 @@ class Network:
         return ", ".join([path for path, _ in self.module.named_modules() if path][:5])
 
 
+class ReplacedError(InputError):
+    """A forward pass has put another module in the place of a submodule."""
+
+
 def check_network(network: Any) -> None:
     """InputError unless this is a Network."""
     if not isinstance(network, Network):
         raise InputError(f"a network as load_network gives it is required, got {short(network)}")
+
+
+def check_replaced(name: str, before: Mapping[str, nn.Module], module: nn.Module) -> list[str]:
+    """Paths of the submodules that a forward pass has replaced; `before` are those there were, by path.
+
+    Raises
+    ------
+    ReplacedError
+        If one computes something else than what it replaces: the results would depend on how often the network was run.
+    """
+    found = replaced(before, module)
+    for path, differs in found.items():
+        if differs:
+            kinds = [type(one.get(path)).__name__ for one in (before, dict(module.named_modules()))]
+            old, new = ("none" if kind == "NoneType" else kind for kind in kinds)
+            raise ReplacedError(
+                f"{name} puts another module in the place of its submodule {path} during a forward pass ({new} for "
+                f"{old}): make all of them before, in __init__, and choose among them in forward"
+            )
+    return list(found)

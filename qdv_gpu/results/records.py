@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qdv_gpu.errors import InputError, short
 from qdv_gpu.scores.quality import LayerScores, Score
 
 if TYPE_CHECKING:
@@ -74,8 +75,12 @@ class AnalysedLayer:
         return self.scored(k).mean
 
     def scored(self, k: int) -> LayerScores:
-        """All scores for k neighbours."""
-        return next(one for one in self.scores if one.k == k)
+        """All scores for k neighbours; InputError if there are none."""
+        found = next((one for one in self.scores if one.k == k), None)
+        if found is None:
+            there = ", ".join(str(one.k) for one in self.scores)
+            raise InputError(f"layer {self.layer} of {self.network} has scores for k = {there}, not for {short(k)}")
+        return found
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict for each k and map: a row of layers.csv."""

@@ -37,6 +37,7 @@ from qdv_gpu.studies.job import OUTPUT, Job
 from qdv_gpu.studies.output import Output, tsne_of
 from qdv_gpu.studies.report import REPORT, keep_thumbnails, write_report
 from qdv_gpu.studies.settings import Settings, changed, preset
+from qdv_gpu.tsne.estimator import EXAGGERATED, warn_if_short
 
 logger = logging.getLogger(__name__)
 SOURCE = 9  # bytes for each byte of an image of its own size: it, and two copies in float32
@@ -152,6 +153,7 @@ def analysing(
     budget = chosen.memory or taken + free_memory(target) * 4 // 5
     most = replace(chosen, perplexity=chosen.perplexity + sum(one.perplexity for one in also))
     plans = plan([_task(job, most) for job in jobs], budget=budget, reserved=taken)  # or nothing is written
+    warn_if_short(chosen.iterations, EXAGGERATED)
     about = _about(jobs, images, chosen, target)
     with folder.locked(about), kept.used(), whole(sum(job.cost() for job in jobs)):
         try:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qdv_gpu.data.convert import as_images
 from qdv_gpu.data.datasets import DATASETS, check_data, load_images
 from qdv_gpu.data.decode import load_image
 from qdv_gpu.data.folders import list_folder
@@ -59,7 +60,7 @@ def compare(
     first, second : str, nn.Module, Network or Path
         A and B: networks, as for `load_network`, or run folders of `analyze` with one network each.
     data : str, Path or anything that `as_images` takes
-        For networks, and for them alone: as for `analyze`, with labels.
+        For networks, and for them alone: as for `analyze`, with labels; of arrays a pair (images, labels).
     out : str or Path
         Gets report.html, comparison.json, .csv and .md and figures/comparison.png; of networks
         also all that `analyze` writes.
@@ -119,6 +120,8 @@ def compare(
         raise InputError(f"data is required to compare networks, and {named} is no finished run: pass --data")
     networks = [str(side) if isinstance(side, Path) else side for side in flat]
     chosen = changed(preset(settings) if isinstance(settings, str) else settings, changes)
+    if not isinstance(data, str | Path):
+        data = as_images(data, image_size=None if chosen.crop else chosen.image_size)
     _check_labels(data, chosen)
     if isinstance(pair, Mapping):
         _check_layers(networks, pair, chosen, weights)
@@ -158,17 +161,15 @@ def _written(  # noqa: PLR0917 - what there is to compare, and how
     return comparison
 
 
-def _check_labels(data: Any, settings: Settings) -> None:
-    """Raise InputError before anything is computed if images have no labels, as far as that is seen."""
-    labelled = True
+def _check_labels(data: str | Path | Images, settings: Settings) -> None:
+    """Raise InputError before anything is computed if images have no labels."""
     if isinstance(data, Images):
-        labelled = data.labels is not None
-    elif isinstance(data, str | Path) and str(data) not in DATASETS:
+        data.require_labels("a comparison")
+    elif str(data) not in DATASETS:
         check_data(data)
         path = Path(data)
-        labelled = (list_folder if path.is_dir() else list_table)(path, settings.split).labels is not None
-    if not labelled:
-        raise InputError(f"the images of {getattr(data, 'name', data)} have no labels: a comparison needs them")
+        if (list_folder if path.is_dir() else list_table)(path, settings.split).labels is None:
+            raise InputError(f"the images of {data} have no labels: a comparison needs them")
 
 
 def _check_layers(networks: Sequence[Source], pair: Mapping[str, str], settings: Settings, weights: str | Path) -> None:

@@ -16,12 +16,13 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from qdv_gpu.errors import InputError, MissingPackageError, as_path, check_among, reason
 from qdv_gpu.files import contents_of
-from qdv_gpu.machine import threads
+from qdv_gpu.machine import SHARED, threads
 from qdv_gpu.results.store import Store
 from qdv_gpu.sealed import read_sealed, write_sealed
 from qdv_gpu.studies.point import ERROR, LOG, Point, compute, keep_error, read_points, run_points, state_of
@@ -172,7 +173,7 @@ def _ending(code: int) -> str:
 
 
 def slots_of(workers: int | None, gpus: Sequence[str] | None) -> list[dict[str, str]]:
-    """The environment of each process at a time: its GPU, and its share of the CPU's threads.
+    """The environment of each process at a time: its GPU, and its share of the CPU's threads and of memory.
 
     GPUs are numbers among those of CUDA_VISIBLE_DEVICES where that is set; all are used by turns.
 
@@ -195,18 +196,19 @@ def slots_of(workers: int | None, gpus: Sequence[str] | None) -> list[dict[str, 
             raise InputError(f"--gpus must be numbers below {len(inherited)}, got {','.join(gpus)}") from None
     count = workers or len(chosen)
     share = str(max(1, threads() // count))
-    slots = [{"OMP_NUM_THREADS": share} for _ in range(count)]
-    for number, slot in enumerate(slots):
-        if chosen:
-            slot["CUDA_VISIBLE_DEVICES"] = chosen[number % len(chosen)]
-    return slots
+    own = [chosen[number % len(chosen)] if chosen else "" for number in range(count)]  # else all have the first
+    return [
+        {"OMP_NUM_THREADS": share, SHARED: f"{count},{own.count(gpu)}"} | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
+        for gpu in own
+    ]
 
 
 def on_slurm(out: Path, tasks: Sequence[Task], progress: Progress, options: Mapping[str, Any]) -> None:
     """An array job of all tasks; those of an earlier call that are still in the queue are waited for.
 
     What has become of a task is read from its points' folders, and whether it is over from the queue alone: Slurm's
-    accounting may not be there. Interrupted, the jobs go on.
+    accounting may not be there. Interrupted, the jobs go on. Those that a call was killed in sending, before it could
+    write down which they are, are known by their name, cancelled, and sent anew.
     """
     known = out / "slurm" / "jobs.json"
     before: dict[str, str] = {}
@@ -215,7 +217,13 @@ def on_slurm(out: Path, tasks: Sequence[Task], progress: Progress, options: Mapp
             before = read_sealed(known)
         except InputError as error:
             logger.warning("%s: no job of an earlier call is waited for", error)
-    queue = queued() or set()
+    queue = queued()
+    if queue is None:
+        raise InputError("Slurm's queue gives no answer (squeue --me): what is sent already cannot be told")
+    unknown = [job for job, name in queue.items() if name == job_name(out, options) and job not in before.values()]
+    if unknown:
+        logger.warning("%d jobs that an earlier call was stopped in sending are cancelled", len(unknown))
+        subprocess.run(["scancel", *unknown], capture_output=True, check=False)
     jobs = {task: before[task[0].name] for task in tasks if before.get(task[0].name) in queue}
     fresh = [task for task in tasks if task not in jobs]
     if fresh:
@@ -226,7 +234,7 @@ def on_slurm(out: Path, tasks: Sequence[Task], progress: Progress, options: Mapp
         except Exception as error:  # as a program of Slurm's says it
             raise InputError(f"Slurm takes no job: {reason(error)}") from error
         jobs |= {task: job.job_id for task, job in zip(fresh, submitted, strict=True)}
-        write_sealed(known, before | {task[0].name: job for task, job in jobs.items()})
+        write_sealed(known, before | {point.name: job for task, job in jobs.items() for point in task})
         logger.info("%d tasks are in Slurm's queue as job %s", len(fresh), submitted[0].job_id.partition("_")[0])
     while jobs:
         time.sleep(SLURM_POLL)
@@ -250,13 +258,22 @@ class Computing:
         return DelayedSubmission(self, out, names)
 
 
-def queued() -> set[str] | None:
-    """This user's jobs in Slurm's queue, each task of an array by itself; None while there is no answer."""
+def job_name(out: Path, options: Mapping[str, Any]) -> str:
+    """Of the jobs of the sweep in a folder, and of no other."""
+    return f"{options.get('job_name', 'qdv-gpu')}-{sha256(os.fsencode(out)).hexdigest()[:8]}"
+
+
+def queued() -> dict[str, str] | None:
+    """This user's jobs in Slurm's queue, each task of an array by itself, and their names; None without an answer."""
+    command = ["squeue", "--me", "-h", "-r", "-o", "%i %j"]
     try:
-        found = subprocess.run(["squeue", "--me", "-h", "-r", "-o", "%i"], capture_output=True, text=True, check=False)
+        found = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     except FileNotFoundError:
         raise InputError("--slurm needs Slurm's commands (sbatch, squeue), which are not here") from None
-    return set(found.stdout.split()) if found.returncode == 0 else None
+    if found.returncode:
+        return None
+    pairs = (line.partition(" ") for line in found.stdout.splitlines())
+    return {job: name for job, _, name in pairs}
 
 
 def slurm_executor(out: Path, options: Mapping[str, Any]) -> Any:
@@ -274,7 +291,7 @@ def slurm_executor(out: Path, options: Mapping[str, Any]) -> Any:
     except RuntimeError:
         raise InputError("--slurm needs Slurm's commands (sbatch, squeue, srun), which are not here") from None
     try:
-        executor.update_parameters(**{"job_name": "qdv-gpu", **options})
+        executor.update_parameters(**{**options, "job_name": job_name(out, options)})
     except (TypeError, ValueError, AssertionError) as error:
         raise InputError(f"Slurm's options are not as submitit takes them: {error}") from None
     return executor
@@ -286,7 +303,7 @@ def slurm_script(out: Path, tasks: int, options: Mapping[str, Any]) -> str:
 
     text: str = _make_sbatch_string(
         f"{sys.executable} -m submitit.core._submit {out / 'slurm'}", out / "slurm", map_count=tasks,
-        **{"job_name": "qdv-gpu", **options},
+        **{**options, "job_name": job_name(out, options)},
     )  # fmt: skip
     return text
 

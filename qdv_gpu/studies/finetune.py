@@ -27,7 +27,7 @@ from qdv_gpu.machine import Halving, on_threads, product_precision
 from qdv_gpu.networks.account import describe_variant
 from qdv_gpu.networks.layers import check_memory
 from qdv_gpu.networks.load import Source, load_network
-from qdv_gpu.networks.network import Network
+from qdv_gpu.networks.network import Network, check_replaced
 from qdv_gpu.networks.variant import home
 from qdv_gpu.networks.weights import read_tensors, write_weights
 from qdv_gpu.progress import advance
@@ -441,7 +441,9 @@ def deterministic(device: torch.device) -> Iterator[None]:
 
 def logits_of(network: Network, pixels: Tensor) -> Tensor:
     """Logits [B, classes] of images [B, C, H, W] on the network's device."""
+    before = dict(network.module.named_modules())
     output = network(network_input(network, pixels))
+    check_replaced(network.name, before, network.module)
     logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     if not isinstance(logits, Tensor):
         raise InputError(f"{network.name} must return a tensor of logits, got {type(output).__name__}")

@@ -14,7 +14,7 @@ from qdv_gpu.data.images import Images
 from qdv_gpu.errors import unknown
 from qdv_gpu.features.forward import ForwardPass, computing, network_input
 from qdv_gpu.networks.layers import LayerName, numbered, trace_calls
-from qdv_gpu.networks.network import Network
+from qdv_gpu.networks.network import Network, check_replaced
 from qdv_gpu.results.checks import check_outputs, check_predictions
 from qdv_gpu.results.records import AnalysedLayer, Predictions
 from qdv_gpu.results.stages import Subject, outputs_key, predictions_key
@@ -211,7 +211,7 @@ def _tried(network: Network, images: Images, layers: Mapping[str, str], settings
     )
     pass_.run()
     predicts, pixels = 0, torch.stack([two[0], two[1]]).to(network.device)
-    started = time.perf_counter()
+    started, before = time.perf_counter(), dict(network.module.named_modules())
     with (
         torch.inference_mode(),
         computing(settings.precision, network.device),
@@ -220,6 +220,7 @@ def _tried(network: Network, images: Images, layers: Mapping[str, str], settings
         output = network(network_input(network, pixels, settings.image_size))
         if isinstance(output, Tensor) and output.shape == (2, len(images.classes)):
             predicts = len(images.classes)
+    check_replaced(network.name, before, network.module)
     calls = {path: pass_.calls[name] for name, path in layers.items()} | ({OUTPUT: [predicts]} if predicts else {})
     seconds = (time.perf_counter() - started) / len(two)
     tokens = {

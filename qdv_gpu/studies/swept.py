@@ -49,9 +49,11 @@ class Rung:
 
 
 def collected(out: Path, points: Sequence[Point], states: Sequence[State], store: Store) -> list[Found]:
-    """The analyses of the points that are done."""
+    """The analyses of the points that are done, for the first k that all have, or if there is none each for its own."""
     done = [(point, state) for point, state in zip(points, states, strict=True) if state.kind == "done"]
-    return [Found(p, s, read_run(p.folder(out) / "analysis", store=store.path)) for p, s in done]
+    own = [point.settings.neighbors for point, _ in done]
+    k = next((k for k in own[0] if all(k in other for other in own)), None) if own else None
+    return [Found(p, s, read_run(p.folder(out) / "analysis", k=k, store=store.path)) for p, s in done]
 
 
 def ranking_of(found: Sequence[Found], points: Sequence[Point]) -> Ranking | None:
@@ -93,7 +95,7 @@ def ranking_of(found: Sequence[Found], points: Sequence[Point]) -> Ranking | Non
                 check_same_images(first.run, one.run)
         baseline = points[0].label if points[0].candidate in compared else None
         left_out = tuple({p.label: None for p in points if p.candidate not in compared})
-        ranking = ranked(candidates, first.run.labels, k=first.point.settings.neighbors[0], baseline=baseline)
+        ranking = ranked(candidates, first.run.labels, k=first.trained.layers[0].scores[0].k, baseline=baseline)
         return replace(ranking, left_out=left_out)
     except InputError as error:
         logger.warning("the candidates are not ranked: %s", error)

@@ -1,6 +1,8 @@
 """Reproducible, batched t-SNE: exact, or on a grid by FFT where every pair is too many; cuML beside it."""
 
+import functools
 import importlib.util
+import logging
 import numbers
 import warnings
 from collections.abc import Sequence
@@ -21,8 +23,20 @@ from qdv_gpu.tsne.objective import SIMILARITIES, kl_divergence
 from qdv_gpu.tsne.problem import Repulsion, phases
 from qdv_gpu.tsne.schedule import descend
 
+logger = logging.getLogger(__name__)
+EXAGGERATED = 250  # iterations with early exaggeration, unless told otherwise
 ENGINES = ("auto", "exact", "fft", "cuml")
 INIT_STD = 1e-4
+
+
+@functools.cache
+def warn_if_short(iterations: int, exaggeration_iterations: int) -> None:
+    """Say once of so few iterations that a map does not come out of early exaggeration."""
+    if iterations <= exaggeration_iterations:
+        logger.warning(
+            "%d iterations of t-SNE end within the early exaggeration of %d: such maps hardly show classes, and their "
+            "neighborhood hit is near chance; 1000 are usual", iterations, exaggeration_iterations,
+        )  # fmt: skip
 
 
 class TSNE(BaseEstimator):
@@ -90,7 +104,7 @@ class TSNE(BaseEstimator):
         perplexity: float = 30.0,
         iterations: int = 1000,
         early_exaggeration: float = 12.0,
-        exaggeration_iterations: int = 250,
+        exaggeration_iterations: int = EXAGGERATED,
         learning_rate: float | str = "auto",
         init: Any = "random",
         similarity: str = "student-t",
@@ -161,6 +175,7 @@ class TSNE(BaseEstimator):
         B, N, d = points.shape
         several = (self.perplexity,) if perplexities is None else listed("perplexities", perplexities, what="numbers")
         self._check_parameters(N, several)
+        warn_if_short(int(self.iterations), int(self.exaggeration_iterations))
         chosen = self._seeds(seeds)
         S, Q = len(chosen), len(several)
         batch = [B] if np.ndim(X) == 3 else []

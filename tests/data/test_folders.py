@@ -205,5 +205,5 @@ def test_what_is_known_of_data(tmp_path):
             check_data(tmp_path / name)
     with pytest.raises(InputError, match=r"data table none\.csv does not exist"):
         check_data("none.csv")
-    with pytest.raises(InputError, match="unknown data set 'cifar': did you mean cifar10"):
+    with pytest.raises(InputError, match=r"did you mean cifar10\?; no folder of that name is here either"):
         check_data("cifar")

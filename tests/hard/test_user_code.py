@@ -65,6 +65,19 @@ OUTPUTS = {  # that a layer needs no more than, and a training does
     "whole": "return super().forward(x).long()",
     "scalar": "return super().forward(x).sum()",
 }
+REPLACED = {  # by a module that computes something else, from some pass on
+    "later": "self.seen += 1\n        if self.seen > 3: self.relu = nn.Tanh()\n        return super().forward(x)",
+    "by_turns": "self.seen += 1; self.pool = (nn.MaxPool2d, nn.AvgPool2d)[self.seen % 2](2); return super().forward(x)",
+    "drop": "self.dropout = nn.Dropout(0.9); return super().forward(x)",
+    "anew": "self.fc = nn.Linear(32, 10); return super().forward(x)",
+    "more": "self.add_module(f'm{self.seen}', nn.Linear(2, 2)); self.seen += 1; return super().forward(x)",
+    "fewer": "self._modules.pop('dropout', 0); self.dropout = abs; return super().forward(x)",
+}
+SAME = {"renewed": "self.relu = nn.ReLU(inplace=True); self.end = nn.ReLU(); return self.end(super().forward(x))"}
+MOVING = {
+    "once": "self.seen += 1\n        if self.seen == 3: os.chdir('/')\n        return super().forward(x)",
+    "always": "os.chdir('/'); return super().forward(x)",
+}
 FINE = {
     "half": "return cnn().half()",
     "bfloat": "return cnn().bfloat16()",
@@ -100,7 +113,7 @@ COMMANDS = {
 def written(folder):
     """bad.py, with all of these networks."""
     made = [f"def {name}():\n    {body}\n" for name, body in {**FACTORIES, **FINE}.items()]
-    for name, body in {**FORWARDS, **OUTPUTS}.items():
+    for name, body in {**FORWARDS, **OUTPUTS, **REPLACED, **SAME, **MOVING}.items():
         given = "self, x, y" if name == "two" else "self, x"
         made.append(f"class {name.title()}(Tiny):\n    seen = 0\n    def forward({given}):\n        {body}\n")
     made.append("def needy(width, *, depth):\n    return cnn()\n")
@@ -153,6 +166,52 @@ def test_a_forward_pass(warm, tmp_path, command, name):
 def test_an_output(warm, tmp_path, command, name):
     done = run(warm, tmp_path, command, name.title())
     assert done.refused if command == "finetune" else done.code == 0, done.err
+
+
+@pytest.mark.parametrize("command", ["analyze", "finetune"])
+@pytest.mark.parametrize("name", REPLACED)
+def test_a_submodule_that_is_replaced(warm, tmp_path, command, name):
+    """What it computes depends on how often it was run: it is kept under no key."""
+    done = run(warm, tmp_path, command, name.title())
+    assert done.code == 2, done.err
+    assert " puts another module in the place of its submodule " in done.err.splitlines()[-1], done.err
+    assert not list((tmp_path / ".qdv-store").glob("[cmpsw]*/*"))
+
+
+def test_a_submodule_that_is_made_anew(warm, tmp_path):
+    """The numbers are right; that layer itself is not seen."""
+    done = run(warm, tmp_path, "analyze", "Renewed")
+    assert done.code == 0, done.err
+    done = run(warm, tmp_path, "analyze", "Renewed", "--layers", "relu")
+    assert done.code == 2, done.err
+    assert done.err.splitlines()[-1].endswith("is made anew in each forward pass: make it in __init__"), done.err
+
+
+def test_a_training_of_a_network_that_makes_a_submodule_anew(warm, tmp_path):
+    done = run(warm, tmp_path, "finetune", "Renewed")
+    assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("name", MOVING)
+def test_a_forward_pass_that_leaves_the_folder(warm, tmp_path, command, name):
+    """A relative --out, its store, and the next factory are where they were."""
+    done = run(warm, tmp_path, command, name.title(), *(["bad:Renewed"] if command in ("analyze", "deconv") else []))
+    assert done.code == 0, done.err
+    kept = {"layers": [], "analyze": ["out", ".qdv-store"], "finetune": ["out", ".qdv-store"]}.get(command, ["out"])
+    assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == {"bad.py", *kept}
+
+
+def test_items_that_leave_the_folder(warm, tmp_path):
+    code = "import qdv_gpu, bad, os\nqdv_gpu.analyze(bad.Once(), bad.Items(), 'out', layers='pool', perplexity=5, "
+    code += "iterations=20, seeds=1, pca=5, device='cpu')"
+    written(tmp_path)
+    with (tmp_path / "bad.py").open("a") as file:
+        file.write("class Items:\n    def __len__(self): return 60\n    def __getitem__(self, i):\n")
+        file.write("        os.chdir('/')\n        return torch.full((1, 8, 8), i, dtype=torch.uint8), i % 2\n")
+    done = warm.run(code=code, before="import sys; sys.path.insert(0, '')", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == {"bad.py", "out", ".qdv-store"}
 
 
 @pytest.mark.parametrize("command", ["analyze", "finetune", "deconv"])

@@ -22,6 +22,7 @@ from qdv_gpu.results.stages import VERSIONS
 from qdv_gpu.results.store import Store
 from qdv_gpu.results.view import view_run
 from qdv_gpu.studies import analyze as study
+from qdv_gpu.tsne.estimator import warn_if_short
 
 
 @pytest.fixture(scope="module")
@@ -403,3 +404,10 @@ def test_a_layer_that_is_called_prediction(tmp_path):
             assert layer.hits is None
         else:
             assert layer.hits.mean() == pytest.approx(layer.scores["nh"], abs=1e-5)
+
+
+def test_too_few_iterations_are_said_once_also_when_all_is_kept(tmp_path, lines):
+    for _ in range(2):
+        warn_if_short.cache_clear()
+        run(tmp_path / "run")
+    assert sum(line.startswith("60 iterations of t-SNE end within the early") for line in lines()) == 2

@@ -121,6 +121,31 @@ def test_jobs_that_are_queued_are_waited_for_and_not_sent_again(slurm, expected,
     assert rows(out) == expected
 
 
+KILLED = """
+import os, sys
+from qdv_gpu.studies import executors
+executors.write_sealed = lambda *_: os._exit(9)
+from qdv_gpu.studies.sweep import sweep
+sweep(sys.argv[1], sys.argv[2], slurm=sys.argv[3])
+"""
+
+
+def test_jobs_of_a_call_that_was_killed_in_sending_them_do_not_run_beside_those_of_the_next(slurm, expected, tmp_path):
+    (file, options), out = written(tmp_path, SMALL), tmp_path / "one"
+    killed = subprocess.run([sys.executable, "-c", KILLED, file, out, options], env=environment(), check=False)
+    assert killed.returncode == 9
+    before = set(jobs())
+    assert len(before) == 4
+    process = command("sweep", file, "--out", out, "--slurm", options)
+    until(lambda: (out / "slurm" / "jobs.json").exists())
+    later = {job for job, state in jobs().items() if state in ("PENDING", "RUNNING")}
+    said = process.communicate()[0]
+    assert process.returncode == 0, said
+    assert "jobs that an earlier call was stopped in sending are cancelled" in said
+    assert not later & before
+    assert rows(out) == expected
+
+
 def test_the_job_script_is_shown(tmp_path):
     lines = foreseen(changed(), tmp_path / "one", max_points=100, slurm={"time": 7, "gres": "gpu:1"})[1]
     assert "#SBATCH --gres=gpu:1" in lines[-1]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny_networks
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from qdv_gpu import Images, analyze, compare
 from qdv_gpu.errors import InputError
@@ -250,7 +251,7 @@ def test_one_class_is_refused_before_anything_is_computed(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"pair": {"conv2": "convx"}}, "unknown layer of other 'convx'"), ({"data": "unlabelled"}, "have no labels")],
+    [({"pair": {"conv2": "convx"}}, "unknown layer of other 'convx'"), ({"data": "unlabelled"}, "requires labels")],
 )
 def test_what_cannot_be_compared_is_refused_before_it_is_computed(options, message, tmp_path, monkeypatch):
     def never(*_, **__):
@@ -262,3 +263,11 @@ def test_what_cannot_be_compared_is_refused_before_it_is_computed(options, messa
     with pytest.raises(InputError, match=message):
         compare("tiny_networks:cnn", "tiny_networks:other", **{"data": "digits", "out": tmp_path / "o", **options})
     assert not (tmp_path / "o").exists()
+
+
+def test_arrays_without_labels_are_refused_before_anything_is_computed(tmp_path):
+    pixels = torch.rand(40, 1, 8, 8)
+    for data in (pixels, (pixels,), DataLoader(TensorDataset(pixels))):
+        with pytest.raises(InputError, match=r"a comparison requires labels, and .* has none: give \(images, labels\)"):
+            compare(A, B, data, tmp_path / "c", **QUICK)
+    assert not list(tmp_path.iterdir())

@@ -422,3 +422,12 @@ def test_two_places_are_refused(tmp_path):
     with pytest.raises(InputError, match="unknown option of Slurm 'tim': did you mean time"):
         sweep(TABLE, tmp_path / "one", slurm={"tim": 3})
     assert not list(tmp_path.iterdir())
+
+
+def test_candidates_are_ranked_by_a_k_that_all_have(tmp_path, lines):
+    table = changed(grid={"network": ["tiny_networks:cnn"], "lr": [1e-3], "runs": 1, "k": [[5, 3], [3]]})
+    assert sweep(table, tmp_path / "one").ranking.k == 3
+    table["grid"]["k"] = [[5], [7]]
+    assert sweep(table, tmp_path / "other", store=tmp_path / ".qdv-store").ranking is None
+    (said,) = (line for line in lines() if line.startswith("the candidates are not ranked: layer pool@1 of "))
+    assert said.endswith(" has scores for k = 7, not for 5")

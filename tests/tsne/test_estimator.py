@@ -32,6 +32,14 @@ similarities = pytest.mark.parametrize("similarity", SIMILARITIES)
 kinds = pytest.mark.parametrize("kind", ["knn", "full"])
 
 
+@pytest.mark.parametrize(("iterations", "said"), [(250, 1), (251, 0)])
+def test_a_map_that_stops_in_early_exaggeration_is_said_once(lines, iterations, said):
+    tsne.warn_if_short.cache_clear()
+    for _ in range(2):
+        TSNE(perplexity=5, iterations=iterations, device="cpu").fit_transform(points(30))
+    assert ["end within the early exaggeration of 250" in line for line in lines()] == [True] * said
+
+
 def points(n, d=8, seed=0):
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
 
