@@ -74,7 +74,9 @@ def _unpool(low, high, signal, switches, origin, out, kernel, stride, padding, d
         b, c = plane // channels, plane % channels
         source, top, left = origin[b, 0], origin[b, 1], origin[b, 2]
         pixels = out[b, c]
-        pixels[:] = 0
+        for y in range(pixels.shape[0]):
+            for x in range(pixels.shape[1]):
+                pixels[y, x] = 0
         for oy in range(max(top, 0), min(top + rows, switches.shape[2])):
             values, codes = signal[b, c, oy - top], switches[source, c, oy]
             first_y = oy * stride[0] - padding[0] - origin[b, 3]
