@@ -89,7 +89,7 @@ def test_images_that_change(warm, tmp_path, unchanged, act, when):
     assert "Traceback" not in done.err
     assert done.code in (0, 2), done.err
     again = analysed(warm, tmp_path)[1]
-    shutil.rmtree(tmp_path / ".qdv-store")
+    shutil.rmtree(tmp_path / ".qdv-store", ignore_errors=True)
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
     after = analysed(warm, tmp_path)[1]
     assert again == after  # nothing of other images is kept for these
