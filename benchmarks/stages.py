@@ -86,7 +86,7 @@ def run_forward(options: argparse.Namespace, stage: Stage) -> None:
     layers = list(network.layers)
 
     def held(chosen: list[str] | None) -> dict[str, Tensor]:
-        return activations(network, images, layers=chosen, image_size=side, batch_size=batch)
+        return activations(network, images, layers=chosen, image_size=side)
 
     def stop(*_: Any) -> None:
         raise StopIteration

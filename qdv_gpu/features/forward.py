@@ -30,7 +30,7 @@ T = TypeVar("T")
 Store = Callable[[str, int, int, Tensor], Tensor]  # see ForwardPass.batches
 CPU_TILE, CPU_PIXELS = 32, 1 << 17  # images of a tile on a CPU at most, and pixels
 CUDA_BATCH = 256
-CPU_BATCH = 64  # at least
+CPU_BATCH, TILES_OF_A_THREAD = 64, 4  # at least
 PRECISIONS = ("fp32", "tf32", "bf16")
 
 
@@ -49,8 +49,10 @@ def tile_images(device: torch.device, size: int) -> int:
 
 
 def default_batch(device: torch.device, size: int) -> int:
-    """Images of a batch: enough for each thread of a CPU to have a tile."""
-    return CUDA_BATCH if device.type != "cpu" else max(CPU_BATCH, threads() * tile_images(device, size))
+    """Images of a batch: enough for each thread of a CPU to have several tiles, since all wait for the last one."""
+    if device.type != "cpu":
+        return CUDA_BATCH
+    return max(CPU_BATCH, TILES_OF_A_THREAD * threads() * tile_images(device, size))
 
 
 def activations(
