@@ -240,7 +240,7 @@ def test_auto_decides_by_the_map(monkeypatch):
     asked.clear()
     np.testing.assert_array_equal(model.fit_transform(X), first)
     assert asked == questions
-    monkeypatch.setattr(engine, "EXACT_PAIR", 3.0)  # takes less once the map has grown
+    monkeypatch.setattr(engine, "EXACT_PAIR", 2.5)  # takes less once the map has grown
     model.fit_transform(X)
     assert model.engine_ == "fft, exact"
 
