@@ -228,7 +228,8 @@ def descend(
 def errors(Z, step, found, gaussian, sample, out):
     """The sizes of repulsions' errors, and of the sums over all pairs in float64, of points int64 [n]: out [2, n].
 
-    Z, step, found are float32 [2, N]: the points were at Z - step when `found` was their repulsion.
+    Z, step, found are float32 [2, N]: the points were at Z - step when `found` was their repulsion. `gaussian`
+    is None or True, as for `cpu.repel`.
     """
     N = Z.shape[1]
     x, y = np.empty(N), np.empty(N)
@@ -238,18 +239,12 @@ def errors(Z, step, found, gaussian, sample, out):
     for k in range(sample.size):
         i = sample[k]
         fx, fy = 0.0, 0.0
-        if gaussian:
-            for j in range(N):
-                dx, dy = x[i] - x[j], y[i] - y[j]
-                weight = np.exp(-dx * dx - dy * dy)
-                fx += weight * dx
-                fy += weight * dy
-        else:
-            for j in range(N):
-                dx, dy = x[i] - x[j], y[i] - y[j]
-                weight = 1.0 / (1.0 + dx * dx + dy * dy)
-                fx += weight * weight * dx
-                fy += weight * weight * dy
+        for j in range(N):
+            dx, dy = x[i] - x[j], y[i] - y[j]
+            square = dx * dx + dy * dy
+            force = 1.0 / ((1.0 + square) * (1.0 + square)) if gaussian is None else np.exp(-square)
+            fx += force * dx
+            fy += force * dy
         ex, ey = found[0, i] - fx, found[1, i] - fy
         out[0, k] = np.sqrt(ex * ex + ey * ey)
         out[1, k] = np.sqrt(fx * fx + fy * fy)

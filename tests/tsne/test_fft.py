@@ -180,7 +180,7 @@ def test_errors_are_those_against_all_pairs(similarity):
     found, step = np.random.default_rng(1).normal(size=(2, *Z.shape)).astype(np.float32)
     truth, _ = over_all_pairs(Z.astype(float) - step, gaussian=gaussian)
     sample, sizes = np.array([0, 7, 59]), np.empty((2, 3))
-    tsne_fft.errors(*(np.ascontiguousarray(a.T) for a in (Z, step, found)), gaussian, sample, sizes)
+    tsne_fft.errors(*(np.ascontiguousarray(a.T) for a in (Z, step, found)), gaussian or None, sample, sizes)
     np.testing.assert_allclose(sizes[0], np.linalg.norm((found - truth)[sample], axis=1), rtol=1e-9)
     np.testing.assert_allclose(sizes[1], np.linalg.norm(truth[sample], axis=1), rtol=1e-9)
 
@@ -202,7 +202,7 @@ def test_what_a_grid_is_taken_for():
 
 @pytest.mark.parametrize("worth", [0.0, 1e6])
 def test_where_no_grid_is_fine_enough_the_sum_is_exact_or_it_is_said(worth, monkeypatch, lines):
-    monkeypatch.setattr(engine, "WORTH", worth)
+    monkeypatch.setattr(grids, "WORTH", worth)
     model = TSNE(engine="fft", iterations=60, exaggeration_iterations=0, perplexity=5, init=tight_clusters())
     model.set_params(learning_rate=1e-3).fit_transform(DIGITS[:60])
     if worth:
@@ -214,7 +214,7 @@ def test_where_no_grid_is_fine_enough_the_sum_is_exact_or_it_is_said(worth, monk
 
 
 def test_a_finer_grid_that_takes_too_much_memory_is_not_taken(monkeypatch, lines):
-    monkeypatch.setattr(engine, "WORTH", 0.0)
+    monkeypatch.setattr(grids, "WORTH", 0.0)
     monkeypatch.setattr(grids, "LARGEST_GRID", 300_000)
     model = TSNE(engine="fft", iterations=100, exaggeration_iterations=0, perplexity=5, init=tight_clusters())
     model.set_params(learning_rate=1e-3).fit_transform(DIGITS[:60])

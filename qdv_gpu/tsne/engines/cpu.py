@@ -22,6 +22,7 @@ def descend_cpu(problem: Problem, motion: Motion, done: Callable[[int], None]) -
     Z, velocity, gains = moving = [part.reshape(E * N, 2).numpy().T.copy() for part in motion]
     packed = Z.T.copy().view(np.uint64)[:, 0].copy()
     state = (Z, packed, velocity, gains, np.repeat(np.arange(E), N), np.arange(E + 1) * N)
+    P = rows.on_cpu()
     forces = (np.empty_like(Z), np.empty((cpu.BANDS, *Z.shape), dtype=np.float32), np.empty((E, cpu.BANDS)))
     scalars = np.array([phase.exaggeration, learning_rate, phase.momentum], dtype=np.float32)
     threads = max(1, min(torch.get_num_threads(), E * N**2 // PAIRS_PER_THREAD))
@@ -30,7 +31,7 @@ def descend_cpu(problem: Problem, motion: Motion, done: Callable[[int], None]) -
     with ThreadPoolExecutor(threads) as pool:
         for first in range(0, phase.iterations, at_once):
             turns, arrived = min(at_once, phase.iterations - first), np.zeros((threads, 8), dtype=np.int64)
-            arguments = (turns, *state, *rows.on_cpu(), gaussian or None, *forces, *scalars, arrived)
+            arguments = (turns, *state, *P, gaussian or None, *forces, *scalars, arrived)
 
             def work(part: int, arguments: tuple[Any, ...] = arguments) -> None:
                 try:

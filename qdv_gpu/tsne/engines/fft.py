@@ -6,6 +6,7 @@ float operations. On one core with AVX-512: attraction 0.46 ns an entry, points 
 log2(G).
 """
 
+import itertools
 import math
 import threading
 from collections.abc import Callable
@@ -16,18 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from qdv_gpu.tsne.engines.grid import (
-    WORTH,
-    Grid,
-    check_grid,
-    fits,
-    grid_for,
-    kernel_for,
-    median_error,
-    next_tolerance,
-    sample_of,
-    say_coarse,
-)
+from qdv_gpu.tsne.engines.grid import Grid, check_grid, finest_grid, fits, kernel_for, sample_of, tolerance_after
 from qdv_gpu.tsne.problem import Motion, Problem, Repulsion
 
 STRETCH = 25  # iterations between two looks at the map: which engine, which grid
@@ -65,8 +55,7 @@ def descend_fft(problem: Problem, motion: Motion, done: Callable[[int], None], r
     alone = E % threads
     at_once = max(1, min(STRETCH, POINTS_AT_ONCE // N))
     with ThreadPoolExecutor(threads) as pool:
-        for first in range(0, problem.phase.iterations, at_once):
-            turns = min(at_once, problem.phase.iterations - first)
+        for turns in _stretches(problem.phase.iterations, at_once):
             for _ in pool.map(lambda one, turns=turns: one.move(turns), embeddings[alone:]):
                 pass
             for one in embeddings[:alone]:
@@ -77,6 +66,16 @@ def descend_fft(problem: Problem, motion: Motion, done: Callable[[int], None], r
         repulsion.used.update(one.repulsion.used)
     moved = zip(*((one.Z, one.velocity, one.gains) for one in embeddings), strict=True)
     return Motion(*(torch.from_numpy(np.stack([part.T for part in parts])) for parts in moved))
+
+
+def _stretches(iterations: int, at_once: int) -> list[int]:
+    """Iterations between two looks, first one alone: a phase may begin with clusters that its grid does not resolve.
+
+    >>> _stretches(60, 25)
+    [1, 24, 25, 10]
+    """
+    ends = sorted({0, min(1, iterations), *range(at_once, iterations, at_once), iterations})
+    return [end - begin for begin, end in itertools.pairwise(ends)]
 
 
 class _Embedding:
@@ -94,24 +93,17 @@ class _Embedding:
         self.attraction, self.force = np.empty_like(self.Z), np.empty_like(self.Z)
         self.cells, self.order = np.empty_like(self.Z), np.empty(N, dtype=np.int32)
         self.tolerance: float | None = repulsion.tolerance  # of the next grid; None where none is fine enough
-        self.sample, self.checked = sample_of(N), False
+        self.sample = sample_of(N)
 
     def move(self, turns: int, pool: ThreadPoolExecutor | None = None, threads: int = 1) -> None:
         """Do so many iterations; the choice of engine and grid depends on the map alone."""
         exact = self.repulsion.engine == "exact" or self.tolerance is None
         tolerance = self.tolerance or self.repulsion.tolerance
-        if not self.checked and not exact and turns > 1:
-            self.checked = True
-            self.move(1, pool, threads)  # a phase may begin with clusters that its first grid does not resolve
-            self.move(turns - 1, pool, threads)
-            return
         while turns > 0:
             low, high = self.Z.min(axis=1), self.Z.max(axis=1)
             if not (np.isfinite(low).all() and np.isfinite(high).all()):
                 return  # nothing brings it back
-            grid = grid_for(low, high, tolerance, gaussian=self.gaussian)
-            if not fits(grid):
-                grid = grid_for(low, high, self.repulsion.tolerance, gaussian=self.gaussian)
+            grid = finest_grid(low, high, tolerance, self.repulsion.tolerance, gaussian=self.gaussian)
             if self.repulsion.engine == "auto":
                 N = self.Z.shape[1]
                 exact |= not fits(grid) or seconds(N, None) <= seconds(N, grid.ny * grid.nx)
@@ -131,13 +123,9 @@ class _Embedding:
 
         assert self.tolerance is not None
         sizes, N = np.empty((2, len(self.sample))), self.Z.shape[1]
-        tsne_fft.errors(self.Z, self.velocity, self.force, self.gaussian, self.sample, sizes)
-        error, asked = median_error(*sizes), self.repulsion.tolerance
-        tolerance = next_tolerance(asked, self.tolerance, error)
-        if tolerance is None and seconds(N, None) > WORTH * seconds(N, grid.ny * grid.nx):
-            say_coarse(error, asked)
-        else:
-            self.tolerance = tolerance
+        tsne_fft.errors(self.Z, self.velocity, self.force, self.gaussian or None, self.sample, sizes)
+        costs = {"on_grid": seconds(N, grid.ny * grid.nx), "over_pairs": seconds(N, None)}
+        self.tolerance = tolerance_after(self.repulsion.tolerance, self.tolerance, sizes, **costs)
 
     def _on_grid(self, turns: int, grid: Grid, pool: ThreadPoolExecutor | None, threads: int) -> int:
         """Up to so many iterations; returns how many were done."""

@@ -14,16 +14,13 @@ import torch
 
 from qdv_gpu.errors import InputError
 from qdv_gpu.tsne.engines.grid import (
-    WORTH,
     Grid,
     check_grid,
     factors_for,
+    finest_grid,
     fits,
-    grid_for,
-    median_error,
-    next_tolerance,
     sample_of,
-    say_coarse,
+    tolerance_after,
 )
 from qdv_gpu.tsne.problem import Motion, Problem, Repulsion
 
@@ -163,24 +160,18 @@ class _Batch:
 
     def _choose(self, e: int, sizes: np.ndarray) -> None:
         """What an embedding's next grid is taken for, by the error of its last iteration."""
-        grid, taken, asked = self.grids[e], self.tolerances[e], self.how.tolerance
+        grid, taken = self.grids[e], self.tolerances[e]
         if grid is None or taken is None:
             return
-        error = median_error(*sizes.astype(np.float64))
-        tolerance = next_tolerance(asked, taken, error)
-        if tolerance is None and seconds(self.N, None) > WORTH * seconds(self.N, grid.ny * grid.nx):
-            say_coarse(error, asked)
-        else:
-            self.tolerances[e] = tolerance
+        costs = {"on_grid": seconds(self.N, grid.ny * grid.nx), "over_pairs": seconds(self.N, None)}
+        self.tolerances[e] = tolerance_after(self.how.tolerance, taken, sizes.astype(np.float64), **costs)
 
     def _grid(self, e: int, low: np.ndarray, high: np.ndarray) -> Grid | None:
         """What an embedding's repulsion is summed on, None if exactly: depends on its map alone."""
         tolerance = self.tolerances[e]
         if tolerance is None:
             return None
-        grid = grid_for(low, high, tolerance, gaussian=self.gaussian)
-        if not fits(grid):
-            grid = grid_for(low, high, self.how.tolerance, gaussian=self.gaussian)
+        grid = finest_grid(low, high, tolerance, self.how.tolerance, gaussian=self.gaussian)
         if self.how.engine == "auto":
             better = fits(grid) and seconds(self.N, grid.ny * grid.nx) < seconds(self.N, None)
             return grid if better else None

@@ -105,13 +105,24 @@ def next_tolerance(asked: float, taken: float, error: float) -> float | None:
     return min(asked, 2 * taken, max(taken, taken * 0.7 * limit / max(error, TINY)))
 
 
-def say_coarse(error: float, asked: float) -> None:
-    """Say that forces err more than asked for, half of them by this much of themselves."""
+def tolerance_after(
+    asked: float, taken: float, sizes: np.ndarray, *, on_grid: float, over_pairs: float
+) -> float | None:
+    """As `next_tolerance`, by the sizes [2, n] of a sample's errors and forces; None if all pairs are to be summed.
+
+    Where no grid is fine enough, and an iteration over all pairs takes too many times the seconds of one on the grid,
+    it stays as it is and a warning says by how much half of the forces err.
+    """
+    error = median_error(*sizes)
+    tolerance = next_tolerance(asked, taken, error)
+    if tolerance is not None or over_pairs <= WORTH * on_grid:
+        return tolerance
     logger.warning(
         "t-SNE: half of the forces on the finest grid err by more than %.2g %%, fft_tolerance is %.2g %%, and the exact"
         " sum would take too long: clusters may lie nearer to each other than they should",
         100 * error, 100 * asked,
     )  # fmt: skip
+    return taken
 
 
 def grid_for(low: np.ndarray, high: np.ndarray, tolerance: float, *, gaussian: bool) -> Grid:
@@ -127,6 +138,12 @@ def grid_for(low: np.ndarray, high: np.ndarray, tolerance: float, *, gaussian: b
     middle = (low + high) / 2
     x, y = middle - (np.array([nx, ny]) - ORDER + 1) / 2 * spacing
     return Grid(ny, nx, spacing, (float(x), float(y)))
+
+
+def finest_grid(low: np.ndarray, high: np.ndarray, tolerance: float, asked: float, *, gaussian: bool) -> Grid:
+    """The grid for `tolerance`, or where that takes too much memory the one for what was asked for."""
+    grid = grid_for(low, high, tolerance, gaussian=gaussian)
+    return grid if fits(grid) else grid_for(low, high, asked, gaussian=gaussian)
 
 
 def check_grid(grid: Grid, low: np.ndarray, high: np.ndarray) -> None:
