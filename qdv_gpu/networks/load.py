@@ -256,7 +256,11 @@ def _described(  # noqa: PLR0917 - what is known of it
         ),
         metadata=metadata,
     )
-    if channels not in (1, 3) and _takes(network, 3) and not _takes(network, channels):
+    if (
+        channels not in (1, 3)
+        and _takes(network, 3, network.image_size)
+        and not _takes(network, channels, network.image_size)
+    ):
         channels, usual = 3, (IMAGENET_MEAN, IMAGENET_STD)  # the first convolution comes behind something else
         network = replace(network, channels=3, mean=usual[0], std=usual[1])
     network = network if size else replace(network, image_size=_accepted_size(network, image_size))
@@ -335,10 +339,10 @@ def _is_within(value: Any, least: float, most: float) -> bool:
     return real and least <= value <= most
 
 
-def _takes(network: Network, channels: int) -> bool:
-    """Whether the network takes images of so many channels."""
+def _takes(network: Network, channels: int, size: int) -> bool:
+    """Whether the network takes images of so many channels and pixels; an error that no other images mend is raised."""
     try:
-        check_size(network, (channels, network.image_size, network.image_size))
+        check_size(network, (channels, size, size))
     except ReplacedError:
         raise
     except InputError:
@@ -349,13 +353,8 @@ def _takes(network: Network, channels: int) -> bool:
 def _accepted_size(network: Network, asked: int | None) -> int:
     """The first size that a network takes which does not say its own: that of its images, or a usual one."""
     for size in SIZES if asked is None else (asked, *SIZES):
-        try:
-            check_size(network, (network.channels, size, size))
-        except ReplacedError:
-            raise
-        except InputError:
-            continue
-        return size
+        if _takes(network, network.channels, size):
+            return size
     try:
         check_size(network, (network.channels, SIZES[0], SIZES[0]))
     except InputError as error:
