@@ -3,81 +3,56 @@
 python -m benchmarks.reciprocals
 """
 
+import inspect
 import time
 from collections.abc import Callable
-from functools import partial
 from statistics import median
 from typing import Any
 
 import numpy as np
 from numba import njit
 
-from qdv_gpu.kernels.cpu import _ONE, _SIMD, TILE
+from qdv_gpu.kernels import cpu
 
 POINTS, ROUNDS, STEPS = 10_000, 7, (0, 1, 2, 3)  # of Newton's method; 0 divides
-ESTIMATE, TWO, ZERO = np.int32(0x7EF311C7), np.float32(2), np.float32(0)
-SIMD = {key: value for key, value in _SIMD.items() if key != "cache"}
+ESTIMATE, TWO = np.int32(0x7EF311C7), np.float32(2)
+SIMD = {key: value for key, value in cpu._SIMD.items() if key != "cache"}
+DIVISION = "_ONE / ("
 
 
-def all_pairs(steps: int) -> Callable[..., Any]:
-    """The loops of `cpu.repel` for Student's t over all pairs of x, y into fx, fy."""
+def repel(steps: int) -> Callable[..., Any]:
+    """`cpu.repel`, from its source, with other reciprocals in the loop over pairs for Student's t."""
 
     @njit(inline="always", **SIMD)
     def reciprocal(v):
-        if steps == 0:
-            return _ONE / v
         y = np.int32(ESTIMATE - np.float32(v).view(np.int32)).view(np.float32)
         for _ in range(steps):
             y *= TWO - v * y
         return y
 
-    @njit(inline="always", **SIMD)
-    def two(x, y, fx, fy, xi, yi, xk, yk):  # noqa: PLR0917 - numba passes arguments by position
-        xi_sum, yi_sum, xk_sum, yk_sum, total = ZERO, ZERO, ZERO, ZERO, ZERO
-        for j in range(x.size):
-            dx, dy, ex, ey = xi - x[j], yi - y[j], xk - x[j], yk - y[j]
-            u, v = reciprocal(_ONE + dx * dx + dy * dy), reciprocal(_ONE + ex * ex + ey * ey)
-            total += u + v
-            dx, dy, ex, ey = u * u * dx, u * u * dy, v * v * ex, v * v * ey
-            xi_sum += dx
-            yi_sum += dy
-            xk_sum += ex
-            yk_sum += ey
-            fx[j] -= dx + ex
-            fy[j] -= dy + ey
-        return xi_sum, yi_sum, xk_sum, yk_sum, total
-
-    @njit(**SIMD)
-    def run(x, y, fx, fy):
-        total = 0.0
-        for left in range(0, x.size, TILE):
-            right = min(left + TILE, x.size)
-            for i in range(0, right - 2, 2):
-                c, k = max(left, i + 2), i + 1
-                sums = two(x[c:right], y[c:right], fx[c:right], fy[c:right], x[i], y[i], x[k], y[k])
-                fx[i] += sums[0]
-                fy[i] += sums[1]
-                fx[k] += sums[2]
-                fy[k] += sums[3]
-                total += sums[4]
-        return total
-
-    return run
+    pairs, bands = (inspect.getsource(function.py_func) for function in (cpu._repel_student, cpu.repel))
+    assert pairs.count(DIVISION) == 2
+    if steps:
+        pairs = pairs.replace(DIVISION, "reciprocal(")
+    made = vars(cpu) | {"_SIMD": SIMD, "reciprocal": reciprocal}
+    exec(pairs + bands, made)
+    return made["repel"]
 
 
 def main() -> None:
     """Print milliseconds and the error of each."""
-    x, y = (30 * np.random.default_rng(0).normal(size=(2, POINTS))).astype(np.float32)
+    Z = (30 * np.random.default_rng(0).normal(size=(2, POINTS))).astype(np.float32)
+    bounds, weight = np.array([0, POINTS]), np.empty((1, cpu.BANDS))
     loops, forces, times = {}, {}, {steps: [] for steps in STEPS}
+    partial = np.zeros((cpu.BANDS, *Z.shape), dtype=np.float32)
     for steps in STEPS:
-        forces[steps] = np.zeros((2, POINTS), dtype=np.float32)
-        loops[steps] = partial(all_pairs(steps), x, y)
-        loops[steps](*forces[steps])
+        loops[steps] = repel(steps)
+        loops[steps](0, cpu.BANDS, Z, bounds, None, partial, weight)
+        forces[steps] = partial.sum(axis=0)
     for _ in range(ROUNDS):
         for steps in STEPS:
-            out = np.zeros((2, POINTS), dtype=np.float32)
             start = time.perf_counter()
-            loops[steps](*out)
+            loops[steps](0, cpu.BANDS, Z, bounds, None, partial, weight)
             times[steps].append(time.perf_counter() - start)
     largest = np.abs(forces[0]).max()
     for steps in STEPS:

@@ -18,7 +18,7 @@ Order
 Cost
     A pair takes 13 float operations and a division; no pair is computed twice, and two points at a time share the loads
     and stores. An estimate of the reciprocal and Newton's method take longer than the division: with one step, which
-    errs by 0.3 %, 1.23 times as long, with two 1.51 times (`python -m benchmarks.reciprocals`, on one core).
+    errs by 0.3 %, 1.22 times as long, with two 1.45 times (`python -m benchmarks.reciprocals`, on one core).
     An entry of a sparse P costs a gather: x and y are packed into 64 bits, so that it is one and not two.
     At 1,000 points an iteration takes 0.1 ms, less than to wake a sleeping thread: the threads of `descend` run many
     iterations and spin where they meet.

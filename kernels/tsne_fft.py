@@ -25,7 +25,7 @@ from qdv_gpu.kernels.fft import LANES, across, down, instruction, up
 from qdv_gpu.kernels.mesh import ORDER, gather, spread
 
 # numba caches what it compiled by the text of this file alone: this digest of fft.py, mesh.py and cpu.py is part of it.
-_BUILT_OF = "d6854e92017941c8"
+_BUILT_OF = "913c0236ff3a8a14"
 
 BAND = 8  # rows, at least ORDER - 1
 BLOCK = 256  # points
