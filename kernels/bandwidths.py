@@ -4,7 +4,7 @@
 
 import numpy as np
 
-from qdv_gpu.kernels.rows import compiled, spread
+from qdv_gpu.kernels.rows import compiled, inner, spread
 
 TOLERANCE = 1e-7  # on a row's entropy, in nats: the relative error of its perplexity
 MAX_STEPS = 400  # of which bisection halves all of float64's range to its last digit in 200
@@ -13,7 +13,7 @@ STEPS = 200  # operations for each entry of an ordinary row: ten steps of Newton
 NEGLIGIBLE = 1e-290  # of the mean distance: so near to the nearest point that no beta of float64 tells them apart
 
 
-@compiled
+@inner
 def _search_row(D, perplexity, p):
     """Fill p with exp(-beta D), normalised, of the given perplexity; False if no beta was found.
 

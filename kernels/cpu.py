@@ -39,14 +39,19 @@ from qdv_gpu.kernels.rows import compiled, spread
 
 # Sums may be reordered into SIMD lanes and products fused; NaN and infinity keep their meaning.
 # Without numpy's error model the test for a zero divisor would keep the loops from becoming SIMD.
-_SIMD: dict[str, Any] = {"fastmath": {"reassoc", "contract", "arcp", "nsz"}, "error_model": "numpy", "cache": True}
+_SIMD: dict[str, Any] = {
+    "fastmath": {"reassoc", "contract", "arcp", "nsz"},
+    "error_model": "numpy",
+    "cache": True,
+    "no_cfunc_wrapper": True,
+}
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 _HIGH = np.uint64(32)
 _sched_yield = types.ExternalFunction("sched_yield", types.int32())  # of the C library
 _LOG2E, _LN2, _FLUSH = np.float32(1 / np.log(2)), np.float32(np.log(2)), np.float32(127)
 
 # numba caches what it compiled by the text of this file alone: this digest of fft.py is part of it.
-_BUILT_OF = "64d165b0dddeb65a"
+_BUILT_OF = "14e472dd20430ab2"
 
 SPINS = 10_000  # before a waiting thread offers its core to others
 BANDS = 32  # of the repulsion: as many threads can share one embedding

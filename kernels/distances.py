@@ -14,7 +14,7 @@ the second-level cache). Cost: 3 flops per pair and coordinate.
 
 import numpy as np
 
-from qdv_gpu.kernels.rows import compiled, spread
+from qdv_gpu.kernels.rows import compiled, inner, spread
 
 ROWS, COLUMNS, DEPTH = 16, 256, 64
 
@@ -50,11 +50,13 @@ def _listed(low, high, X, indices, out):
                 out[i, c] = np.inf
 
 
-@compiled
+@inner
 def _tile(XT, rows, first, last, tile):
     """Squared distances of the points `rows` to the points first .. last - 1; infinity to themselves."""
     width = last - first
-    tile[:, :] = 0.0
+    for r in range(rows.size):
+        for j in range(width):
+            tile[r, j] = 0.0
     for start in range(0, XT.shape[0], DEPTH):
         for r in range(rows.size):
             sums = tile[r, :width]
@@ -85,8 +87,10 @@ def _nearest(begin, end, XT, rows, indices, distances):
     for block in range(begin, end):
         low, high = block * ROWS, min((block + 1) * ROWS, rows.size)
         tile = np.empty((ROWS, COLUMNS))
-        indices[low:high] = -1
-        distances[low:high] = np.inf
+        for r in range(low, high):
+            for c in range(k):
+                indices[r, c] = -1
+                distances[r, c] = np.inf
         for first in range(0, N, COLUMNS):
             last = min(first + COLUMNS, N)
             _tile(XT, rows[low:high], first, last, tile)
@@ -116,9 +120,12 @@ def ranks(XT, indices, limits, out):
 def _ranks(begin, end, XT, indices, limits, out):
     N = XT.shape[1]
     for block in range(begin, end):
-        rows = np.arange(block * ROWS, min((block + 1) * ROWS, N))
-        tile = np.empty((ROWS, COLUMNS))
-        out[rows[0] : rows[-1] + 1] = 1
+        low, high = block * ROWS, min((block + 1) * ROWS, N)
+        rows, tile = np.empty(high - low, np.int64), np.empty((ROWS, COLUMNS))
+        for r in range(high - low):
+            rows[r] = low + r
+            for c in range(indices.shape[1]):
+                out[low + r, c] = 1
         for first in range(0, N, COLUMNS):
             last = min(first + COLUMNS, N)
             _tile(XT, rows, first, last, tile)

@@ -29,9 +29,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from qdv_gpu.kernels.rows import compiled, inner
 
 instruction: Any = intrinsic  # numba's stubs count the typing context as an argument
 LANES = 16
@@ -263,7 +265,7 @@ _turn, _add_turned = _lanewise(2, _turn_body, 2), _lanewise(2, _add_turned_body,
 _scale, _transpose = _lanewise(2, _scale_body), _lanewise(2, _transpose_body)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _forward(data, n, radices, twiddles):
     """The transform of n lines, in place."""
     length, table = n, 0
@@ -284,7 +286,7 @@ def _forward(data, n, radices, twiddles):
         length = part
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _back(data, n, radices, twiddles):
     """n times the inverse of `_forward`, in place."""
     length, table = 1, len(twiddles)
@@ -305,7 +307,7 @@ def _back(data, n, radices, twiddles):
                     _back5(data, at, part * LINE, twiddles, first)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def down(block, grid, stride, column, n, radices, twiddles, angles):
     """Transform 16 columns of the grid, from `column` on, into `block` float32 [n * 32]."""
     for y in range(n):
@@ -313,7 +315,7 @@ def down(block, grid, stride, column, n, radices, twiddles, angles):
     _forward(block, n, radices, twiddles)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def up(block, grid, stride, column, n, radices, twiddles, angles):
     """The way back of `down`."""
     _back(block, n, radices, twiddles)
@@ -321,7 +323,7 @@ def up(block, grid, stride, column, n, radices, twiddles, angles):
         _untwist(block, y * LINE, grid, y * stride + column, angles[2 * y], angles[2 * y + 1])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def across(work, ny, rows, n, radices, twiddles, angles, influence, first, second):
     """Convolve 16 rows, from `rows` on, of the transformed columns; `first`, `second` float32 [n * 32] are overwritten.
 
@@ -408,7 +410,7 @@ def _add_product(typing, total, at, left, place, factor):
     return types.void(total, types.int64, left, types.int64, types.float64), generate
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def sum_of_products(left, right, out):
     """sum_q left[q, i] right[q, k] for left float64 [q, m] and right [q, n]; out float32 [m / 16, n, 16], i in 16ths.
 

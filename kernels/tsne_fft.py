@@ -23,9 +23,10 @@ from numba import njit, types
 from qdv_gpu.kernels.cpu import _HALF, _HIGH, _ONE, _SIMD, _ZERO, _attract_dense, _attract_sparse, _meet, _moved
 from qdv_gpu.kernels.fft import LANES, across, down, instruction, up
 from qdv_gpu.kernels.mesh import ORDER, gather, spread
+from qdv_gpu.kernels.rows import inner
 
 # numba caches what it compiled by the text of this file alone: this digest of fft.py, mesh.py and cpu.py is part of it.
-_BUILT_OF = "913c0236ff3a8a14"
+_BUILT_OF = "5eabadadb0324e9e"
 
 BAND = 8  # rows, at least ORDER - 1
 BLOCK = 256  # points
@@ -45,7 +46,7 @@ def _claim(typing, counter):
     return types.int64(counter), generate
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _sort(Z, origin, scale, ny, ends, order, cells):
     """Points by row of the grid: `ends` [ny + 1] where each row starts, and last the end, and places in cells."""
     N = Z.shape[1]
@@ -68,7 +69,7 @@ def _sort(Z, origin, scale, ny, ends, order, cells):
     ends[0] = 0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _spread_band(band, grid, stride, ends, cells):
     rows = len(ends) - 1
     for k in range(ends[band * BAND], ends[min((band + 1) * BAND, rows)]):
@@ -77,7 +78,7 @@ def _spread_band(band, grid, stride, ends, cells):
         spread(grid, row * stride + column, stride, tx, ty)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inner
 def _gather_block(block, grid, stride, cells, order, core, factor, repulsion):
     """Repulsion of a block's points; returns the sum of their potentials."""
     total = 0.0

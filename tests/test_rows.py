@@ -1,10 +1,13 @@
 """Loops over rows: every row once, on as many threads as torch uses, and errors come out."""
 
+import gc
 import itertools
 import threading
 import time
 
+import numba
 import pytest
+from numba.extending import overload
 
 from qdv_gpu.kernels import rows
 from qdv_gpu.machine import on_threads
@@ -48,3 +51,33 @@ def test_an_error_ends_the_others(error):
     with on_threads(2), pytest.raises(error):
         rows.spread(loop, 16, work=10 * rows.WORTH)
     assert len(started) < 16
+
+
+@pytest.mark.parametrize("works", [True, False])
+@pytest.mark.parametrize("before", [True, False])
+def test_garbage_waits_while_numba_compiles(before, works):
+    def seen():
+        raise NotImplementedError
+
+    while_compiling = []
+
+    @overload(seen)
+    def _seen():
+        while_compiling.append(gc.isenabled())
+        return (lambda: 1) if works else None
+
+    called = numba.njit(lambda: seen())
+    loop = numba.njit(lambda: called() + called())
+    was = gc.isenabled()
+    try:
+        (gc.enable if before else gc.disable)()
+        if works:
+            assert loop() == 2
+        else:
+            with pytest.raises(numba.TypingError):
+                loop()
+        assert gc.isenabled() == before
+    finally:
+        (gc.enable if was else gc.disable)()
+    assert while_compiling
+    assert not any(while_compiling)
