@@ -42,17 +42,17 @@ def repel(steps: int) -> Callable[..., Any]:
 def main() -> None:
     """Print milliseconds and the error of each."""
     Z = (30 * np.random.default_rng(0).normal(size=(2, POINTS))).astype(np.float32)
-    bounds, weight = np.array([0, POINTS]), np.empty((1, cpu.BANDS))
+    weight = np.empty(cpu.BANDS)
     loops, forces, times = {}, {}, {steps: [] for steps in STEPS}
     partial = np.zeros((cpu.BANDS, *Z.shape), dtype=np.float32)
     for steps in STEPS:
         loops[steps] = repel(steps)
-        loops[steps](0, cpu.BANDS, Z, bounds, None, partial, weight)
+        loops[steps](0, cpu.BANDS, Z, None, partial, weight)
         forces[steps] = partial.sum(axis=0)
     for _ in range(ROUNDS):
         for steps in STEPS:
             start = time.perf_counter()
-            loops[steps](0, cpu.BANDS, Z, bounds, None, partial, weight)
+            loops[steps](0, cpu.BANDS, Z, None, partial, weight)
             times[steps].append(time.perf_counter() - start)
     largest = np.abs(forces[0]).max()
     for steps in STEPS:

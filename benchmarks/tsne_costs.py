@@ -1,4 +1,4 @@
-"""The constants of `qdv_gpu.tsne.engines.fft.seconds`: what the repulsion of an iteration takes on one core.
+"""The constants of `qdv_gpu.tsne.engines.cpu.seconds`: what the repulsion of an iteration takes on one core.
 
 python -m benchmarks.tsne_costs
 """
@@ -9,7 +9,8 @@ import time
 import numpy as np
 import torch
 
-from qdv_gpu.tsne.engines import fft
+from qdv_gpu.tsne.engines import cpu
+from qdv_gpu.tsne.engines.grid import grid_for
 from qdv_gpu.tsne.problem import Motion, Phase, Problem, Repulsion, Rows
 
 POINTS, SPANS, ITERATIONS = (500, 1000, 3000, 10_000, 30_000), (2.0, 20.0, 80.0, 200.0), 10
@@ -24,11 +25,11 @@ def spent(N: int, span: float, engine: str) -> tuple[float, int]:
     problem = Problem(nothing, Phase(ITERATIONS, 1.0, 0.0), 1e-9, gaussian=False)
     times = []
     for _ in range(7):
-        one = fft._Embedding(problem, 0, Motion.at_rest(Z), Repulsion(engine))
+        one = cpu._Embedding(problem, 0, Motion.at_rest(Z), Repulsion(engine))
         start = time.process_time()
         one.move(ITERATIONS)
         times.append((time.process_time() - start) / ITERATIONS)
-    grid = fft.grid_for(Z.amin(0).numpy(), Z.amax(0).numpy(), Repulsion().tolerance, gaussian=False)
+    grid = grid_for(Z.amin(0).numpy(), Z.amax(0).numpy(), Repulsion().tolerance, gaussian=False)
     return min(times), grid.ny * grid.nx
 
 
@@ -42,9 +43,9 @@ def main() -> None:
     node, point = fitted([[nodes * math.log2(nodes), N] for N, _, nodes in rows], [t for _, t, _ in rows])
     print(f"FFT_NODE, FFT_POINT = {1e9 * node:.3f}, {1e9 * point:.1f}")
     for N, t in exact:
-        print(f"{N:>7,} points, exact: {1e3 * t:.3f} ms, model {1e3 * fft.seconds(N, None):.3f}")
+        print(f"{N:>7,} points, exact: {1e3 * t:.3f} ms, model {1e3 * cpu.seconds(N, None):.3f}")
     for N, t, nodes in rows:
-        print(f"{N:>7,} points, {nodes:>9,} nodes: {1e3 * t:.3f} ms, model {1e3 * fft.seconds(N, nodes):.3f}")
+        print(f"{N:>7,} points, {nodes:>9,} nodes: {1e3 * t:.3f} ms, model {1e3 * cpu.seconds(N, nodes):.3f}")
 
 
 def fitted(terms: list[list[float]], taken: list[float]) -> np.ndarray:

@@ -1,11 +1,9 @@
 """The loops of exact t-SNE on the CPU (numba, float32, every core).
 
 Layout
-    A batch of embeddings is flat: point i of embedding e is column `start[e] + i` of `Z` [2, T], so that the
-    coordinates x = Z[0] and y = Z[1] are each contiguous and the loop over j becomes SIMD.
-    Affinities are rows: row `first_row[e] + i` of P spans `indptr[r]:indptr[r + 1]` of `values`; its columns are
-    `indices` (points of the same embedding), or, when `indices` is None, all points in order (a dense P).
-    Embeddings that differ only in their seed share one P through `first_row`.
+    The coordinates x = Z[0] and y = Z[1] of an embedding [2, N] are each contiguous, so that loops over j become SIMD.
+    Row i of P spans `indptr[i]:indptr[i + 1]` of `values`; its columns are `indices` or, when `indices` is None, all
+    points in order (a dense P).
     What the loops are compiled for is in the types: `gaussian` is None or True and `indices` None or an array, so that
     numba leaves out what is not used, a fifth of its work.
 Order
@@ -162,31 +160,25 @@ def _attract_dense(x, y, xi, yi, values, stretch):
 
 
 @njit(inline="always", **_SIMD)
-def repel(low, high, Z, start, gaussian, partial, weight):
-    """Repulsion of the bands low <= u < high of the batch, in which band b of embedding e is u = e * BANDS + b.
+def repel(low, high, Z, gaussian, partial, weight):
+    """Repulsion of the bands low <= band < high.
 
     Parameters
     ----------
     low, high : int
-    Z : float32 [2, T]
-        Coordinates of all embeddings.
-    start : int64 [E + 1]
-        First point of each embedding, and T.
+    Z : float32 [2, N]
     gaussian : None or True
         Similarity exp(-d^2) instead of 1 / (1 + d^2).
-    partial : float32 [BANDS, 2, T], written
+    partial : float32 [BANDS, 2, N], written
         The band's share of sum_j w_ij s_ij (zi - zj), where w is the similarity and s is w for Student-t and 1 for
         Gaussian. Points before the band have no share, and there nothing is written.
-    weight : float64 [E, BANDS], written
+    weight : float64 [BANDS], written
         Sum of w over the band's pairs.
     """
-    for u in range(low, high):
-        e, band = u // BANDS, u % BANDS
-        x = Z[0, start[e] : start[e + 1]]
-        y = Z[1, start[e] : start[e + 1]]
-        fx = partial[band, 0, start[e] : start[e + 1]]
-        fy = partial[band, 1, start[e] : start[e + 1]]
-        N = x.size
+    x, y = Z[0], Z[1]
+    N = x.size
+    for band in range(low, high):
+        fx, fy = partial[band, 0], partial[band, 1]
         first, last = _edge(N, band), _edge(N, band + 1)
         for j in range(first, N):
             fx[j] = _ZERO
@@ -214,44 +206,34 @@ def repel(low, high, Z, start, gaussian, partial, weight):
                 fy[i] += sums[2]
                 fx[k] += sums[3]
                 fy[k] += sums[4]
-        weight[e, band] = total
+        weight[band] = total
 
 
 @njit(inline="always", **_SIMD)
-def attract(low, high, Z, packed, member, start, first_row, indptr, indices, values, gaussian, attraction):
-    """Attraction of the points low <= t < high of the batch.
+def attract(low, high, Z, packed, indptr, indices, values, gaussian, attraction):
+    """Attraction of the points low <= i < high.
 
     Parameters
     ----------
     low, high : int
-    Z : float32 [2, T]
-    packed : uint64 [T]
+    Z : float32 [2, N]
+    packed : uint64 [N]
         The same coordinates; x is the lower half.
-    member : int64 [T]
-        The embedding that a point belongs to.
-    start : int64 [E + 1]
-    first_row : int64 [E]
-        First row of P of each embedding.
-    indptr, indices, values : int64 [R + 1], uint32 [nnz] or None, float32 [nnz]
+    indptr, indices, values : int64 [N + 1], uint32 [nnz] or None, float32 [nnz]
         P by rows.
     gaussian : None or True
-    attraction : float32 [2, T], written
+    attraction : float32 [2, N], written
         sum_j p_ij s_ij (zi - zj), with s as for `repel`.
     """
-    for t in range(low, high):
-        e = member[t]
-        r = first_row[e] + t - start[e]
-        row = values[indptr[r] : indptr[r + 1]]
-        stretch = _ONE if gaussian is None else _ZERO
+    stretch = _ONE if gaussian is None else _ZERO
+    for i in range(low, high):
+        row = values[indptr[i] : indptr[i + 1]]
         if indices is not None:
-            own = packed[start[e] : start[e + 1]]
-            pull = _attract_sparse(own, Z[0, t], Z[1, t], indices[indptr[r] : indptr[r + 1]], row, stretch)
+            pull = _attract_sparse(packed, Z[0, i], Z[1, i], indices[indptr[i] : indptr[i + 1]], row, stretch)
         else:
-            x = Z[0, start[e] : start[e + 1]]
-            y = Z[1, start[e] : start[e + 1]]
-            pull = _attract_dense(x, y, Z[0, t], Z[1, t], row, stretch)
-        attraction[0, t] = pull[0]
-        attraction[1, t] = pull[1]
+            pull = _attract_dense(Z[0], Z[1], Z[0, i], Z[1, i], row, stretch)
+        attraction[0, i] = pull[0]
+        attraction[1, i] = pull[1]
 
 
 @njit(inline="always", **_SIMD)
@@ -263,7 +245,7 @@ def _moved(slope, velocity, gain, learning_rate, momentum):
 
 
 @njit(inline="always", **_SIMD)
-def update(Z, packed, velocity, gains, attraction, partial, weight, start, exaggeration, learning_rate, momentum):
+def update(Z, packed, velocity, gains, attraction, partial, weight, exaggeration, learning_rate, momentum):
     """One step of gradient descent with momentum and gains (van der Maaten & Hinton 2008, section 3.4), in place.
 
     The gradient is 4 (exaggeration * attraction - repulsion / sum of weight). A gain grows by 0.2 where the
@@ -272,35 +254,33 @@ def update(Z, packed, velocity, gains, attraction, partial, weight, start, exagg
 
     Parameters
     ----------
-    Z : float32 [2, T]
-    packed : uint64 [T]
+    Z : float32 [2, N]
+    packed : uint64 [N]
         As for `attract`.
-    velocity, gains, attraction : float32 [2, T]
-    partial : float32 [BANDS, 2, T]
+    velocity, gains, attraction : float32 [2, N]
+    partial : float32 [BANDS, 2, N]
         Added up into its first band, which has a share in every point.
-    weight : float64 [E, BANDS]
-    start : int64 [E + 1]
+    weight : float64 [BANDS]
     exaggeration, learning_rate, momentum : float32
     """
-    four = np.float32(4)
+    N, four = Z.shape[1], np.float32(4)
     repulsion, bits = partial[0], Z.view(np.uint32)
-    for e in range(start.size - 1):
-        total = 0.0
-        for band in range(BANDS):
-            total += 2 * weight[e, band]
-        inverse = np.float32(1.0 / total) if total > 0.0 else _ZERO  # all similarities flushed to 0: no repulsion
-        for c in range(2):
-            for band in range(1, BANDS):
-                for t in range(start[e] + _edge(start[e + 1] - start[e], band), start[e + 1]):
-                    repulsion[c, t] += partial[band, c, t]
-            for t in range(start[e], start[e + 1]):
-                slope = four * (exaggeration * attraction[c, t] - inverse * repulsion[c, t])
-                gain, step = _moved(slope, velocity[c, t], gains[c, t], learning_rate, momentum)
-                gains[c, t] = gain
-                velocity[c, t] = step
-                Z[c, t] += step
-        for t in range(start[e], start[e + 1]):
-            packed[t] = np.uint64(bits[0, t]) | np.uint64(bits[1, t]) << _HIGH
+    total = 0.0
+    for band in range(BANDS):
+        total += 2 * weight[band]
+    inverse = np.float32(1.0 / total) if total > 0.0 else _ZERO  # all similarities flushed to 0: no repulsion
+    for c in range(2):
+        for band in range(1, BANDS):
+            for i in range(_edge(N, band), N):
+                repulsion[c, i] += partial[band, c, i]
+        for i in range(N):
+            slope = four * (exaggeration * attraction[c, i] - inverse * repulsion[c, i])
+            gain, step = _moved(slope, velocity[c, i], gains[c, i], learning_rate, momentum)
+            gains[c, i] = gain
+            velocity[c, i] = step
+            Z[c, i] += step
+    for i in range(N):
+        packed[i] = np.uint64(bits[0, i]) | np.uint64(bits[1, i]) << _HIGH
 
 
 @intrinsic
@@ -338,17 +318,17 @@ def _meet(part, arrived, times):
 
 @njit(nogil=True, **_SIMD)
 def descend(
-    part, iterations, Z, packed, velocity, gains, member, start, first_row, indptr, indices, values, gaussian,
-    attraction, partial, weight, exaggeration, learning_rate, momentum, arrived,
+    part, iterations, Z, packed, velocity, gains, indptr, indices, values, gaussian, attraction, partial, weight,
+    exaggeration, learning_rate, momentum, arrived,
 ):  # fmt: skip
-    """Some iterations of gradient descent, in place; one of `len(arrived)` threads that each call it with its part.
+    """Some iterations of gradient descent of one embedding, in place; one of `len(arrived)` threads.
 
-    Releases the GIL. Ends when all parts were called, or when `arrived` is filled with 2 * iterations.
+    Releases the GIL. Ends when all parts were called.
 
     Parameters
     ----------
     part, iterations : int
-    Z, packed, velocity, gains, member, start, first_row, indptr, indices, values, gaussian
+    Z, packed, velocity, gains, indptr, indices, values, gaussian
         As for `repel`, `attract` and `update`.
     attraction, partial, weight
         Of the shapes that these write.
@@ -356,18 +336,16 @@ def descend(
     arrived : int64 [parts, 8]
         Zeros: how often each part has met the others. A row is a cache line.
     """
-    parts, bands, points = len(arrived), (start.size - 1) * BANDS, member.size
+    parts, points = len(arrived), Z.shape[1]
     for turn in range(iterations):
-        repel(bands * part // parts, bands * (part + 1) // parts, Z, start, gaussian, partial, weight)
+        repel(BANDS * part // parts, BANDS * (part + 1) // parts, Z, gaussian, partial, weight)
         attract(
-            points * part // parts, points * (part + 1) // parts, Z, packed, member, start, first_row, indptr,
-            indices, values, gaussian, attraction,
+            points * part // parts, points * (part + 1) // parts, Z, packed, indptr, indices, values, gaussian,
+            attraction,
         )  # fmt: skip
         _meet(part, arrived, 2 * turn + 1)
         if part == 0:
-            update(
-                Z, packed, velocity, gains, attraction, partial, weight, start, exaggeration, learning_rate, momentum
-            )
+            update(Z, packed, velocity, gains, attraction, partial, weight, exaggeration, learning_rate, momentum)
         _meet(part, arrived, 2 * turn + 2)
 
 

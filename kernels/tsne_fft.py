@@ -20,13 +20,13 @@ Cost, a thread
 import numpy as np
 from numba import njit, types
 
-from qdv_gpu.kernels.cpu import _HALF, _HIGH, _ONE, _SIMD, _ZERO, _attract_dense, _attract_sparse, _meet, _moved
+from qdv_gpu.kernels.cpu import _HALF, _HIGH, _SIMD, _ZERO, _meet, _moved, attract
 from qdv_gpu.kernels.fft import LANES, across, down, instruction, up
 from qdv_gpu.kernels.mesh import ORDER, gather, spread
 from qdv_gpu.kernels.rows import inner
 
 # numba caches what it compiled by the text of this file alone: this digest of fft.py, mesh.py and cpu.py is part of it.
-_BUILT_OF = "5eabadadb0324e9e"
+_BUILT_OF = "b797c78a5dbd7729"
 
 BAND = 8  # rows, at least ORDER - 1
 BLOCK = 256  # points
@@ -107,7 +107,7 @@ def descend(
     part, iterations : int
     Z, packed, velocity, gains
         As for `cpu.update`, of one embedding of N points, and `indptr` [N + 1], `indices`, `values` of its P.
-    gaussian : bool
+    gaussian : None or True
     attraction, repulsion : float32 [2, N]
     weight : float64 [blocks], blocks = ceil(N / BLOCK)
     origin, scale : float32 [2], float32
@@ -130,7 +130,7 @@ def descend(
     ny, nx = shape
     N, blocks, bands, stride = Z.shape[1], len(weight), ny // BAND, nx + MARGIN
     bits, flat = Z.view(np.uint32), work.reshape(work.size)
-    stretch, factor = _ZERO if gaussian else _ONE, -_HALF * scale
+    factor = -_HALF * scale
     right, top = np.float32(nx - ORDER + 0.5), np.float32(ny - ORDER + 0.5)
     met = 0
     for turn in range(iterations):
@@ -144,15 +144,8 @@ def descend(
                 for node in range(first, first + BAND * stride):
                     grid[node] = _ZERO
             else:
-                for i in range((task - bands - 1) * BLOCK, min((task - bands) * BLOCK, N)):
-                    row = values[indptr[i] : indptr[i + 1]]
-                    if indices is not None:
-                        columns = indices[indptr[i] : indptr[i + 1]]
-                        pull = _attract_sparse(packed, Z[0, i], Z[1, i], columns, row, stretch)
-                    else:
-                        pull = _attract_dense(Z[0], Z[1], Z[0, i], Z[1, i], row, stretch)
-                    attraction[0, i] = pull[0]
-                    attraction[1, i] = pull[1]
+                first = (task - bands - 1) * BLOCK
+                attract(first, min(first + BLOCK, N), Z, packed, indptr, indices, values, gaussian, attraction)
             task = _claim(claimed[phase])
         met += 1
         _meet(part, arrived, met)

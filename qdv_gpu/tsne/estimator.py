@@ -16,7 +16,7 @@ from qdv_gpu.arrays import like, to_tensor
 from qdv_gpu.errors import LARGEST, InputError, MissingPackageError, check_among, check_count, listed, short
 from qdv_gpu.machine import resolve_device
 from qdv_gpu.tsne.affinities import KINDS, check_perplexity, joint_affinities
-from qdv_gpu.tsne.engines import fft, fft_cuda
+from qdv_gpu.tsne.engines import cpu, fft_cuda
 from qdv_gpu.tsne.engines.cuml import MAX_NEIGHBORS, cuml_embeddings
 from qdv_gpu.tsne.engines.grid import TOLERANCES
 from qdv_gpu.tsne.objective import SIMILARITIES, kl_divergence
@@ -265,7 +265,7 @@ class TSNE(BaseEstimator):
         self.check_engine(device)
         if self.engine != "auto":
             return self.engine
-        return "exact" if (fft_cuda if device == "cuda" else fft).always_exact(N) else "auto"
+        return "exact" if (fft_cuda if device == "cuda" else cpu).always_exact(N) else "auto"
 
     def _why_not_cuml(self, device: str) -> InputError | None:
         if importlib.util.find_spec("cuml") is None:

@@ -42,14 +42,14 @@ def kl_divergence(P: Affinities, Z: torch.Tensor, *, similarity: str = "student-
         D = (x[i] - x[j]).square_().add_((y[i] - y[j]).square_())
         attraction += (D if gaussian else D.log1p_()).mul_(p).add_(torch.xlogy(p, p)).sum()
         total += p.sum()
-    return float(attraction + total * _log_normaliser(x, y, gaussian=gaussian))
+    return float(attraction + total * log_normaliser(x, y, gaussian=gaussian))
 
 
 def _block(points: torch.Tensor) -> int:
     return CUDA_BLOCK if points.is_cuda else KL_BLOCK
 
 
-def _log_normaliser(x: torch.Tensor, y: torch.Tensor, *, gaussian: bool) -> torch.Tensor:
+def log_normaliser(x: torch.Tensor, y: torch.Tensor, *, gaussian: bool) -> torch.Tensor:
     """log of the sum of the similarity over all pairs i != j, float64 [], for coordinates float64 [N]."""
     if x.is_cuda:
         return _log_normalisers_torch(x, y, gaussian=gaussian).logsumexp(0)

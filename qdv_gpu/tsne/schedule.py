@@ -7,8 +7,7 @@ import torch
 
 from qdv_gpu.progress import advance
 from qdv_gpu.tsne.affinities import Affinities
-from qdv_gpu.tsne.engines import fft, fft_cuda
-from qdv_gpu.tsne.engines.cpu import descend_cpu
+from qdv_gpu.tsne.engines import cpu, fft_cuda
 from qdv_gpu.tsne.engines.cuda import descend_cuda
 from qdv_gpu.tsne.objective import kl_divergence
 from qdv_gpu.tsne.problem import Motion, Phase, Problem, Repulsion, stacked
@@ -55,12 +54,16 @@ def descend(
     """
     rows = stacked(P, copies=len(start) // len(P))
     repulsion = repulsion or Repulsion()
-    costs = fft_cuda if start.is_cuda else fft
+    costs = fft_cuda if start.is_cuda else cpu
     if repulsion.engine == "exact" or (repulsion.engine == "auto" and costs.always_exact(start.shape[1])):
         repulsion.used["exact"] = None
-        run: Engine = descend_cuda if start.is_cuda else descend_cpu
+        repulsion = Repulsion("exact")
+    if not start.is_cuda:
+        run: Engine = partial(cpu.descend_cpu, repulsion=repulsion)
+    elif repulsion.engine == "exact":
+        run = descend_cuda
     else:
-        run = partial(fft_cuda.descend_fft_cuda if start.is_cuda else fft.descend_fft, repulsion=repulsion)
+        run = partial(fft_cuda.descend_fft_cuda, repulsion=repulsion)
     Z, total, before = start, sum(phase.iterations for phase in phases), 0
 
     def done(count: int) -> None:

@@ -52,12 +52,11 @@ def forces(P, Z, *, gaussian):
     """Attraction and repulsion [N, 2] of one embedding by the numba loops, and the sum of the weights."""
     N, flat = len(Z), Z.numpy().T.copy()
     attraction, partial = np.full((2, N), np.nan, "f"), np.full((cpu.BANDS, 2, N), np.nan, "f")
-    weight = np.full((1, cpu.BANDS), np.nan)
-    bounds, member = np.array([0, N]), np.zeros(N, np.int64)
-    cpu.repel(0, cpu.BANDS, flat, bounds, gaussian or None, partial, weight)
+    weight = np.full(cpu.BANDS, np.nan)
+    cpu.repel(0, cpu.BANDS, flat, gaussian or None, partial, weight)
     packed = Z.contiguous().numpy().view(np.uint64)[:, 0].copy()
-    rows = stacked([P], copies=1).on_cpu()
-    cpu.attract(0, N, flat, packed, member, bounds, *rows, gaussian or None, attraction)
+    _, *rows = stacked([P], copies=1).on_cpu()
+    cpu.attract(0, N, flat, packed, *rows, gaussian or None, attraction)
     repulsion = np.where(np.isnan(partial), 0, partial).sum(axis=0, dtype=np.float64)
     return attraction.T, repulsion.T, 2 * weight.sum()
 

@@ -303,12 +303,14 @@ def test_embeddings_of_different_spans_have_the_bits_that_they_have_alone(cuda, 
 def test_points_too_far_apart_for_a_grid_are_summed_as_the_exact_engine_does(cuda):
     start, X = np.random.default_rng(0).uniform(0, 150, (12, 2)), torch.from_numpy(DIGITS[:12]).to(cuda)
     settings = {"iterations": 3, "fft_tolerance": 0.05, **SETTINGS, "perplexity": 3}
-    few, exact = (TSNE(engine=name, init=start, **settings) for name in ("fft", "exact"))
-    assert torch.equal(few.fit_transform(X, seeds=2)[1], exact.fit_transform(X))
-    assert few.engine_ == "exact"
+    for scale in (1, 1e4):  # for the latter a grid would be too large
+        few, exact = (TSNE(engine=name, init=scale * start, **settings) for name in ("fft", "exact"))
+        assert torch.equal(few.fit_transform(X, seeds=2)[1], exact.fit_transform(X))
+        assert few.engine_ == "exact"
+    start *= 0.01
     start[0] = 1e6
     with pytest.raises(InputError, match=r"spans 1e\+06, more than 1024 MiB"):
-        few.fit_transform(X)
+        few.set_params(init=start).fit_transform(X)
     with pytest.raises(InputError, match="smaller"):
         few.set_params(init="random", iterations=30, similarity="gaussian", learning_rate=1e30).fit_transform(X)
 

@@ -1,6 +1,6 @@
 """The repulsion on a grid, on a GPU: CUDA kernels and cuFFT; and where the exact sum takes less, that.
 
-As `fft.descend_fft`, with the same grids and the same decisions every 25 iterations. Kernels work on all embeddings at
+As `cpu.descend_cpu`, with the same grids and the same decisions every 25 iterations. Kernels work on all embeddings at
 once, each on a grid of its own; transforms are done one embedding at a time, since cuFFT promises no bits for
 different numbers of them. The host waits once for each round of up to 25 iterations: an embedding that leaves its grid
 before stays where it is until the next round, and those that are ahead begin their next 25 iterations meanwhile.
@@ -15,12 +15,12 @@ import torch
 from qdv_gpu.errors import InputError
 from qdv_gpu.tsne.engines.grid import (
     Grid,
-    check_grid,
     factors_for,
     finest_grid,
     fits,
     sample_of,
     tolerance_after,
+    too_large,
 )
 from qdv_gpu.tsne.problem import Motion, Problem, Repulsion
 
@@ -53,7 +53,7 @@ def always_exact(N: int) -> bool:
 
 
 def descend_fft_cuda(problem: Problem, motion: Motion, done: Callable[[int], None], repulsion: Repulsion) -> Motion:
-    """As `descend_fft`, with CUDA kernels; InputError where a node's charge could overflow."""
+    """As `descend_cpu`, with CUDA kernels; InputError where a node's charge could overflow."""
     N = motion.Z.shape[1]
     if N > MOST_POINTS:
         raise InputError(f"engine fft on a GPU takes at most {MOST_POINTS:,} points, got {N:,}")
@@ -175,8 +175,8 @@ class _Batch:
         if self.how.engine == "auto":
             better = fits(grid) and seconds(self.N, grid.ny * grid.nx) < seconds(self.N, None)
             return grid if better else None
-        check_grid(grid, low, high)
-        return grid
+        own = self.Z[e * self.N : (e + 1) * self.N]
+        return None if too_large(grid, own, gaussian=self.gaussian) else grid
 
     def _round(self, turns: np.ndarray, grids: list[Grid | None], *, hasty: bool) -> None:
         """Launch up to so many iterations of each embedding; if hasty, look now and then whether all have halted."""

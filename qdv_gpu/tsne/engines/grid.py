@@ -6,8 +6,10 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from qdv_gpu.errors import InputError
+from qdv_gpu.tsne.objective import log_normaliser
 
 logger = logging.getLogger(__name__)
 ORDER = 6  # of the B-splines
@@ -17,6 +19,7 @@ SLACK = 4  # cells between the points and the grid's end, that they may move int
 LARGEST_SIDE = 16_384
 BYTES_PER_NODE = 20  # charges 4, transform 8, kernel 8
 LARGEST_GRID = 1 << 30  # bytes
+SPARSE = 0.02  # mean similarity to all others below which no grid is used, as the kernels have it
 SMALLEST_SPAN = 1e-7  # a map that is smaller is a point
 TINY = 1e-30
 SMALLEST_SHARE = 2.0**-17  # of its distance from 0 that a map spans: float32 has no finer cells
@@ -146,15 +149,20 @@ def finest_grid(low: np.ndarray, high: np.ndarray, tolerance: float, asked: floa
     return grid if fits(grid) else grid_for(low, high, asked, gaussian=gaussian)
 
 
-def check_grid(grid: Grid, low: np.ndarray, high: np.ndarray) -> None:
-    """Raise InputError if the grid takes too much memory."""
-    if not fits(grid):
-        span = float((high - low).max())
-        raise InputError(
-            f"engine fft needs a grid of {grid.ny:.4g} x {grid.nx:.4g} nodes for a map that spans {span:.4g}, more than"
-            f" {LARGEST_GRID >> 20} MiB hold: engine auto or exact does without; if the map should be smaller, a"
-            " smaller learning_rate may help"
-        )
+def too_large(grid: Grid, Z: torch.Tensor, *, gaussian: bool) -> bool:
+    """Whether a map [N, 2] takes too much memory on a grid and is summed exactly, its similarities being too small for
+    any grid; InputError where they are not."""
+    if fits(grid):
+        return False
+    x, y = Z.to(torch.float64).T.contiguous()
+    if log_normaliser(x, y, gaussian=gaussian) < math.log(SPARSE * len(Z)):
+        return True
+    span = float((Z.amax(dim=0) - Z.amin(dim=0)).max())
+    raise InputError(
+        f"engine fft needs a grid of {grid.ny:.4g} x {grid.nx:.4g} nodes for a map that spans {span:.4g}, more than"
+        f" {LARGEST_GRID >> 20} MiB hold: engine auto or exact does without; if the map should be smaller, a"
+        " smaller learning_rate may help"
+    )
 
 
 def fits(grid: Grid) -> bool:
