@@ -379,6 +379,16 @@ def report(monkeypatch, capsys):
     return run
 
 
+@pytest.mark.parametrize("most", [1, 300_000, 400_000, 450_000, 600_000, None])
+def test_thumbnails_have_the_best_quality_that_is_small_enough(most):
+    rng = np.random.default_rng(0)
+    coarse = torch.from_numpy(rng.integers(0, 256, (2500, 3, 8, 8)).astype(np.uint8))  # 25 rows: a sample tells which
+    sheets = thumbnails.sheets_of(coarse.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3))
+    tried = [list(thumbnails._webp(sheets, quality)) for quality in thumbnails.QUALITIES]
+    fitting = [found for found in tried if most is None or sum(map(len, found)) <= most]
+    assert thumbnails.encoded(sheets, most) == (fitting or tried[-1:])[0]
+
+
 @pytest.mark.parametrize("value", ["0", "-1", "x", "", "1.5", "²", "None", "1e3"])
 def test_wrong_thumbnails(report, run, value):
     code, output = report(run, f"--thumbnails={value}")
