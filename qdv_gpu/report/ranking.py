@@ -217,8 +217,8 @@ def ranking_markdown(found: Ranking) -> str:
     text += f"{markdown(ranking_table(found))}\nNeighborhood hit (k = {found.k}){intervals}."
     if found.runs != 2:
         text += (
-            " Can be best: the true best is among these in at least 95 % of samples. Ranks: those that each can have, "
-            "for all at once."
+            " Can be best: the true best is among these in at least 95 % of samples. Ranks: those that each can have; "
+            "they hold for all at once in at least 90 %."
         )
     if found.baseline is not None and len(found.candidates) > 1:
         text += (
