@@ -163,8 +163,8 @@ def ranked(
 ) -> Ranking:
     """Rank candidates by NH, at every layer that they share.
 
-    Layers belong together by position if all candidates have equally many, else by the names that all have, else only
-    the last does.
+    Layers belong together by position if all candidates have equally many, else by the names that all have, and the
+    last of each in any case.
 
     Parameters
     ----------
@@ -231,9 +231,9 @@ def _shared(candidates: Sequence[Candidate]) -> list[tuple[str, list[int]]]:
     if all(len(own) == depth for own in titles):
         return [(_common([own[i] for own in titles], f"layer {i + 1}"), [i] * len(titles)) for i in range(depth)]
     named = [name for name in titles[0] if all(name in own for own in titles)]
-    if named:
-        return [(name, [own.index(name) for own in titles]) for name in named]
-    return [(_common([own[-1] for own in titles], "last layer"), [len(own) - 1 for own in titles])]
+    shared = [(name, [own.index(name) for own in titles]) for name in named]
+    last = [len(own) - 1 for own in titles]
+    return shared if shared and shared[-1][1] == last else [*shared, ("last layer", last)]
 
 
 def _common(names: Sequence[str], other: str) -> str:

@@ -140,8 +140,12 @@ def test_layers_are_paired_by_position_by_name_or_only_the_last():
     assert ranked([BASE, two], LABELS, k=5, layer="x").top.name == "x"
     three = candidate("c", (3.0, 1.0, 2.0), layers=("y", "m", "x"))
     found = ranked([BASE, three], LABELS, k=5)
-    assert [one.name for one in found.layers] == ["x", "y"]
+    assert [one.name for one in found.layers] == ["x", "y", "last layer"]
     assert found.layers[1].in_maps.nh[1] == pytest.approx(scores(3.0, 0)[0].mean.nh)
+    assert found.top.name == "last layer"
+    assert found.top.in_maps.nh[1] == pytest.approx(scores(2.0, 0)[0].mean.nh)
+    deeper = candidate("e", (1.0, 2.0, 3.0), layers=("x", "m", "y"))
+    assert [one.name for one in ranked([BASE, deeper], LABELS, k=5).layers] == ["x", "y"]
     none = candidate("d", (1.0, 2.0, 3.0), layers=("p", "q", "r"))
     found = ranked([BASE, none], LABELS, k=5)
     assert [one.name for one in found.layers] == ["last layer"]
