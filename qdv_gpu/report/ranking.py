@@ -46,7 +46,7 @@ def ranking_sentences(found: Ranking) -> str:
 
 
 def ranking_notes(found: Ranking) -> str:
-    """How far the highest NH is to be trusted, what the ranking speaks of, accuracy, and who is left out."""
+    """How far the highest NH is to be trusted, what the ranking speaks of, accuracy, and who is left out or dropped."""
     text = []
     if len(found.candidates) > 1 and found.runs != 2:
         text += [_optimism(found), _own_space(found)]
@@ -60,6 +60,9 @@ def ranking_notes(found: Ranking) -> str:
     if found.left_out:
         them = "it" if len(found.left_out) == 1 else "them"
         text.append(f"Not ranked, since runs of {them} are missing: {_list([plain(name) for name in found.left_out])}.")
+    if found.dropped:
+        names = _list([plain(name) for name in found.dropped])
+        text.append(f"Dropped earlier as surely not the best (95 % each time), and not compared here: {names}.")
     return " ".join(text)
 
 

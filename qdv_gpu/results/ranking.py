@@ -120,6 +120,8 @@ class Ranking:
         Whether the relation is of halves.
     left_out : tuple of str
         Names of those that are not ranked, for want of a run.
+    dropped : tuple of str
+        Names of those that were surely not the best with fewer epochs or images, and went no further.
     """
 
     candidates: tuple[Candidate, ...]
@@ -131,6 +133,7 @@ class Ranking:
     relation: Relation | None
     halves: bool
     left_out: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
 
     @property
     def runs(self) -> int:

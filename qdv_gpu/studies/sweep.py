@@ -3,7 +3,6 @@
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -112,7 +111,8 @@ def sweep(
         Compute on the workers of the Dask scheduler at this address.
     halve : {"epochs", "images"}, optional
         Begin with a quarter of the epochs, or of the training images (of the images, without training), go on with
-        half of them and then all, each time without the candidates that are surely not the best.
+        half of them and then all, each time without the candidates that are surely not the best so far (95 % each
+        time), but for the baseline.
     fail_fast : bool
         Stop at the first point that fails.
     retry_failed : bool
@@ -147,15 +147,18 @@ def sweep(
         check_flag(name, value)
     sheet, points = read_sweep(source, max_points=max_points)
     run = place(workers=workers, gpus=gpus, slurm=slurm, dask=dask)
-    rungs(points, halve)  # or nothing is begun
     check_points(sheet, points)
+    check_images(rungs(points, halve))
     folder, kept = RunFolder(out, "sweep"), Store.beside(out, store)
     folder.check()
     kept.check(folder.out)
     about = {"sweep": sheet.plain}
     with folder.locked(about):
-        points = _kept(folder.out, sheet, points, kept, extend=extend)
-        planned = rungs(points, halve)
+        asked = _asked(folder.out, sheet, points, extend=extend)
+        planned = rungs(asked, halve)
+        if asked != points:
+            check_images(planned)
+        _keep(folder.out, sheet, asked, kept)
         reached = _climbed(folder.out.absolute(), planned, kept, run, fail_fast=fail_fast, retry_failed=retry_failed)
         figures = write_sweep(folder, reached, formats)
         done = [state for rung in reached for state in rung.states if state.kind == "done"]
@@ -175,7 +178,7 @@ def rungs(points: Sequence[Point], halve: str | None) -> list[list[Point]]:
     Raises
     ------
     InputError
-        If there is nothing that can be halved.
+        If there is nothing that can be halved, or what is left of two points is the same.
     """
     if halve is None:
         return [list(points)]
@@ -184,6 +187,11 @@ def rungs(points: Sequence[Point], halve: str | None) -> list[list[Point]]:
     ladder: dict[tuple[str, ...], list[Point]] = {}
     for rung in (*shorter, list(points)):  # of one epoch there is no half
         ladder[tuple(point.digest for point in rung)] = rung
+        first = {point.digest: whole for point, whole in zip(reversed(rung), reversed(points), strict=True)}
+        for point, whole in zip(rung, points, strict=True):
+            if first[point.digest] is not whole:
+                pair = f"{first[point.digest].label} and {whole.label}"
+                raise InputError(f"--halve {halve}: {pair} are the same with a part of their {halve}: {point.label}")
     return list(ladder.values())
 
 
@@ -206,8 +214,12 @@ def _shortened(point: Point, halve: str, share: float) -> Point:
 def _climbed(
     out: Path, planned: Sequence[Sequence[Point]], store: Store, run: Place, *, fail_fast: bool, retry_failed: bool
 ) -> list[Rung]:
-    """Compute rung after rung, each without the candidates that are surely not the best of the one before."""
+    """Compute rung after rung, each without the candidates that are surely not the best of the one before.
+
+    The baseline stays, since gains are over it.
+    """
     reached: list[Rung] = []
+    dropped: list[str] = []
     alive = list(range(len(planned[0])))
     for number, rung in enumerate(planned):
         points = [rung[i] for i in alive]
@@ -216,15 +228,16 @@ def _climbed(
         whole = _compute(out, points, store, run, fail_fast=fail_fast, retry_failed=retry_failed)
         states = [state_of(out, point, store) for point in points]
         found = collected(out, points, states, store)
-        ranking = ranking_of(found, points)
+        ranking = ranking_of(found, points, dropped=dropped)
         reached.append(Rung(points, states, found, ranking))
         if not whole:
             break
         if rung is not planned[-1]:
-            worse = surely_worse(ranking)
+            worse = [name for name in surely_worse(ranking) if name != rung[0].label]
             alive = [i for i in alive if rung[i].label not in worse]
-            dropped = "; ".join(worse) or "none"
-            logger.info("%d of %d points go on; surely not the best: %s", len(alive), len(points), dropped)
+            dropped += worse
+            said = "; ".join(worse) or "none"
+            logger.info("%d of %d points go on; dropped, as surely not the best: %s", len(alive), len(points), said)
     return reached
 
 
@@ -244,6 +257,34 @@ def check_points(sheet: Sheet, points: Sequence[Point]) -> None:
         if network.base is not None:
             for line in describe_variant(network, size).lines():
                 logger.info("%s", line)
+
+
+def check_images(planned: Sequence[Sequence[Point]]) -> None:
+    """Load the images that each point of each rung is analysed on: what they are too few for is said, or if unlabelled.
+
+    Raises
+    ------
+    InputError
+    """
+    same: dict[tuple[Any, ...], list[Point]] = {}
+    for point in (one for rung in planned for one in rung):
+        own = point.settings
+        key = point.data, point.skip_bad, own.split, own.samples, own.crop, own.image_size
+        same.setdefault(key, []).append(point)
+    for points in same.values():
+        point = points[0]
+        try:
+            images = _images(point)
+            classes = len(images.classes)
+            images.require_labels("a sweep")
+            for point in points:
+                point.settings.check_images(images)
+                samples = point.training and point.training.samples
+                if isinstance(samples, int) and samples < classes:
+                    raise InputError(f"finetune.samples must be at least one per class ({classes}), got {samples}")
+        except InputError as error:
+            halved = "" if point in planned[-1] else "--halve: "
+            raise InputError(f"{halved}{point.label}: {error}") from None
 
 
 def _images(point: Point) -> Images:
@@ -273,26 +314,26 @@ def place(*, workers: int | None, gpus: Sequence[str] | None, slurm: Any, dask: 
     return in_process
 
 
-def _kept(out: Path, sheet: Sheet, points: list[Point], store: Store, *, extend: bool) -> list[Point]:
-    """Write sweep.json, and the points of the sweep: with those of an earlier call that it adds to."""
-    before: Kept | None = None
-    with suppress(FileNotFoundError):
+def _asked(out: Path, sheet: Sheet, points: list[Point], *, extend: bool) -> list[Point]:
+    """The points of the sweep: with those of an earlier call that it adds to."""
+    try:
         before = Kept.read(out)
-    if before is not None:
-        old = before.asked
-        known = {point.digest: point for point in old}
-        if {point.digest for point in points} != set(known) and not extend:
-            keys = ", ".join(changed_keys(before.table, sheet.plain)) or "the defaults of this version"
-            raise InputError(
-                f"{out} holds another sweep: {keys} changed; pass --extend to add points, or another --out"
-            )
-        points = [known.get(point.digest, point) for point in points]
-        if extend:
-            new = [point for point in points if point.digest not in known]
-            points = [*old, *_told_apart(new, old, before.table, sheet.plain)]
+    except FileNotFoundError:
+        return points
+    known = {point.digest: point for point in before.asked}
+    if {point.digest for point in points} != set(known) and not extend:
+        keys = ", ".join(changed_keys(before.table, sheet.plain)) or "the defaults of this version"
+        raise InputError(f"{out} holds another sweep: {keys} changed; pass --extend to add points, or another --out")
+    if not extend:
+        return [known[point.digest] for point in points]
+    new = [point for point in points if point.digest not in known]
+    return [*before.asked, *_told_apart(new, before.asked, before.table, sheet.plain)]
+
+
+def _keep(out: Path, sheet: Sheet, points: list[Point], store: Store) -> None:
+    """Write sweep.json."""
     said = {"table": sheet.plain, "file": sheet.name, "cwd": os.getcwd(), "store": str(store.path.absolute())}
     write_sealed(out / SWEEP, {**said, "asked": [point.said() for point in points], "points": []})
-    return points
 
 
 def _told_apart(new: list[Point], old: list[Point], before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Point]:

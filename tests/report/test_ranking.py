@@ -121,6 +121,8 @@ def test_words_of_two_and_three_runs():
     assert "This speaks of networks trained as these 3 of each, on images like these." in text
     left = replace(ranked(three, LABELS, k=5), left_out=("a", "b"))
     assert words(left).endswith("Not ranked, since runs of them are missing: a and b.")
+    dropped = replace(ranked(three, LABELS, k=5), dropped=("c, 1 epochs",))
+    assert words(dropped).endswith("surely not the best (95 % each time), and not compared here: c, 1 epochs.")
 
 
 def test_the_layers_own_space_is_trusted():

@@ -7,6 +7,7 @@ import re
 import signal
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -296,13 +297,17 @@ def test_another_sweep_is_refused_and_extended(finished, tmp_path, trained):
 
 
 def test_halving_drops_what_is_surely_worse(tmp_path, trained):
-    table = changed(grid={"lr": [1e-2, 1e-6], "runs": 3}, run={"epochs": 4, "analyze": {"samples": 300}})
+    table = changed(grid={"lr": [1e-6, 1e-2], "runs": 3}, run={"epochs": 4, "analyze": {"samples": 300}})
     found = sweep(table, tmp_path / "one", halve="epochs")
     assert [rung.points[0].training.epochs for rung in found.rungs] == [1, 2, 4]
     assert len(found.rungs[0].points) == 12
     assert len(found.rungs[2].points) < 12
-    kept = {point.training.lr for point in found.rungs[2].points}
-    assert 1e-2 in kept
+    kept = {(point.network[14:], point.training.lr) for point in found.rungs[2].points}
+    assert {("cnn", 1e-6), ("other", 1e-2)} <= kept  # the first is the baseline
+    assert ("other", 1e-6) not in kept
+    assert found.ranking.candidates[found.ranking.baseline].name == "tiny_networks:cnn (lr=1e-06)"
+    assert found.ranking.dropped
+    assert "Dropped earlier as surely not the best (95 % each time)" in (found.out / "ranking.md").read_text()
     assert status(found.out).counts["done"] == sum(len(rung.points) for rung in found.rungs)
     assert status(found.out).counts["waiting"] == 0
     table = rows(tmp_path / "one")
@@ -323,6 +328,62 @@ def test_rungs():
     assert len(rungs(points, "epochs")) == 1  # of one epoch there is no half
     with pytest.raises(InputError, match="unknown way to halve 'epoch': did you mean epochs"):
         rungs(points, "epoch")
+
+
+def plain(**run):
+    """A sweep without training."""
+    table = changed(grid={"lr": None, "runs": None}, run=run)
+    for name in ("epochs", "batch_size", "finetune"):
+        table["run"].pop(name)
+    return table
+
+
+@pytest.mark.parametrize(
+    ("table", "halve", "message"),
+    [
+        (plain(), "images", "cnn, 25 images: perplexity must be at least 1 and 3 * perplexity below N - 1 = 24, got 8"),
+        (plain(perplexity=2, k=[15]), "images", "cnn, 25 images: k must be smaller than half the number of images"),
+        (plain(analyze={"samples": 36}), "images", "cnn, 9 images: samples must be at least one per class (10), got 9"),
+        (changed(run={"finetune": {"samples": 20}}), "images", ", 5 images: finetune.samples must be at least one per"),
+        (plain(perplexity=40), None, "tiny_networks:cnn: perplexity must be at least 1 and 3 * perplexity below N - 1"),
+    ],
+)
+def test_too_few_images_are_said_first(tmp_path, table, halve, message):
+    for begin in (sweep, partial(foreseen, max_points=100)):
+        with pytest.raises(InputError, match=re.escape(message)) as caught:
+            begin(table, tmp_path / "one", halve=halve)
+        assert str(caught.value).startswith("--halve: tiny_networks:cnn" if halve else "tiny_networks:cnn")
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_few_images_of_an_earlier_call_are_said_first(tmp_path):
+    table = plain(perplexity=2, analyze={"samples": 36})
+    sweep(table, tmp_path / "one")
+    before = (tmp_path / "one" / "sweep.json").read_bytes()
+    more = plain(perplexity=2, analyze={"samples": 100})
+    with pytest.raises(InputError, match="--halve: tiny_networks:cnn, 9 images: samples must be at least"):
+        sweep(more, tmp_path / "one", halve="images", extend=True)
+    assert (tmp_path / "one" / "sweep.json").read_bytes() == before
+
+
+def test_images_without_labels_are_said_first(tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    (tmp_path / "images").mkdir()
+    for i in range(30):
+        Image.fromarray(np.full((8, 8), i, dtype=np.uint8)).save(tmp_path / "images" / f"{i}.png")
+    table = plain(data=str(tmp_path / "images"), analyze={"samples": "all"}, image_size=8)
+    with pytest.raises(InputError, match=r"^tiny_networks:cnn: a sweep requires labels, and .*images has none"):
+        sweep(table, tmp_path / "one")
+    assert not (tmp_path / "one").exists()
+
+
+def test_points_that_are_the_same_when_halved_are_refused(tmp_path):
+    table = changed(grid={"network": ["tiny_networks:cnn"], "epochs": [4, 5], "lr": None}, run={"epochs": None})
+    with pytest.raises(InputError, match=r"^--halve epochs: .*epochs=4\) and .*epochs=5\) are the same with a part of"):
+        sweep(table, tmp_path / "one", halve="epochs")
+    assert not list(tmp_path.iterdir())
 
 
 def test_dry_run_writes_nothing(finished, tmp_path):
