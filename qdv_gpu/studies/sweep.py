@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from qdv_gpu.networks.account import describe_variant
 from qdv_gpu.networks.load import load_network
 from qdv_gpu.report.folder import RunFolder, read_formats
 from qdv_gpu.results.ranking import Ranking
+from qdv_gpu.results.run import RUN
 from qdv_gpu.results.store import Store
 from qdv_gpu.sealed import read_sealed, write_sealed
 from qdv_gpu.studies.analyze import images_of
@@ -30,7 +32,7 @@ from qdv_gpu.studies.executors import (
     tasks_of,
 )
 from qdv_gpu.studies.grid import MAX_POINTS, Sheet, changed_keys, read_sweep
-from qdv_gpu.studies.point import ERROR, LOG, STARTED, SWEEP, Kept, Point, State, damaged_files, state_of
+from qdv_gpu.studies.point import ERROR, LOG, RESULT, STARTED, SWEEP, Kept, Point, State, damaged_files, state_of
 from qdv_gpu.studies.report import REPORT, keep_thumbnails, write_report
 from qdv_gpu.studies.swept import Rung, collected, ranking_of, surely_worse, write_sweep
 
@@ -159,6 +161,7 @@ def sweep(
         if asked != points:
             check_images(planned)
         _keep(folder.out, sheet, asked, kept)
+        _forget_other_images(folder.out, planned)
         reached = _climbed(folder.out.absolute(), planned, kept, run, fail_fast=fail_fast, retry_failed=retry_failed)
         figures = write_sweep(folder, reached, formats)
         done = [state for rung in reached for state in rung.states if state.kind == "done"]
@@ -266,12 +269,7 @@ def check_images(planned: Sequence[Sequence[Point]]) -> None:
     ------
     InputError
     """
-    same: dict[tuple[Any, ...], list[Point]] = {}
-    for point in (one for rung in planned for one in rung):
-        own = point.settings
-        key = point.data, point.skip_bad, own.split, own.samples, own.crop, own.image_size
-        same.setdefault(key, []).append(point)
-    for points in same.values():
+    for points in _of_same_images(planned):
         point = points[0]
         try:
             images = _images(point)
@@ -285,6 +283,31 @@ def check_images(planned: Sequence[Sequence[Point]]) -> None:
         except InputError as error:
             halved = "" if point in planned[-1] else "--halve: "
             raise InputError(f"{halved}{point.label}: {error}") from None
+
+
+def _of_same_images(planned: Sequence[Sequence[Point]]) -> list[list[Point]]:
+    """The points of all rungs, those together that are analysed on the same images."""
+    same: dict[tuple[Any, ...], list[Point]] = {}
+    for point in (one for rung in planned for one in rung):
+        own = point.settings
+        key = point.data, point.skip_bad, own.split, own.samples, own.crop, own.image_size
+        same.setdefault(key, []).append(point)
+    return list(same.values())
+
+
+def _forget_other_images(out: Path, planned: Sequence[Sequence[Point]]) -> None:
+    """Have points computed again whose images, of the same names, are others by now."""
+    for points in _of_same_images(planned):
+        done = [point for point in points if (point.folder(out) / RESULT).is_file()]
+        if not done:
+            continue
+        images = _images(done[0])
+        for point in done:
+            with suppress(OSError, InputError):  # a damaged file is found later
+                said = read_sealed(point.folder(out) / "analysis" / RUN).get("images", {})
+                if (said.get("contents"), said.get("labels")) != (images.digest, images.labels_digest):
+                    logger.warning("%s, run %d was of other images, and is computed again", point.label, point.run)
+                    (point.folder(out) / RESULT).unlink()
 
 
 def _images(point: Point) -> Images:

@@ -10,7 +10,9 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from tiny_sweep import TABLE, TOML, changed, command, environment, rows
 
 import qdv_gpu.studies.finetune as training
@@ -366,13 +368,35 @@ def test_too_few_images_of_an_earlier_call_are_said_first(tmp_path):
     assert (tmp_path / "one" / "sweep.json").read_bytes() == before
 
 
-def test_images_without_labels_are_said_first(tmp_path):
-    import numpy as np
-    from PIL import Image
+def drawn(folder, seed):
+    """30 small images in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, (30, 8, 8), dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{i}.png")
 
-    (tmp_path / "images").mkdir()
-    for i in range(30):
-        Image.fromarray(np.full((8, 8), i, dtype=np.uint8)).save(tmp_path / "images" / f"{i}.png")
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_images_that_have_changed_are_noticed(tmp_path, lines, trains):
+    """Under the same names, between two calls: the second ranks by those that are there."""
+    own = {"data": str(tmp_path / "images"), "analyze": {"samples": "all"}, "image_size": 8, "perplexity": 5}
+    table = plain(**own)
+    if trains:
+        table = changed(run={**own, "finetune": {"samples": "all"}}, grid={"lr": [1e-2], "runs": 1})
+    found = []
+    for seed in (0, 1):
+        for number, name in enumerate(("train/a", "train/b", "test/a", "test/b")):
+            drawn(tmp_path / "images" / name, 10 * seed + number)
+        found.append(sweep(table, tmp_path / "one").ranking.top.maps.nh.tolist())
+    fresh = sweep(table, tmp_path / "two", store=tmp_path / "fresh").ranking.top.maps.nh.tolist()
+    assert found[1] == fresh != found[0]
+    assert sum("was of other images, and is computed again" in line for line in lines()) == 2
+    assert sweep(table, tmp_path / "one").ranking.top.maps.nh.tolist() == fresh
+    assert sum("was of other images, and is computed again" in line for line in lines()) == 2
+
+
+def test_images_without_labels_are_said_first(tmp_path):
+    drawn(tmp_path / "images", 0)
     table = plain(data=str(tmp_path / "images"), analyze={"samples": "all"}, image_size=8)
     with pytest.raises(InputError, match=r"^tiny_networks:cnn: a sweep requires labels, and .*images has none"):
         sweep(table, tmp_path / "one")
