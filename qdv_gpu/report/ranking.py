@@ -54,6 +54,8 @@ def ranking_notes(found: Ranking) -> str:
         text.append(
             f"This speaks of these trained networks, on images like these {found.samples:,}, and not of their settings."
         )
+        if math.isinf(found.top.maps.noise_df) and len(found.candidates) > 1:
+            text.append("Each layer has one map, so intervals and ranks do not know how maps of other seeds differ.")
     else:
         text.append(f"This speaks of networks trained as these {found.runs} of each, on images like these.")
     text.append(relation_sentence(found))

@@ -125,6 +125,14 @@ def test_words_of_two_and_three_runs():
     assert words(dropped).endswith("surely not the best (95 % each time), and not compared here: c, 1 epochs.")
 
 
+def test_words_of_one_map():
+    found = ranked([BASE, candidate("other", (1.0, 1.1))], LABELS, k=5)
+    said = "Each layer has one map, so intervals and ranks do not know how maps of other seeds differ."
+    assert said not in words(found)
+    single = replace(found.top, maps=replace(found.top.maps, noise_df=math.inf))
+    assert said in words(replace(found, layers=(found.layers[0], single)))
+
+
 def test_the_layers_own_space_is_trusted():
     found = ranked([BASE, candidate("other", (1.0, 1.1))], LABELS, k=5)
     w = found.winner
