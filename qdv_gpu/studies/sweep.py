@@ -12,7 +12,8 @@ from qdv_gpu.data.datasets import check_data
 from qdv_gpu.data.images import Images
 from qdv_gpu.errors import InputError, as_path, check_among, check_count, check_flag, check_text, listed
 from qdv_gpu.networks.account import describe_variant
-from qdv_gpu.networks.load import load_network
+from qdv_gpu.networks.layers import read_layers
+from qdv_gpu.networks.load import load_network, select_layers
 from qdv_gpu.report.folder import RunFolder, read_formats
 from qdv_gpu.results.ranking import Ranking
 from qdv_gpu.results.run import RUN
@@ -245,7 +246,7 @@ def _climbed(
 
 
 def check_points(sheet: Sheet, points: Sequence[Point]) -> None:
-    """Load each network once, with random weights: what is wrong with one, and what a variant changes, is said."""
+    """Load each network once, with random weights: say what is wrong with it, its layers too, and what it changes."""
     for data in dict.fromkeys(point.data for point in points):
         try:
             check_data(data)
@@ -255,6 +256,9 @@ def check_points(sheet: Sheet, points: Sequence[Point]) -> None:
         size = point.settings.image_size if point.training is None else point.training.image_size
         try:
             network = load_network(name, weights="none", image_size=size, device="cpu")
+            for layers in dict.fromkeys(one.settings.layers for one in points if one.network == name):
+                asked = read_layers(layers)
+                select_layers([network], None if asked is None else [layer.path for layer in asked])
         except InputError as error:
             raise sheet.error_at(str(error), "network", name) from None
         if network.base is not None:

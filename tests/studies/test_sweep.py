@@ -478,6 +478,7 @@ def test_each_worker_has_its_gpu(tmp_path, monkeypatch):
         ('"tiny_networks:other"', '"resnet19"', 15, "grid.network: unknown network 'resnet19': did you mean resnet18"),
         ('"tiny_networks:other"', '"alexnet[features.0.kernel=7]"', 15, "grid.network: "),
         ('data = "digits"', 'data = "digit"', 3, "run.data: "),
+        ('layers = "pool"', 'layers = "pol"', 15, "grid.network: unknown layer of "),
     ],
 )
 def test_what_cannot_be_loaded_is_said_first(tmp_path, old, new, line, message):
