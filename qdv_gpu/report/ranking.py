@@ -83,7 +83,8 @@ def _what_to_change(found: Ranking) -> str:
     top, winner, layer = found.top, found.winner, _layer(found)
     name, nh = _name(found, winner), _interval(top.in_maps.nh, top.in_maps.low, top.in_maps.high, winner)
     if len(found.candidates) == 1:
-        return f"There is one candidate, {name}, and nothing to rank: its NH at {layer} is {nh}."
+        alone = "One candidate is left" if found.left_out or found.dropped else "There is one candidate"
+        return f"{alone}, {name}, and nothing to rank: its NH at {layer} is {nh}."
     if found.baseline == winner:
         return f"Change nothing: the baseline, {name}, has the highest NH at {layer}, {nh}."
     best = advised(found)

@@ -102,6 +102,8 @@ def test_words_of_the_baseline_itself_of_one_and_without_a_baseline():
     assert "At y it is surely above 1 of the 1 others; there is no baseline to gain over." in free
     alone = words(ranked([BASE], LABELS, k=5, baseline="base"))
     assert alone.startswith("There is one candidate, base, and nothing to rank: its NH at y is ")
+    left = words(replace(ranked([BASE], LABELS, k=5), left_out=("best",)))
+    assert left.startswith("One candidate is left, base, and nothing to rank: ")
 
 
 def test_words_of_two_and_three_runs():
