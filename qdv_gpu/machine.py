@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import os
+import re
 import resource
 import shlex
 import signal
@@ -246,8 +247,16 @@ def free_memory(device: torch.device) -> int:
     """Bytes that can still be allocated on `device`, or for the CPU on the host and in the process's control group.
 
     A worker of a sweep gets its share of what those of the same device have together, as `SHARED` says.
+
+    Raises
+    ------
+    InputError
+        If that is not two numbers.
     """
-    host, gpu = (max(1, int(one)) for one in os.environ.get(SHARED, "1,1").split(","))
+    shared = os.environ.get(SHARED) or "1,1"
+    if not re.fullmatch("[1-9][0-9]{0,5},[1-9][0-9]{0,5}", shared):
+        raise InputError(f"{SHARED} must be two numbers of workers from 1, as 4,2, or not be set, got {short(shared)}")
+    host, gpu = map(int, shared.split(","))
     if device.type == "cuda":
         reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] // gpu + reserved

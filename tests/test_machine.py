@@ -58,6 +58,13 @@ def test_workers_share_memory(monkeypatch):
     assert slots_of(2, None)[0]["QDV_GPU_SHARED"] == "2,2"  # of one GPU, if there is one
 
 
+@pytest.mark.parametrize("shared", ["foo", "4", "0,1", "1,-2", "1,2,3", "1.5,1", "²,1"])
+def test_workers_that_share_memory_are_two_numbers(monkeypatch, shared):
+    monkeypatch.setenv("QDV_GPU_SHARED", shared)
+    with pytest.raises(InputError, match="QDV_GPU_SHARED must be two numbers of workers from 1, as 4,2, or not be set"):
+        machine.free_memory(torch.device("cpu"))
+
+
 CUDNN = torch.backends.cudnn
 MATMUL = torch.backends.cuda.matmul
 SWITCHES = {  # what a program may have set before, by the old switches, the new ones, and both

@@ -63,7 +63,13 @@ def set_width(network: Network, factor: Any) -> dict[nn.Module, nn.Module]:
             changes[path] = changes.get(path, {}) | values
             _become(child, before.get_submodule(path), changes[path], path)
 
-    run_blank(replace(network, name=f"{network.name} with width={factor}"), meta, follow)
+    try:
+        run_blank(replace(network, name=f"{network.name} with width={factor}"), meta, follow)
+    except InputError as error:
+        run_blank(network, before)  # or it is not the width
+        raise InputError(
+            f"width cannot be changed of {network.name}, which has sizes that are no module's arguments: {error}"
+        ) from None
     found: dict[nn.Module, nn.Module] = {}
     for path, values in changes.items():
         old = module.get_submodule(path)

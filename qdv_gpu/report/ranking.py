@@ -46,7 +46,7 @@ def ranking_sentences(found: Ranking) -> str:
 
 
 def ranking_notes(found: Ranking) -> str:
-    """How far the highest NH is to be trusted, what the ranking speaks of, accuracy, and who is left out."""
+    """How far the highest NH is to be trusted, what the ranking speaks of, accuracy, and who is left out or dropped."""
     text = []
     if len(found.candidates) > 1 and found.runs != 2:
         text += [_optimism(found), _own_space(found)]
@@ -54,12 +54,17 @@ def ranking_notes(found: Ranking) -> str:
         text.append(
             f"This speaks of these trained networks, on images like these {found.samples:,}, and not of their settings."
         )
+        if math.isinf(found.top.maps.noise_df) and len(found.candidates) > 1:
+            text.append("Each layer has one map, so intervals and ranks do not know how maps of other seeds differ.")
     else:
         text.append(f"This speaks of networks trained as these {found.runs} of each, on images like these.")
     text.append(relation_sentence(found))
     if found.left_out:
         them = "it" if len(found.left_out) == 1 else "them"
         text.append(f"Not ranked, since runs of {them} are missing: {_list([plain(name) for name in found.left_out])}.")
+    if found.dropped:
+        names = _list([plain(name) for name in found.dropped])
+        text.append(f"Dropped earlier as surely not the best (95 % each time), and not compared here: {names}.")
     return " ".join(text)
 
 
@@ -78,7 +83,8 @@ def _what_to_change(found: Ranking) -> str:
     top, winner, layer = found.top, found.winner, _layer(found)
     name, nh = _name(found, winner), _interval(top.in_maps.nh, top.in_maps.low, top.in_maps.high, winner)
     if len(found.candidates) == 1:
-        return f"There is one candidate, {name}, and nothing to rank: its NH at {layer} is {nh}."
+        alone = "One candidate is left" if found.left_out or found.dropped else "There is one candidate"
+        return f"{alone}, {name}, and nothing to rank: its NH at {layer} is {nh}."
     if found.baseline == winner:
         return f"Change nothing: the baseline, {name}, has the highest NH at {layer}, {nh}."
     best = advised(found)
@@ -217,8 +223,8 @@ def ranking_markdown(found: Ranking) -> str:
     text += f"{markdown(ranking_table(found))}\nNeighborhood hit (k = {found.k}){intervals}."
     if found.runs != 2:
         text += (
-            " Can be best: the true best is among these in at least 95 % of samples. Ranks: those that each can have, "
-            "for all at once."
+            " Can be best: the true best is among these in at least 95 % of samples. Ranks: those that each can have; "
+            "they hold for all at once in at least 90 %."
         )
     if found.baseline is not None and len(found.candidates) > 1:
         text += (

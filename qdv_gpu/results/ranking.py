@@ -120,6 +120,8 @@ class Ranking:
         Whether the relation is of halves.
     left_out : tuple of str
         Names of those that are not ranked, for want of a run.
+    dropped : tuple of str
+        Names of those that were surely not the best with fewer epochs or images, and went no further.
     """
 
     candidates: tuple[Candidate, ...]
@@ -131,6 +133,7 @@ class Ranking:
     relation: Relation | None
     halves: bool
     left_out: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
 
     @property
     def runs(self) -> int:
@@ -163,8 +166,8 @@ def ranked(
 ) -> Ranking:
     """Rank candidates by NH, at every layer that they share.
 
-    Layers belong together by position if all candidates have equally many, else by the names that all have, else only
-    the last does.
+    Layers belong together by position if all candidates have equally many, else by the names that all have, and the
+    last of each in any case.
 
     Parameters
     ----------
@@ -231,9 +234,9 @@ def _shared(candidates: Sequence[Candidate]) -> list[tuple[str, list[int]]]:
     if all(len(own) == depth for own in titles):
         return [(_common([own[i] for own in titles], f"layer {i + 1}"), [i] * len(titles)) for i in range(depth)]
     named = [name for name in titles[0] if all(name in own for own in titles)]
-    if named:
-        return [(name, [own.index(name) for own in titles]) for name in named]
-    return [(_common([own[-1] for own in titles], "last layer"), [len(own) - 1 for own in titles])]
+    shared = [(name, [own.index(name) for own in titles]) for name in named]
+    last = [len(own) - 1 for own in titles]
+    return shared if shared and shared[-1][1] == last else [*shared, ("last layer", last)]
 
 
 def _common(names: Sequence[str], other: str) -> str:

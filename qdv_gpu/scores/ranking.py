@@ -72,7 +72,8 @@ class Ranks:
     can_be_best : array
         bool [V]: whether a candidate can still be the best; the true best is among them in at least 95 % of samples.
     ranks : array
-        int64 [V, 2]: least and largest rank of each, 1 is the highest NH; they hold for all at once with 95 %.
+        int64 [V, 2]: least and largest rank of each, 1 is the highest NH, and only those that can be best can have it.
+        They hold for all at once in at least 90 % of samples: of the best and of all pairs they say it with 95 % each.
     optimism : float
         How much the highest NH is too high on average if all that can still be best are equal.
     """
@@ -156,9 +157,9 @@ def ranks(found: Estimates) -> Ranks:
 
     Multiple comparisons with the best (Hsu): i can be best if theta_j - theta_i <= d_i se_ij for all j, with d_i the
     95 % point of max_j (G_j - G_i) / se_ij. Ranks from all pairs: j is surely above i if
-    theta_j - theta_i > c se_ij, with c the 95 % point of the largest of them all. G ~ N(0, Sigma) is drawn 20,000
-    times with a fixed seed, and with it the variances in se_ij, whose few degrees of freedom so widen the points, as
-    Student's t does.
+    theta_j - theta_i > c se_ij, with c the 95 % point of the largest of them all; what cannot be best has at least
+    rank 2, and what alone can be has rank 1. G ~ N(0, Sigma) is drawn 20,000 times with a fixed seed, and with it the
+    variances in se_ij, whose few degrees of freedom so widen the points, as Student's t does.
     """
     V = len(found.nh)
     everything = np.tile([1, V], (V, 1))
@@ -170,6 +171,9 @@ def ranks(found: Estimates) -> Ranks:
     best = (observed <= np.quantile(largest, 1 - LEVEL, axis=0)[:, None]).all(axis=1)
     above = observed > np.quantile(largest.max(axis=1), 1 - LEVEL)
     spans = np.stack([1 + above.sum(axis=1), V - above.sum(axis=0)], axis=1)
+    spans[~best, 0] = np.maximum(spans[~best, 0], 2)
+    if best.sum() == 1:
+        spans[best] = 1
     half = _own_halves(found)
     G, _, _ = _draws(found)
     return Ranks(

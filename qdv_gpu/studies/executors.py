@@ -20,7 +20,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from qdv_gpu.errors import InputError, MissingPackageError, as_path, check_among, reason
+from qdv_gpu.errors import InputError, MissingPackageError, as_path, check_among, check_count, reason
 from qdv_gpu.files import contents_of
 from qdv_gpu.machine import SHARED, threads
 from qdv_gpu.results.store import Store
@@ -282,7 +282,7 @@ def slurm_executor(out: Path, options: Mapping[str, Any]) -> Any:
     Raises
     ------
     InputError
-        For a value that an option does not take, or if Slurm is not here.
+        If Slurm is not here.
     """
     from submitit import SlurmExecutor
 
@@ -290,10 +290,7 @@ def slurm_executor(out: Path, options: Mapping[str, Any]) -> Any:
         executor = SlurmExecutor(out / "slurm")
     except RuntimeError:
         raise InputError("--slurm needs Slurm's commands (sbatch, squeue, srun), which are not here") from None
-    try:
-        executor.update_parameters(**{**options, "job_name": job_name(out, options)})
-    except (TypeError, ValueError, AssertionError) as error:
-        raise InputError(f"Slurm's options are not as submitit takes them: {error}") from None
+    executor.update_parameters(**{**options, "job_name": job_name(out, options)})
     return executor
 
 
@@ -314,7 +311,7 @@ def read_slurm(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     Raises
     ------
     InputError
-        If the file cannot be read, or holds an option that there is not.
+        If the file cannot be read, or holds an option that there is not, or a value that it does not take.
     MissingPackageError
     """
     try:
@@ -330,6 +327,12 @@ def read_slurm(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     allowed = SlurmExecutor._valid_parameters()
     for name in options:
         check_among("option of Slurm", name, allowed)
+    if "array_parallelism" in options:
+        check_count("array_parallelism", options["array_parallelism"])
+    try:
+        slurm_script(Path(), 1, options)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"Slurm's options are not as submitit takes them: {reason(error)}") from None
     return options
 
 

@@ -21,7 +21,7 @@ from qdv_gpu.studies.finetune import WEIGHTS, Task
 from qdv_gpu.studies.grid import read_sweep
 from qdv_gpu.studies.job import Job
 from qdv_gpu.studies.point import Kept, Point, state_of
-from qdv_gpu.studies.sweep import check_points, place, rungs
+from qdv_gpu.studies.sweep import check_images, check_points, place, rungs
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,8 @@ def foreseen(
     sheet, points = read_sweep(source, max_points=max_points)
     place(workers=workers, gpus=gpus, slurm=slurm, dask=dask)
     check_points(sheet, points)
-    shorter = rungs(points, halve)[:-1]
+    planned = rungs(points, halve)
+    check_images(planned)
     found = outlook(points, Store.beside(Path(out), store))
     rows = [["point", "run", "training", "layers in the store", "maps", "seconds"]]
     for one in found:
@@ -191,10 +192,8 @@ def foreseen(
         f"{len(points)} points in {len(tasks_of(points))} tasks; {readable_time(total / at_once)} on this machine"
         + (f", {at_once} at a time" if at_once > 1 else "")
     ]
-    if shorter:
-        lines.append(
-            f"{len(shorter)} shorter rungs come first: fewer points are then left, and the time is at most this"
-        )
+    if len(planned) > 1:
+        lines.append(f"{len(planned) - 1} shorter rungs come first, in time of their own; fewer points may be left")
     if slurm is not None:
         lines.append(slurm_script(Path(out).absolute(), len(tasks_of(points)), read_slurm(slurm)))
     return rows, lines

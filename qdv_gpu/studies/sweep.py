@@ -12,9 +12,11 @@ from qdv_gpu.data.datasets import check_data
 from qdv_gpu.data.images import Images
 from qdv_gpu.errors import InputError, as_path, check_among, check_count, check_flag, check_text, listed
 from qdv_gpu.networks.account import describe_variant
-from qdv_gpu.networks.load import load_network
+from qdv_gpu.networks.layers import read_layers
+from qdv_gpu.networks.load import load_network, select_layers
 from qdv_gpu.report.folder import RunFolder, read_formats
 from qdv_gpu.results.ranking import Ranking
+from qdv_gpu.results.run import RUN
 from qdv_gpu.results.store import Store
 from qdv_gpu.sealed import read_sealed, write_sealed
 from qdv_gpu.studies.analyze import images_of
@@ -31,7 +33,7 @@ from qdv_gpu.studies.executors import (
     tasks_of,
 )
 from qdv_gpu.studies.grid import MAX_POINTS, Sheet, changed_keys, read_sweep
-from qdv_gpu.studies.point import ERROR, LOG, STARTED, SWEEP, Kept, Point, State, damaged_files, state_of
+from qdv_gpu.studies.point import ERROR, LOG, RESULT, STARTED, SWEEP, Kept, Point, State, damaged_files, state_of
 from qdv_gpu.studies.report import REPORT, keep_thumbnails, write_report
 from qdv_gpu.studies.swept import Rung, collected, ranking_of, surely_worse, write_sweep
 
@@ -112,7 +114,8 @@ def sweep(
         Compute on the workers of the Dask scheduler at this address.
     halve : {"epochs", "images"}, optional
         Begin with a quarter of the epochs, or of the training images (of the images, without training), go on with
-        half of them and then all, each time without the candidates that are surely not the best.
+        half of them and then all, each time without the candidates that are surely not the best so far (95 % each
+        time), but for the baseline.
     fail_fast : bool
         Stop at the first point that fails.
     retry_failed : bool
@@ -147,15 +150,19 @@ def sweep(
         check_flag(name, value)
     sheet, points = read_sweep(source, max_points=max_points)
     run = place(workers=workers, gpus=gpus, slurm=slurm, dask=dask)
-    rungs(points, halve)  # or nothing is begun
     check_points(sheet, points)
+    check_images(rungs(points, halve))
     folder, kept = RunFolder(out, "sweep"), Store.beside(out, store)
     folder.check()
     kept.check(folder.out)
     about = {"sweep": sheet.plain}
     with folder.locked(about):
-        points = _kept(folder.out, sheet, points, kept, extend=extend)
-        planned = rungs(points, halve)
+        asked = _asked(folder.out, sheet, points, extend=extend)
+        planned = rungs(asked, halve)
+        if asked != points:
+            check_images(planned)
+        _keep(folder.out, sheet, asked, kept)
+        _forget_other_images(folder.out, planned)
         reached = _climbed(folder.out.absolute(), planned, kept, run, fail_fast=fail_fast, retry_failed=retry_failed)
         figures = write_sweep(folder, reached, formats)
         done = [state for rung in reached for state in rung.states if state.kind == "done"]
@@ -175,7 +182,7 @@ def rungs(points: Sequence[Point], halve: str | None) -> list[list[Point]]:
     Raises
     ------
     InputError
-        If there is nothing that can be halved.
+        If there is nothing that can be halved, or what is left of two points is the same.
     """
     if halve is None:
         return [list(points)]
@@ -184,6 +191,11 @@ def rungs(points: Sequence[Point], halve: str | None) -> list[list[Point]]:
     ladder: dict[tuple[str, ...], list[Point]] = {}
     for rung in (*shorter, list(points)):  # of one epoch there is no half
         ladder[tuple(point.digest for point in rung)] = rung
+        first = {point.digest: whole for point, whole in zip(reversed(rung), reversed(points), strict=True)}
+        for point, whole in zip(rung, points, strict=True):
+            if first[point.digest] is not whole:
+                pair = f"{first[point.digest].label} and {whole.label}"
+                raise InputError(f"--halve {halve}: {pair} are the same with a part of their {halve}: {point.label}")
     return list(ladder.values())
 
 
@@ -206,8 +218,12 @@ def _shortened(point: Point, halve: str, share: float) -> Point:
 def _climbed(
     out: Path, planned: Sequence[Sequence[Point]], store: Store, run: Place, *, fail_fast: bool, retry_failed: bool
 ) -> list[Rung]:
-    """Compute rung after rung, each without the candidates that are surely not the best of the one before."""
+    """Compute rung after rung, each without the candidates that are surely not the best of the one before.
+
+    The baseline stays, since gains are over it.
+    """
     reached: list[Rung] = []
+    dropped: list[str] = []
     alive = list(range(len(planned[0])))
     for number, rung in enumerate(planned):
         points = [rung[i] for i in alive]
@@ -216,20 +232,21 @@ def _climbed(
         whole = _compute(out, points, store, run, fail_fast=fail_fast, retry_failed=retry_failed)
         states = [state_of(out, point, store) for point in points]
         found = collected(out, points, states, store)
-        ranking = ranking_of(found, points)
+        ranking = ranking_of(found, points, dropped=dropped)
         reached.append(Rung(points, states, found, ranking))
         if not whole:
             break
         if rung is not planned[-1]:
-            worse = surely_worse(ranking)
+            worse = [name for name in surely_worse(ranking) if name != rung[0].label]
             alive = [i for i in alive if rung[i].label not in worse]
-            dropped = "; ".join(worse) or "none"
-            logger.info("%d of %d points go on; surely not the best: %s", len(alive), len(points), dropped)
+            dropped += worse
+            said = "; ".join(worse) or "none"
+            logger.info("%d of %d points go on; dropped, as surely not the best: %s", len(alive), len(points), said)
     return reached
 
 
 def check_points(sheet: Sheet, points: Sequence[Point]) -> None:
-    """Load each network once, with random weights: what is wrong with one, and what a variant changes, is said."""
+    """Load each network once, with random weights: say what is wrong with it, its layers too, and what it changes."""
     for data in dict.fromkeys(point.data for point in points):
         try:
             check_data(data)
@@ -239,11 +256,62 @@ def check_points(sheet: Sheet, points: Sequence[Point]) -> None:
         size = point.settings.image_size if point.training is None else point.training.image_size
         try:
             network = load_network(name, weights="none", image_size=size, device="cpu")
+            for layers in dict.fromkeys(one.settings.layers for one in points if one.network == name):
+                asked = read_layers(layers)
+                select_layers([network], None if asked is None else [layer.path for layer in asked])
         except InputError as error:
             raise sheet.error_at(str(error), "network", name) from None
         if network.base is not None:
             for line in describe_variant(network, size).lines():
                 logger.info("%s", line)
+
+
+def check_images(planned: Sequence[Sequence[Point]]) -> None:
+    """Load the images that each point of each rung is analysed on: what they are too few for is said, or if unlabelled.
+
+    Raises
+    ------
+    InputError
+    """
+    for points in _of_same_images(planned):
+        point = points[0]
+        try:
+            images = _images(point)
+            classes = len(images.classes)
+            images.require_labels("a sweep")
+            for point in points:
+                point.settings.check_images(images)
+                samples = point.training and point.training.samples
+                if isinstance(samples, int) and samples < classes:
+                    raise InputError(f"finetune.samples must be at least one per class ({classes}), got {samples}")
+        except InputError as error:
+            halved = "" if point in planned[-1] else "--halve: "
+            raise InputError(f"{halved}{point.label}: {error}") from None
+
+
+def _of_same_images(planned: Sequence[Sequence[Point]]) -> list[list[Point]]:
+    """The points of all rungs, those together that are analysed on the same images."""
+    same: dict[tuple[Any, ...], list[Point]] = {}
+    for point in (one for rung in planned for one in rung):
+        own = point.settings
+        key = point.data, point.skip_bad, own.split, own.samples, own.crop, own.image_size
+        same.setdefault(key, []).append(point)
+    return list(same.values())
+
+
+def _forget_other_images(out: Path, planned: Sequence[Sequence[Point]]) -> None:
+    """Have points computed again whose images, of the same names, are others by now."""
+    for points in _of_same_images(planned):
+        done = [point for point in points if (point.folder(out) / RESULT).is_file()]
+        if not done:
+            continue
+        images = _images(done[0])
+        for point in done:
+            with suppress(OSError, InputError):  # a damaged file is found later
+                said = read_sealed(point.folder(out) / "analysis" / RUN).get("images", {})
+                if (said.get("contents"), said.get("labels")) != (images.digest, images.labels_digest):
+                    logger.warning("%s, run %d was of other images, and is computed again", point.label, point.run)
+                    (point.folder(out) / RESULT).unlink()
 
 
 def _images(point: Point) -> Images:
@@ -273,26 +341,26 @@ def place(*, workers: int | None, gpus: Sequence[str] | None, slurm: Any, dask: 
     return in_process
 
 
-def _kept(out: Path, sheet: Sheet, points: list[Point], store: Store, *, extend: bool) -> list[Point]:
-    """Write sweep.json, and the points of the sweep: with those of an earlier call that it adds to."""
-    before: Kept | None = None
-    with suppress(FileNotFoundError):
+def _asked(out: Path, sheet: Sheet, points: list[Point], *, extend: bool) -> list[Point]:
+    """The points of the sweep: with those of an earlier call that it adds to."""
+    try:
         before = Kept.read(out)
-    if before is not None:
-        old = before.asked
-        known = {point.digest: point for point in old}
-        if {point.digest for point in points} != set(known) and not extend:
-            keys = ", ".join(changed_keys(before.table, sheet.plain)) or "the defaults of this version"
-            raise InputError(
-                f"{out} holds another sweep: {keys} changed; pass --extend to add points, or another --out"
-            )
-        points = [known.get(point.digest, point) for point in points]
-        if extend:
-            new = [point for point in points if point.digest not in known]
-            points = [*old, *_told_apart(new, old, before.table, sheet.plain)]
+    except FileNotFoundError:
+        return points
+    known = {point.digest: point for point in before.asked}
+    if {point.digest for point in points} != set(known) and not extend:
+        keys = ", ".join(changed_keys(before.table, sheet.plain)) or "the defaults of this version"
+        raise InputError(f"{out} holds another sweep: {keys} changed; pass --extend to add points, or another --out")
+    if not extend:
+        return [known[point.digest] for point in points]
+    new = [point for point in points if point.digest not in known]
+    return [*before.asked, *_told_apart(new, before.asked, before.table, sheet.plain)]
+
+
+def _keep(out: Path, sheet: Sheet, points: list[Point], store: Store) -> None:
+    """Write sweep.json."""
     said = {"table": sheet.plain, "file": sheet.name, "cwd": os.getcwd(), "store": str(store.path.absolute())}
     write_sealed(out / SWEEP, {**said, "asked": [point.said() for point in points], "points": []})
-    return points
 
 
 def _told_apart(new: list[Point], old: list[Point], before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Point]:

@@ -56,7 +56,7 @@ def collected(out: Path, points: Sequence[Point], states: Sequence[State], store
     return [Found(p, s, read_run(p.folder(out) / "analysis", k=k, store=store.path)) for p, s in done]
 
 
-def ranking_of(found: Sequence[Found], points: Sequence[Point]) -> Ranking | None:
+def ranking_of(found: Sequence[Found], points: Sequence[Point], *, dropped: Sequence[str] = ()) -> Ranking | None:
     """Rank the candidates that have all their runs; None if there is none, or they cannot be ranked, and why is said.
 
     Parameters
@@ -64,6 +64,8 @@ def ranking_of(found: Sequence[Found], points: Sequence[Point]) -> Ranking | Non
     found : sequence of Found
     points : sequence of Point
         All points of the rung; the first's candidate is the baseline.
+    dropped : sequence of str
+        What earlier rungs have dropped.
     """
     groups: dict[str, list[Found]] = {}
     for one in found:
@@ -96,7 +98,7 @@ def ranking_of(found: Sequence[Found], points: Sequence[Point]) -> Ranking | Non
         baseline = points[0].label if points[0].candidate in compared else None
         left_out = tuple({p.label: None for p in points if p.candidate not in compared})
         ranking = ranked(candidates, first.run.labels, k=first.trained.layers[0].scores[0].k, baseline=baseline)
-        return replace(ranking, left_out=left_out)
+        return replace(ranking, left_out=left_out, dropped=tuple(dropped))
     except InputError as error:
         logger.warning("the candidates are not ranked: %s", error)
         return None

@@ -102,8 +102,13 @@ def test_widths():
     grouped = load("resnext50_32x4d[width=0.3]").module.layer1[0].conv2
     assert (grouped.groups, grouped.in_channels) == (32, 32)
     assert load("resnet18[width=1]").module.state_dict().keys() == load("resnet18").module.state_dict().keys()
-    with pytest.raises(InputError, match=r"vit_b_32 with width=0\.5 cannot take images of 224 x 224 pixels"):
-        load("vit_b_32[width=0.5]")
+    refused = r"width cannot be changed of {0}, which has sizes .*: {0} with width=0\.5 cannot take images of 224 x 224"
+    for name in ("vit_b_32", "swin_t"):
+        with pytest.raises(InputError, match=refused.format(name)) as caught:
+            load(f"{name}[width=0.5]")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match=r"^alexnet cannot take images of 8 x 8 pixels"):
+        load_network("alexnet[width=0.5]", weights="none", image_size=8, device="cpu")
 
 
 def test_depths():

@@ -102,6 +102,8 @@ def test_words_of_the_baseline_itself_of_one_and_without_a_baseline():
     assert "At y it is surely above 1 of the 1 others; there is no baseline to gain over." in free
     alone = words(ranked([BASE], LABELS, k=5, baseline="base"))
     assert alone.startswith("There is one candidate, base, and nothing to rank: its NH at y is ")
+    left = words(replace(ranked([BASE], LABELS, k=5), left_out=("best",)))
+    assert left.startswith("One candidate is left, base, and nothing to rank: ")
 
 
 def test_words_of_two_and_three_runs():
@@ -121,6 +123,16 @@ def test_words_of_two_and_three_runs():
     assert "This speaks of networks trained as these 3 of each, on images like these." in text
     left = replace(ranked(three, LABELS, k=5), left_out=("a", "b"))
     assert words(left).endswith("Not ranked, since runs of them are missing: a and b.")
+    dropped = replace(ranked(three, LABELS, k=5), dropped=("c, 1 epochs",))
+    assert words(dropped).endswith("surely not the best (95 % each time), and not compared here: c, 1 epochs.")
+
+
+def test_words_of_one_map():
+    found = ranked([BASE, candidate("other", (1.0, 1.1))], LABELS, k=5)
+    said = "Each layer has one map, so intervals and ranks do not know how maps of other seeds differ."
+    assert said not in words(found)
+    single = replace(found.top, maps=replace(found.top.maps, noise_df=math.inf))
+    assert said in words(replace(found, layers=(found.layers[0], single)))
 
 
 def test_the_layers_own_space_is_trusted():
@@ -140,8 +152,12 @@ def test_layers_are_paired_by_position_by_name_or_only_the_last():
     assert ranked([BASE, two], LABELS, k=5, layer="x").top.name == "x"
     three = candidate("c", (3.0, 1.0, 2.0), layers=("y", "m", "x"))
     found = ranked([BASE, three], LABELS, k=5)
-    assert [one.name for one in found.layers] == ["x", "y"]
+    assert [one.name for one in found.layers] == ["x", "y", "last layer"]
     assert found.layers[1].in_maps.nh[1] == pytest.approx(scores(3.0, 0)[0].mean.nh)
+    assert found.top.name == "last layer"
+    assert found.top.in_maps.nh[1] == pytest.approx(scores(2.0, 0)[0].mean.nh)
+    deeper = candidate("e", (1.0, 2.0, 3.0), layers=("x", "m", "y"))
+    assert [one.name for one in ranked([BASE, deeper], LABELS, k=5).layers] == ["x", "y"]
     none = candidate("d", (1.0, 2.0, 3.0), layers=("p", "q", "r"))
     found = ranked([BASE, none], LABELS, k=5)
     assert [one.name for one in found.layers] == ["last layer"]

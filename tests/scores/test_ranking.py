@@ -97,10 +97,19 @@ def test_best_and_ranks_against_a_direct_simulation():
     for i in range(5):
         above = sum(nh[j] - nh[i] > c * error[i, j] for j in range(5) if j != i)
         below = sum(nh[i] - nh[j] > c * error[i, j] for j in range(5) if j != i)
-        assert found.ranks[i].tolist() == [1 + above, 5 - below]
+        assert found.ranks[i].tolist() == [1 + above if best[i] else max(2, 1 + above), 5 - below]
     assert found.optimism == pytest.approx(G[:, best].max(axis=1).mean(), rel=0.03)
     largest = np.concatenate([block.max(axis=(1, 2)) for block in ranking._drawn_ratios(known(nh, sigma))])
     assert np.quantile(largest, 0.95) == pytest.approx(c, rel=0.02)
+
+
+@pytest.mark.parametrize("nh", [[0.5, 0.5, 0.5, 0.5, 0.524], [0.5, 0.5, 0.5, 0.522, 0.524]])
+def test_ranks_say_of_the_best_what_can_be_best_says(nh):
+    """All pairs at once are too many to decide here, and each against the best are not."""
+    found = ranks(known(nh, np.eye(5) * 0.007**2))
+    assert found.can_be_best.tolist() == [x > 0.52 for x in nh]
+    alone = found.can_be_best.sum() == 1
+    assert found.ranks.tolist() == [[1, 1 if alone else 5] if x > 0.52 else [2, 5] for x in nh]
 
 
 def test_few_degrees_of_freedom_widen_as_student_and_dunnett_do():
@@ -136,7 +145,8 @@ def test_error_rates():
         found = estimates([[Side(torch.from_numpy(run), tuple(run.mean(axis=1)))] for run in runs], LABELS)
         order = ranks(found)
         held += order.can_be_best[3]
-        wrong += (order.ranks != [1, 8]).any()
+        true = 1 + (np.arange(8) - 3) % 8  # as if equal ones were each a hair ahead of the next, the fourth of all
+        wrong += ((true < order.ranks[:, 0]) | (true > order.ranks[:, 1])).any()
         claimed += any(verdict in ("ahead", "behind") for verdict in gains(found, 0).verdicts)
     assert held >= 27
     assert wrong <= 5

@@ -5,11 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import tiny_slurm
 from tiny_sweep import TOML, changed, command, environment, rows
 
+from qdv_gpu.errors import InputError
 from qdv_gpu.studies.outlook import foreseen
 from qdv_gpu.studies.status import status
 from qdv_gpu.studies.sweep import sweep
@@ -154,6 +156,22 @@ def test_the_job_script_is_shown(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"setup": "module load"}, "Slurm's options are not as submitit takes them: TypeError: can only concat"),
+        ({"additional_parameters": "x"}, "Slurm's options are not as submitit takes them: ValueError"),
+        ({"array_parallelism": "many"}, "array_parallelism must be"),
+        ({"array_parallelism": 0}, "array_parallelism must be"),
+    ],
+)
+def test_wrong_options_are_said_first(tmp_path, options, message):
+    for begin in (sweep, partial(foreseen, max_points=100)):
+        with pytest.raises(InputError, match=message):
+            begin(changed(), tmp_path / "one", slurm=options)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture
 def dask(tmp_path):
     """A scheduler with two workers of one thread: its address, and their processes."""
@@ -189,7 +207,5 @@ def test_dask_with_a_worker_that_is_killed(dask, expected, tmp_path):
 
 
 def test_no_scheduler(tmp_path):
-    from qdv_gpu.errors import InputError
-
     with pytest.raises(InputError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:1"):
         sweep(changed(), tmp_path / "one", dask="tcp://127.0.0.1:1")

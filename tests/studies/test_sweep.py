@@ -7,9 +7,12 @@ import re
 import signal
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from tiny_sweep import TABLE, TOML, changed, command, environment, rows
 
 import qdv_gpu.studies.finetune as training
@@ -296,13 +299,17 @@ def test_another_sweep_is_refused_and_extended(finished, tmp_path, trained):
 
 
 def test_halving_drops_what_is_surely_worse(tmp_path, trained):
-    table = changed(grid={"lr": [1e-2, 1e-6], "runs": 3}, run={"epochs": 4, "analyze": {"samples": 300}})
+    table = changed(grid={"lr": [1e-6, 1e-2], "runs": 3}, run={"epochs": 4, "analyze": {"samples": 300}})
     found = sweep(table, tmp_path / "one", halve="epochs")
     assert [rung.points[0].training.epochs for rung in found.rungs] == [1, 2, 4]
     assert len(found.rungs[0].points) == 12
     assert len(found.rungs[2].points) < 12
-    kept = {point.training.lr for point in found.rungs[2].points}
-    assert 1e-2 in kept
+    kept = {(point.network[14:], point.training.lr) for point in found.rungs[2].points}
+    assert {("cnn", 1e-6), ("other", 1e-2)} <= kept  # the first is the baseline
+    assert ("other", 1e-6) not in kept
+    assert found.ranking.candidates[found.ranking.baseline].name == "tiny_networks:cnn (lr=1e-06)"
+    assert found.ranking.dropped
+    assert "Dropped earlier as surely not the best (95 % each time)" in (found.out / "ranking.md").read_text()
     assert status(found.out).counts["done"] == sum(len(rung.points) for rung in found.rungs)
     assert status(found.out).counts["waiting"] == 0
     table = rows(tmp_path / "one")
@@ -323,6 +330,84 @@ def test_rungs():
     assert len(rungs(points, "epochs")) == 1  # of one epoch there is no half
     with pytest.raises(InputError, match="unknown way to halve 'epoch': did you mean epochs"):
         rungs(points, "epoch")
+
+
+def plain(**run):
+    """A sweep without training."""
+    table = changed(grid={"lr": None, "runs": None}, run=run)
+    for name in ("epochs", "batch_size", "finetune"):
+        table["run"].pop(name)
+    return table
+
+
+@pytest.mark.parametrize(
+    ("table", "halve", "message"),
+    [
+        (plain(), "images", "cnn, 25 images: perplexity must be at least 1 and 3 * perplexity below N - 1 = 24, got 8"),
+        (plain(perplexity=2, k=[15]), "images", "cnn, 25 images: k must be smaller than half the number of images"),
+        (plain(analyze={"samples": 36}), "images", "cnn, 9 images: samples must be at least one per class (10), got 9"),
+        (changed(run={"finetune": {"samples": 20}}), "images", ", 5 images: finetune.samples must be at least one per"),
+        (plain(perplexity=40), None, "tiny_networks:cnn: perplexity must be at least 1 and 3 * perplexity below N - 1"),
+    ],
+)
+def test_too_few_images_are_said_first(tmp_path, table, halve, message):
+    for begin in (sweep, partial(foreseen, max_points=100)):
+        with pytest.raises(InputError, match=re.escape(message)) as caught:
+            begin(table, tmp_path / "one", halve=halve)
+        assert str(caught.value).startswith("--halve: tiny_networks:cnn" if halve else "tiny_networks:cnn")
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_few_images_of_an_earlier_call_are_said_first(tmp_path):
+    table = plain(perplexity=2, analyze={"samples": 36})
+    sweep(table, tmp_path / "one")
+    before = (tmp_path / "one" / "sweep.json").read_bytes()
+    more = plain(perplexity=2, analyze={"samples": 100})
+    with pytest.raises(InputError, match="--halve: tiny_networks:cnn, 9 images: samples must be at least"):
+        sweep(more, tmp_path / "one", halve="images", extend=True)
+    assert (tmp_path / "one" / "sweep.json").read_bytes() == before
+
+
+def drawn(folder, seed):
+    """30 small images in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, (30, 8, 8), dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{i}.png")
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_images_that_have_changed_are_noticed(tmp_path, lines, trains):
+    """Under the same names, between two calls: the second ranks by those that are there."""
+    own = {"data": str(tmp_path / "images"), "analyze": {"samples": "all"}, "image_size": 8, "perplexity": 5}
+    table = plain(**own)
+    if trains:
+        table = changed(run={**own, "finetune": {"samples": "all"}}, grid={"lr": [1e-2], "runs": 1})
+    found = []
+    for seed in (0, 1):
+        for number, name in enumerate(("train/a", "train/b", "test/a", "test/b")):
+            drawn(tmp_path / "images" / name, 10 * seed + number)
+        found.append(sweep(table, tmp_path / "one").ranking.top.maps.nh.tolist())
+    fresh = sweep(table, tmp_path / "two", store=tmp_path / "fresh").ranking.top.maps.nh.tolist()
+    assert found[1] == fresh != found[0]
+    assert sum("was of other images, and is computed again" in line for line in lines()) == 2
+    assert sweep(table, tmp_path / "one").ranking.top.maps.nh.tolist() == fresh
+    assert sum("was of other images, and is computed again" in line for line in lines()) == 2
+
+
+def test_images_without_labels_are_said_first(tmp_path):
+    drawn(tmp_path / "images", 0)
+    table = plain(data=str(tmp_path / "images"), analyze={"samples": "all"}, image_size=8)
+    with pytest.raises(InputError, match=r"^tiny_networks:cnn: a sweep requires labels, and .*images has none"):
+        sweep(table, tmp_path / "one")
+    assert not (tmp_path / "one").exists()
+
+
+def test_points_that_are_the_same_when_halved_are_refused(tmp_path):
+    table = changed(grid={"network": ["tiny_networks:cnn"], "epochs": [4, 5], "lr": None}, run={"epochs": None})
+    with pytest.raises(InputError, match=r"^--halve epochs: .*epochs=4\) and .*epochs=5\) are the same with a part of"):
+        sweep(table, tmp_path / "one", halve="epochs")
+    assert not list(tmp_path.iterdir())
 
 
 def test_dry_run_writes_nothing(finished, tmp_path):
@@ -393,6 +478,7 @@ def test_each_worker_has_its_gpu(tmp_path, monkeypatch):
         ('"tiny_networks:other"', '"resnet19"', 15, "grid.network: unknown network 'resnet19': did you mean resnet18"),
         ('"tiny_networks:other"', '"alexnet[features.0.kernel=7]"', 15, "grid.network: "),
         ('data = "digits"', 'data = "digit"', 3, "run.data: "),
+        ('layers = "pool"', 'layers = "pol"', 15, "grid.network: unknown layer of "),
     ],
 )
 def test_what_cannot_be_loaded_is_said_first(tmp_path, old, new, line, message):
