@@ -3,6 +3,8 @@
 import logging
 import sys
 import warnings
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -373,9 +375,18 @@ def main() -> int:
         logger.removeHandler(handler)
 
 
+def _check_values(arguments: Sequence[str]) -> None:
+    """InputError for an empty argument, as of an unset variable: as a path it would be the current folder."""
+    for before, argument in pairwise(["", *arguments]):
+        name, equals, value = argument.partition("=")
+        if not argument or (name.startswith("--") and equals and not value):
+            raise InputError(f"an empty value is given for {name or before or 'the command'}")
+
+
 def _run() -> int:
     """The exit code; what went wrong is said."""
     try:
+        _check_values(sys.argv[1:])
         code = app(standalone_mode=False) or 0
         sys.stdout.flush()
         return code

@@ -133,7 +133,7 @@ def check_count(name: str, value: Any, *, least: int = 1, most: int = 2**63 - 1)
 def as_path(name: str, value: Any) -> Path:
     """A path; InputError unless it is text or a path, of names that the file system takes."""
     try:
-        os.lstat(value if isinstance(value, str | Path) else "\0")
+        os.lstat(value if isinstance(value, str | Path) and value != "" else "\0")
     except ValueError:  # no type, or no text, of a path
         raise InputError(f"{name} must be a path, got {short(value)}") from None
     except OSError as error:

@@ -16,7 +16,8 @@ HOST_BLOCK = 1 << 19  # and on a CPU
 FAISS_GPU_LIMIT = 2048  # faiss aborts the process when a GPU is asked for more neighbours
 DIRECT_COLUMNS = 16  # up to here a CPU computes every distance sooner than faiss proposes
 FAISS_QUERIES = 4096  # at once on a CPU: as many as faiss itself takes at once
-LARGEST = 1e150  # beyond this, squares overflow
+LARGEST = 1e150  # beyond this, squares overflow, and below its reciprocal they are 0
+EXACT = 2.0**53  # from here on, float64 does not hold every whole number
 
 
 Proposer = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -72,7 +73,8 @@ def knn(X: torch.Tensor, k: int, *, engine: str = "auto") -> Neighbors:
     Raises
     ------
     InputError
-        If k is out of range, X is not [N, d], or a row holds NaN, an infinity or a value of 1e150 or more.
+        If k is out of range, X is not [N, d], or a row holds NaN, an infinity or a value of 1e150 or more; if no value
+        is above 1e-150, but for zeros, or integers are beyond 2^53.
     MissingPackageError
         If faiss is asked for and absent.
     """
@@ -155,20 +157,38 @@ def distances_to_all(XT: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def _validated(X: torch.Tensor, k: int) -> torch.Tensor:
+def check_range(X: torch.Tensor) -> None:
+    """Raise InputError unless float64 holds the finite points X, of any shape, and their squared distances."""
+    if X.dtype.itemsize < 8 or not X.numel():
+        return
+    largest = float(X.detach().to(torch.float64).abs().max())
+    if not X.is_floating_point() and largest >= EXACT:
+        raise InputError(f"points of whole numbers must be within 2^53, which float64 holds, got {largest:.17g}")
+    if largest >= LARGEST or 0 < largest < 1 / LARGEST:
+        raise InputError(f"points must be of sizes within {1 / LARGEST:g} and {LARGEST:g}, the largest is {largest:g}")
+
+
+def as_points(X: torch.Tensor) -> torch.Tensor:
+    """Points [N, d] as float64; InputError unless they are real and finite, as for `knn`."""
     if X.ndim != 2:
         raise InputError(f"points must have shape [N, d], got {list(X.shape)}")
     if X.is_complex():
         raise InputError(f"points must be real, got {X.dtype}")
-    check_count("k", k)
-    if k >= len(X):
-        raise InputError(f"k must be smaller than the number of points N, got k={k}, N={len(X)}")
-    X = X.detach().to(torch.float64)
-    usable = (X.abs() < LARGEST).all(dim=1)  # False for NaN as well
+    points = X.detach().to(torch.float64)
+    usable = (points.abs() < LARGEST).all(dim=1)  # False for NaN as well
     if not usable.all():
         row = int((~usable).nonzero()[0])
         raise InputError(f"points must be finite and below {LARGEST:g} in size, row {row} is not")
-    return X
+    check_range(X)
+    return points
+
+
+def _validated(X: torch.Tensor, k: int) -> torch.Tensor:
+    check_count("k", k)
+    points = as_points(X)
+    if k >= len(X):
+        raise InputError(f"k must be smaller than the number of points N, got k={k}, N={len(X)}")
+    return points
 
 
 def _resolved_engine(X: torch.Tensor, k: int, engine: str) -> str:

@@ -104,6 +104,12 @@ ANALYZE = ["analyze", "tiny_networks:cnn", "--data", "digits"]
         ([*ANALYZE, "--memory", "1MB"], "memory of 1 MB is too small for layer"),
         ([*ANALYZE, "--memory", "much"], "memory must be a size like 4GB"),
         ([*ANALYZE, "--precision", "tf32", "--device", "cpu"], "precision tf32 requires a CUDA device"),
+        ([*ANALYZE, "--store", ""], "an empty value is given for --store"),
+        ([*ANALYZE, "--store="], "an empty value is given for --store"),
+        (
+            [*ANALYZE, "--store", "/dev/null"],
+            "the store must be a folder, and /dev/null is none: choose another --store",
+        ),
         (["profile", "tiny_networks:cnn", "--batch-sizes", "4,0"], "batch sizes must be at least 1, got 4, 0"),
         (["analyze", "tiny_networks:pair", "--data", "digits", "--layers", "pair"], "gives a tuple, not a tensor"),
         (

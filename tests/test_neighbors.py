@@ -175,6 +175,24 @@ def test_unusable_points_name_the_first_row(value):
         knn(X, 3)
 
 
+@pytest.mark.parametrize(
+    "X",
+    [torch.arange(20).view(10, 2) + 2**53, torch.full((10, 2), 2**63, dtype=torch.uint64)]
+    + [torch.arange(20.0, dtype=torch.float64).view(10, 2) * size for size in (1e-160, 1e-310)],
+    ids=str,
+)
+def test_points_whose_distances_float64_does_not_hold(X):
+    with pytest.raises(InputError, match=r"points (of whole numbers must be within 2|must be of sizes within 1e-150)"):
+        knn(X, 3)
+
+
+def test_points_at_the_ends_of_what_float64_holds():
+    X = torch.tensor([[0.0], [1], [3], [7]], dtype=torch.float64)
+    expected = knn(X, 1).indices
+    for same in (X.long() + 2**53 - 8, X * 1e149, X * 1e-149, torch.ones(4, 1).double() * 0):
+        assert torch.equal(knn(same, 1).indices, expected) or not same.any()
+
+
 def test_bad_engine_and_shape():
     with pytest.raises(InputError, match="did you mean faiss"):
         knn(torch.zeros(10, 2), 3, engine="fais")

@@ -1,5 +1,6 @@
 """What the layers of a network make of a set of images: many layers from one forward pass."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,12 +27,13 @@ from qdv_gpu.networks.tokens import check_tokens, reduced, reduction
 from qdv_gpu.networks.variant import home
 from qdv_gpu.progress import advance
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Store = Callable[[str, int, int, Tensor], Tensor]  # see ForwardPass.batches
 CPU_TILE, CPU_PIXELS = 32, 1 << 17  # images of a tile on a CPU at most, and pixels
 CUDA_BATCH = 256
 CPU_BATCH, TILES_OF_A_THREAD = 64, 4  # at least
-PRECISIONS = ("fp32", "tf32", "bf16")
+PRECISIONS = {"fp32": 2.0**-23, "tf32": 2.0**-10, "bf16": 2.0**-7}  # and the spacing of its numbers at 1
 
 
 class _LastLayerSeenError(Exception):
@@ -250,6 +252,7 @@ class ForwardPass:
         order = torch.arange(len(self.images)).split(step)
         for rows, pixels in zip(order, self.images.batches(order, self.network.device), strict=True):
             # what is yielded has no name here, or it would stay while the next batch is computed
+            fresh = not self.calls
             with product_precision("tf32" if self.precision == "tf32" else "ieee"):
                 if pixels.is_cuda:
                     found = self.halving(partial(self._forward, store), pixels, rows)
@@ -258,6 +261,8 @@ class ForwardPass:
                     first = 0 if self.calls else 1  # which finds the calls
                     for some in (tiles[:first], tiles[first:]):
                         found += in_parallel(lambda one: self._forward(store, *one), some)
+                if fresh:
+                    self._compare_alone(pixels, rows, found[0])
             advance("activations", int(rows[-1]) + 1, len(self.images))
             yield _together(found)
             del found
@@ -339,6 +344,28 @@ class ForwardPass:
         self.element = max(output.element_size() for outputs in seen.values() for output in outputs)
         return self.labelled(seen)
 
+    def _compare_alone(self, pixels: Tensor, rows: Tensor, found: Mapping[str, Tensor]) -> None:
+        """Run the last image of the first tile again, alone; warn if a layer gives it other numbers than before."""
+        last = len(next(iter(found.values()))) - 1
+        try:
+            alone = self._forward(_copied, pixels[last : last + 1], rows[last : last + 1])
+        except InputError as error:
+            if error.__cause__ is None:
+                raise
+            return  # a network that takes no single image
+        pairs = [(found[name][last].float(), X[0].float()) for name, X in alone.items()]
+        sizes = torch.stack([torch.stack([(a - b).abs().amax(), a.abs().amax()]) for a, b in pairs]).tolist()
+        spacing = max(PRECISIONS[self.precision], torch.finfo(self.network.dtype).eps)
+        for name, (difference, largest) in zip(alone, sizes, strict=True):
+            if difference > spacing**0.5 * largest:
+                logger.warning(
+                    "layer %s of %s gives an image other numbers when it is run again alone (by %.1g of the largest): "
+                    "it draws random numbers, keeps something from batch to batch or takes statistics of a batch, and "
+                    "its scores depend on that",
+                    name, self.network.name, difference / largest if largest else 1,
+                )  # fmt: skip
+                return
+
     def _borrowed(self) -> nn.Module:
         """A copy of the network that no other thread is using."""
         try:
@@ -351,6 +378,9 @@ class ForwardPass:
         where = f"layer {name} of {self.network.name}" if name else f"the output of {self.network.name}"
         if not isinstance(output, Tensor):
             raise InputError(f"{where} gives a {type(output).__name__}, not a tensor: choose a layer inside it")
+        if output.layout != torch.strided or output.is_nested or output.is_meta or output.is_complex():
+            kind = "nested" if output.is_nested else "meta" if output.is_meta else f"{output.layout} {output.dtype}"
+            raise InputError(f"{where} must give a dense tensor of real numbers, got {kind.replace('torch.', '')}")
         if output.ndim < 2 or len(output) != batch:
             raise InputError(f"{where} must give a row for each of {batch} images, got shape {list(output.shape)}")
         if (name, call) not in self.taken:

@@ -108,7 +108,7 @@ def trace_calls(network: Network, image_size: int | None = None) -> list[Call]:
     calls: list[Call] = []
 
     def shape(value: Any) -> tuple[int, ...] | None:
-        return tuple(value.shape[1:]) if isinstance(value, Tensor) else None
+        return tuple(value.shape[1:]) if _is_dense(value) else None
 
     def record(path: str, module: nn.Module, inputs: tuple[Any, ...], _options: dict[str, Any], output: Any) -> None:
         given = inputs[0] if inputs else None
@@ -122,10 +122,15 @@ def trace_calls(network: Network, image_size: int | None = None) -> list[Call]:
 
 
 def _is_view(module: nn.Module, given: Any, output: Any) -> bool:
-    if not isinstance(given, Tensor) or not isinstance(output, Tensor) or next(module.children(), None) is not None:
+    if not _is_dense(given) or not _is_dense(output) or next(module.children(), None) is not None:
         return False
     shared = given.untyped_storage().data_ptr() == output.untyped_storage().data_ptr()
     return shared and (given.shape != output.shape or isinstance(module, nn.Identity | nn.modules.dropout._DropoutNd))
+
+
+def _is_dense(value: Any) -> bool:
+    """Whether it is a tensor with a shape and a storage, which sparse and nested ones lack."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested
 
 
 def check_memory(network: Network, size: int, images: int = 1) -> None:

@@ -264,7 +264,9 @@ class Store:
             yield True
 
     def check(self, run: Path) -> None:
-        """Raise InputError if the store and a run folder are one folder."""
+        """Raise InputError if the store is no folder, or the run folder."""
+        if os.path.lexists(self.path) and not self.path.is_dir():
+            raise InputError(f"the store must be a folder, and {self.path} is none: choose another --store")
         if os.path.realpath(self.path) == os.path.realpath(run):
             raise InputError(f"the store and --out are both {run}: choose another --store")
 

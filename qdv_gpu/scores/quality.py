@@ -10,7 +10,7 @@ import torch
 
 from qdv_gpu.arrays import to_tensor
 from qdv_gpu.errors import InputError
-from qdv_gpu.neighbors import BLOCK, distances_to_all, knn, listed_distances
+from qdv_gpu.neighbors import BLOCK, as_points, distances_to_all, knn, listed_distances
 from qdv_gpu.scores.statistics import (
     classes_of,
     error_neighbors,
@@ -85,7 +85,7 @@ def continuity(X: Any, Z: Any, *, k: int = 5) -> float:
     Raises
     ------
     InputError
-        If X and Z are not equally many points, or k is not below N / 2.
+        If X and Z are not equally many points, `knn` refuses one of them, or k is not below N / 2.
 
     >>> X = torch.tensor([[0.0, 0], [1, 0], [1, 1], [0, 1.1]])
     >>> f"{continuity(X, X[:, :1], k=1):.3f} {continuity(X, 2 * X, k=1):.3f}"
@@ -352,7 +352,7 @@ def _ranks_torch(XT: torch.Tensor, indices: torch.Tensor, limits: torch.Tensor) 
 
 
 def _pair(X: Any, Z: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    points, mapped = to_tensor(X), to_tensor(Z)
+    points, mapped = as_points(to_tensor(X)), as_points(to_tensor(Z))
     if len(points) != len(mapped):
         raise InputError(f"X and Z must be equally many points, got {len(points)} and {len(mapped)}")
     return points, mapped.to(points.device)

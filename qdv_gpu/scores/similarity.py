@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qdv_gpu.arrays import to_tensor
 from qdv_gpu.errors import InputError
+from qdv_gpu.neighbors import as_points
 from qdv_gpu.scores.statistics import classes_of
 
 FOLDS = 5
@@ -30,7 +31,7 @@ def linear_cka(X: Any, Y: Any) -> float:
     Raises
     ------
     InputError
-        If they are not of the same images, or of fewer than four.
+        If they are not of the same images, of fewer than four, or `knn` refuses one.
 
     Examples
     --------
@@ -69,9 +70,9 @@ class _Gram:
 
     @classmethod
     def of(cls, X: Any) -> "_Gram":
-        features = to_tensor(X).to(torch.float64)
-        if features.ndim != 2:
-            raise InputError(f"a layer must have shape [N, d], got {list(features.shape)}")
+        features = as_points(to_tensor(X))
+        if features.numel():  # to about 1, by a power of two, as fourth powers follow
+            features = torch.ldexp(features, -features.abs().max().frexp().exponent)
         features = features - features.mean(dim=0)
         diagonal = features.square().sum(dim=1)
         return cls(features, diagonal, features @ features.sum(dim=0) - diagonal)
@@ -107,7 +108,7 @@ def probe_hits(X: Any, labels: Any, *, seed: int = 0) -> Tensor:
     >>> probe_hits(torch.nn.functional.one_hot(labels).double(), labels).double().mean().item()
     1.0
     """
-    features = to_tensor(X).to(torch.float64).cpu()
+    features = as_points(to_tensor(X)).cpu()
     _, members, counts = classes_of(labels, features)
     N, C = len(features), len(counts)
     folds = torch.empty(N, dtype=torch.int64)

@@ -227,12 +227,12 @@ def _check_floats(images: Images, settings: Settings) -> None:
             "get as they are: normalise them as in training and give no mean and std, or hand over uint8"
         )
     some = torch.stack([images[i] for i in range(min(8, len(images)))])
-    if some.min() >= 0 and some.max() <= 1:
+    if some.min() >= 0:  # normalised ones are on both sides
         logger.warning(
-            "the images of %s are of floating point in 0..1, as ToTensor leaves them: networks get them as they are, "
-            "without a mean and std, which is right only if they were trained so",
-            images.name,
-        )
+            "the images of %s are of floating point in %s: networks get them as they are, without a mean and std, "
+            "which is right only if they were trained so",
+            images.name, "0..1, as ToTensor leaves them" if some.max() <= 1 else f"0..{some.max():g}",
+        )  # fmt: skip
 
 
 def images_of(data: Any, settings: Settings, *, skip_bad: bool) -> Images:

@@ -322,7 +322,7 @@ def read_slurm(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         options = dict(source) if isinstance(source, Mapping) else _of_toml(as_path("slurm", source))
     except OSError as error:
         raise InputError(f"--slurm {source} cannot be read: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, or an integer of thousands of digits
         raise InputError(f"--slurm {source}: {error}") from None
     allowed = SlurmExecutor._valid_parameters()
     for name in options:

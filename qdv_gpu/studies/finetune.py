@@ -25,6 +25,7 @@ from qdv_gpu.features.forward import network_input, shown
 from qdv_gpu.files import replacing
 from qdv_gpu.machine import Halving, on_threads, product_precision
 from qdv_gpu.networks.account import describe_variant
+from qdv_gpu.networks.guard import guarded
 from qdv_gpu.networks.layers import check_memory
 from qdv_gpu.networks.load import Source, load_network
 from qdv_gpu.networks.network import Network, check_replaced
@@ -406,7 +407,8 @@ class _Run:
                         logits = logits_of(self.network, x)
                     self._check_logits(logits)
                     share = functional.cross_entropy(logits.float(), y, reduction="sum") / len(labels)
-                    share.backward()
+                    with guarded(f"{self.network.name} cannot be trained: its gradient fails"):
+                        share.backward()
                     loss += share.detach()
                     hits += (logits.argmax(1) == y).sum()
                 self.optimizer.step()

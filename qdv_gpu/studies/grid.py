@@ -73,7 +73,7 @@ class Sheet:
                 raise InputError(f"sweep file {source} cannot be read: {error.strerror or error}") from None
             except UnicodeDecodeError:
                 raise InputError(f"sweep file {source} is no text in UTF-8") from None
-            except (tomllib.TOMLDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:  # also of an integer of thousands of digits
                 raise InputError(f"{source}: {error}") from None
         for part, value in sheet.table.items():
             if part not in PARTS:

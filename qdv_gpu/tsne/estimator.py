@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import logging
+import math
 import numbers
 import warnings
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from sklearn.base import BaseEstimator
 from qdv_gpu.arrays import like, to_tensor
 from qdv_gpu.errors import LARGEST, InputError, MissingPackageError, check_among, check_count, listed, short
 from qdv_gpu.machine import resolve_device
+from qdv_gpu.neighbors import check_range
 from qdv_gpu.tsne.affinities import KINDS, check_perplexity, joint_affinities
 from qdv_gpu.tsne.engines import cpu, fft_cuda
 from qdv_gpu.tsne.engines.cuml import MAX_NEIGHBORS, cuml_embeddings
@@ -27,6 +29,7 @@ logger = logging.getLogger(__name__)
 EXAGGERATED = 250  # iterations with early exaggeration, unless told otherwise
 ENGINES = ("auto", "exact", "fft", "cuml")
 INIT_STD = 1e-4
+LARGE = 1e4  # coordinate of a map that may be lost
 
 
 @functools.cache
@@ -201,9 +204,17 @@ class TSNE(BaseEstimator):
                 kl_tolerance=None if self.kl_tolerance is None else float(self.kl_tolerance),
             )
             engine = ", ".join(repulsion.used)
-        if not Z.isfinite().all():
+        largest = float(Z.abs().max())
+        if not math.isfinite(largest):
             raise InputError(f"the embedding overflowed with learning_rate {rate:g}: a smaller one or auto is needed")
         kl = np.array([kl_divergence(P[e // S], z, similarity=self.similarity) for e, z in enumerate(Z)])
+        if largest > LARGE:
+            together = [kl_divergence(p, torch.zeros_like(Z[0]), similarity=self.similarity) for p in P]
+            if lost := sum(one > together[e // S] for e, one in enumerate(kl)):
+                logger.warning(
+                    "%d of %d maps fit the data worse than one with all points in one place would, and span up to %.1g:"
+                    " learning_rate %g or the start is too large for them", lost, len(kl), 2 * largest, rate,
+                )  # fmt: skip
         single = len(shape) == 2
         self.kl_divergence_ = float(kl[0]) if single else kl.reshape(shape[:-2])
         self.iterations_ = done[0] if single else np.array(done).reshape(shape[:-2])
@@ -293,8 +304,8 @@ class TSNE(BaseEstimator):
             init = to_tensor(self.init, points.device)
             if tuple(init.shape) not in {(N, 2), shape}:
                 raise InputError(f"init must have shape {[N, 2]} or {list(shape)}, got {list(init.shape)}")
-            if init.is_complex() or not init.isfinite().all():
-                raise InputError("init must be real and finite")
+            if init.is_complex() or not (init.to(torch.float64).abs() <= LARGEST).all():
+                raise InputError(f"init must be real, finite and at most {LARGEST:g} in size")
             return init.to(torch.float32).expand(shape).reshape(B * S, N, 2)
         if self.init == "pca":
             return torch.stack([_first_components(x) for x in points]).repeat_interleave(S, dim=0)
@@ -324,12 +335,15 @@ def _validated(X: Any, device: str | torch.device) -> torch.Tensor:
         and (isinstance(X, torch.Tensor) or hasattr(X, "__cuda_array_interface__"))
     )
     points = points.to(points.device if placed else resolve_device(device))
+    if not points.is_floating_point():
+        check_range(points)
     if points.dtype not in (torch.float32, torch.float64):
         points = points.to(torch.float32 if points.is_floating_point() else torch.float64)
     finite = points.isfinite().all(dim=-1)
     if not finite.all():
         where = [int(index) for index in (~finite).nonzero()[0]]
         raise InputError(f"X must be finite: row {where[-1]}{f' of set {where[0]}' if len(where) == 2 else ''} is not")
+    check_range(points)
     points = points.reshape(-1, *points.shape[-2:])
     if (points == points[:, :1]).all(dim=-1).all(dim=-1).any():
         warnings.warn("all points are equal: the map shows its start, not the data", stacklevel=3)

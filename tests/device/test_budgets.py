@@ -85,10 +85,10 @@ STAGES = {
     "divergence, full": (partial(divergence, "full"), Budget(39, 0, 1, 0)),
     "components": (lambda: partial(principal_components, points(30).split(20), 5), Budget(269, 0, 21, 0)),
     "scores": (scores, Budget(843, 0, 46, 37440)),
-    "activations": (forward, Budget(30, 0, 0, 0)),
+    "activations": (forward, Budget(49, 0, 1, 8)),
     "deconvnet": (partial(pictures, "deconvnet"), Budget(95, 4, 4, 0)),
     "guided": (partial(pictures, "guided"), Budget(71, 4, 4, 0)),
-    "top activations": (best, Budget(527, 14, 29, 28000)),
+    "top activations": (best, Budget(555, 14, 30, 28016)),
 }
 
 

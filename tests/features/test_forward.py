@@ -1,6 +1,7 @@
 """Activations of many layers from one forward pass."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -136,6 +137,56 @@ def test_state_kept_during_the_pass_is_each_tiles_own(images):
     together = activations(module, many, layers=["conv2"])["conv2"].view(20, 70, -1)
     assert not hasattr(module, "kept")
     torch.testing.assert_close(together, together[:1].expand(20, -1, -1), rtol=1e-5, atol=1e-6)
+
+
+class Between(tiny_networks.Tiny):
+    """Gives its layer `between` what `change` makes of the images."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.between, self.change = torch.nn.Identity(), change
+
+    def forward(self, x):
+        self.batches = getattr(self, "batches", 0) + 1
+        self.between(self.change(self, x))
+        return super().forward(x)
+
+
+DEPENDENT = {
+    "random": lambda _, x: torch.nn.functional.dropout(x + 1),
+    "statistics": lambda _, x: torch.nn.functional.batch_norm(x, None, None, training=True),
+    "state": lambda network, x: (x + 1) * network.batches,
+    "order": lambda _, x: x.flip(0),
+}
+
+
+@pytest.mark.parametrize("change", DEPENDENT)
+def test_numbers_of_more_than_the_image_are_said_once(images, caplog, change):
+    activations(Between(DEPENDENT[change]), images, layers=["conv1", "between"])
+    (record,) = caplog.records
+    assert record.getMessage().startswith("layer between of Between gives an image other numbers when it is run again")
+
+
+def test_rounding_that_depends_on_the_batch_is_not_said(images, caplog):
+    activations(Between(lambda _, x: x * (1 + 1e-5 * len(x))), images, layers=["between"])
+    activations(Between(lambda _, x: x * (1 + 1e-3 * len(x))), images, layers=["between"], precision="bf16")
+    assert not caplog.records
+
+
+NO_ROWS = {
+    "strided complex64": lambda _, x: torch.fft.fft2(x),
+    "sparse_coo float32": lambda _, x: x.to_sparse(),
+    "nested": lambda _, x: torch.nested.nested_tensor(list(x)),
+    "meta": lambda _, x: x.to("meta"),
+    "shape [32, 1, 2]": lambda _, x: x.flatten(1).T[:32, :, None].expand(-1, -1, 2),  # as many tokens as images
+}
+
+
+@pytest.mark.parametrize("kind", NO_ROWS)
+def test_what_is_no_row_of_numbers_for_each_image(images, kind):
+    with pytest.raises(InputError, match=f"layer between of Between must give a .* {re.escape(kind)}"):
+        activations(Between(NO_ROWS[kind]), images.take(torch.arange(64)), layers=["between"])
+    assert activations(Between(NO_ROWS[kind]), images, layers=["conv1"])  # another layer may
 
 
 BITS = """

@@ -329,6 +329,11 @@ def test_a_page_is_written_over_pages_alone(top, tmp_path, name):
     write_report(run, run / "report.html")
 
 
+@pytest.mark.parametrize("make", [made.analysed, made.trained, made.drawn, made.swept])
+def test_an_empty_path_is_not_the_current_folder(make):
+    assert refused(make, "") == "out must be a path, got ''"
+
+
 @pytest.mark.parametrize("name", ["analyze", "finetune", "sweep"])
 def test_a_store_that_is_a_looping_link(tmp_path, name):
     (tmp_path / "loop").symlink_to("loop")

@@ -167,6 +167,20 @@ def test_cka():
         similarity.linear_cka(X, Y[:10])
 
 
+def test_cka_of_any_size_and_of_numbers_alone():
+    X, Y = torch.rand(50, 4, dtype=torch.float64), torch.rand(50, 3, dtype=torch.float64)
+    expected = similarity.linear_cka(X, Y)
+    for size in (1e-120, 1e120):
+        assert similarity.linear_cka(X * size, Y) == pytest.approx(expected, rel=1e-9)
+    for function in (
+        lambda bad: similarity.linear_cka(X * bad, Y),
+        lambda bad: similarity.probe_hits(X * bad, range(50)),
+    ):
+        for bad in (torch.nan, torch.inf, 1j):
+            with pytest.raises(InputError, match="points must be"):
+                function(bad)
+
+
 def test_probe_is_at_chance_on_noise():
     random = torch.Generator().manual_seed(0)
     labels = torch.arange(1000) % 5

@@ -198,3 +198,13 @@ def test_cuda_equals_cpu(cuda):
     assert quality.neighborhood_hit(Z.to(cuda), labels) == pytest.approx(on_cpu, rel=1e-12)
     for score in (quality.trustworthiness, quality.continuity):
         assert score(X.to(cuda), Z.to(cuda)) == score(X, Z)
+
+
+@pytest.mark.parametrize("score", [quality.trustworthiness, quality.continuity])
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e200, 1j])
+def test_no_score_of_what_has_no_distances(score, side, bad):
+    pair = [torch.rand(20, 2, dtype=torch.float64), torch.rand(20, 2, dtype=torch.float64)]
+    pair[side] = pair[side] * bad
+    with pytest.raises(InputError, match="points must be "):
+        score(*pair)

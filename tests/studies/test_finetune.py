@@ -176,6 +176,20 @@ def test_one_network_of_two_names_is_trained_once_and_loads_by_both(tmp_path):
     assert len(list((tmp_path / "store" / "weights").iterdir())) == 1
 
 
+class Remembering(tiny_networks.Tiny):
+    """Adds its last batch's mean, and what that was computed from."""
+
+    def forward(self, x):
+        logits = super().forward(x)
+        self.mean = 0.9 * getattr(self, "mean", 0) + 0.1 * logits.mean(0)
+        return logits - self.mean
+
+
+def test_a_gradient_that_fails_is_the_networks(tmp_path):
+    with pytest.raises(InputError, match="Remembering cannot be trained: its gradient fails: RuntimeError: Trying to"):
+        finetune(Remembering(), "digits", tmp_path, **OPTIONS)
+
+
 def test_fewer_epochs_in_a_folder_of_more_are_refused(tmp_path):
     options = {"data": "digits", "batch_size": 64, "samples": 100}
     finetune("tiny_networks:cnn", out=tmp_path / "run", epochs=2, **options)

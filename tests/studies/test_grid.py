@@ -100,6 +100,9 @@ def test_no_toml(tmp_path):
     file.write_text("[run\n")
     with pytest.raises(InputError, match="line 1"):
         read_sweep(file)
+    file.write_text(f"[run]\nperplexity = {'9' * 5000}\n")
+    with pytest.raises(InputError, match=r"sweep.toml: Exceeds the limit"):
+        read_sweep(file)
     with pytest.raises(InputError, match="cannot be read"):
         read_sweep(tmp_path / "none.toml")
 

@@ -296,6 +296,7 @@ def test_bad_points_are_refused(X, message):
         ({"init": "spectral"}, "init"),
         ({"init": np.zeros((39, 2))}, r"\[40, 2\].*\[39, 2\]"),
         ({"init": np.full((40, 2), np.nan)}, "finite"),
+        ({"init": np.full((40, 2), 1e200)}, "init must be real, finite and at most"),
         ({"init": np.zeros((40, 2), complex)}, "real"),
         ({"device": "tpu"}, "device"),
         ({"learning_rate": 1e30, "iterations": 50, "similarity": "gaussian"}, "smaller one or auto"),
@@ -304,6 +305,23 @@ def test_bad_points_are_refused(X, message):
 def test_bad_parameters_are_refused(parameters, message):
     with pytest.raises(InputError, match=message):
         TSNE(**{"perplexity": 5, **parameters}).fit_transform(DIGITS[:40])
+
+
+@pytest.mark.parametrize("init", ["random", "pca"])
+@pytest.mark.parametrize("size", [1e-200, 1e200])
+def test_points_whose_distances_float64_does_not_hold(init, size):
+    with pytest.raises(InputError, match="points must be of sizes within 1e-150"):
+        TSNE(perplexity=5, init=init).fit_transform(DIGITS[:40].astype(np.float64) * size)
+
+
+def test_a_map_that_is_lost_is_said(caplog, monkeypatch):
+    TSNE(perplexity=5, learning_rate=1e30, iterations=300).fit_transform(DIGITS[:60], seeds=3)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("3 of 3 maps fit the data worse than one with all points in one place would")
+    caplog.clear()
+    monkeypatch.setattr(tsne, "LARGE", 0)  # every map may be lost
+    TSNE(perplexity=5, iterations=300).fit_transform(DIGITS[:60], seeds=3)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("seeds", [0, -1, 2.0, True])
