@@ -353,7 +353,8 @@ def _asked(out: Path, sheet: Sheet, points: list[Point], *, extend: bool) -> lis
         raise InputError(f"{out} holds another sweep: {keys} changed; pass --extend to add points, or another --out")
     if not extend:
         return [known[point.digest] for point in points]
-    new = [point for point in points if point.digest not in known]
+    seeds = {(point.candidate, point.training and point.training.seed) for point in before.asked}  # of another run too
+    new = [point for point in points if (point.candidate, point.training and point.training.seed) not in seeds]
     return [*before.asked, *_told_apart(new, before.asked, before.table, sheet.plain)]
 
 
