@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -182,11 +183,13 @@ def rungs(points: Sequence[Point], halve: str | None) -> list[list[Point]]:
     Raises
     ------
     InputError
-        If there is nothing that can be halved, or what is left of two points is the same.
+        If there is nothing that can be halved, what is left of two points is the same, or nothing would be dropped.
     """
     if halve is None:
         return [list(points)]
     check_among("way to halve", halve, HALVED)
+    if max(Counter(point.candidate for point in points).values()) == 2:
+        raise InputError("--halve needs one run of each candidate, or at least three: two give no interval")
     shorter = [[_shortened(point, halve, share) for point in points] for share in SHARES]
     ladder: dict[tuple[str, ...], list[Point]] = {}
     for rung in (*shorter, list(points)):  # of one epoch there is no half

@@ -338,6 +338,9 @@ def test_rungs():
     assert len(rungs(points, "epochs")) == 1  # of one epoch there is no half
     with pytest.raises(InputError, match="unknown way to halve 'epoch': did you mean epochs"):
         rungs(points, "epoch")
+    _, points = read_sweep(changed(grid={"runs": 2}))
+    with pytest.raises(InputError, match="one run of each candidate, or at least three: two give no interval"):
+        rungs(points, "images")
 
 
 def plain(**run):
