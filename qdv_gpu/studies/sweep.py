@@ -311,7 +311,7 @@ def _forget_other_images(out: Path, planned: Sequence[Sequence[Point]]) -> None:
         images = _images(done[0])
         for point in done:
             with suppress(OSError, InputError):  # a damaged file is found later
-                said = read_sealed(point.folder(out) / "analysis" / RUN).get("images", {})
+                said = read_sealed(point.folder(out) / "analysis" / RUN, images=dict)["images"]
                 if (said.get("contents"), said.get("labels")) != (images.digest, images.labels_digest):
                     logger.warning("%s, run %d was of other images, and is computed again", point.label, point.run)
                     (point.folder(out) / RESULT).unlink()
