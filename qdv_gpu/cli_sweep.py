@@ -24,7 +24,7 @@ def sweep(
     slurm: Annotated[Path | None, typer.Option(help="TOML of Slurm's options, as submitit's.")] = None,
     dask: Annotated[str | None, typer.Option(help="Address of a Dask scheduler that is running.")] = None,
     halve: Annotated[
-        str | None, typer.Option(help="epochs or images: begin with a quarter of them, drop what is surely worse.")
+        str | None, typer.Option(help="epochs or images: begin with a quarter of them, drop what is surely not best.")
     ] = None,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first point that fails.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Compute again what has failed.")] = False,

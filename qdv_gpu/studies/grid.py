@@ -177,6 +177,12 @@ def read_sweep(source: str | Path | Mapping[str, Any], *, max_points: int = MAX_
         if other is not point:
             named = "" if other.label == point.label else f", once as {other.label}"
             raise sheet.error(f"{point.label}, run {point.run}, is there twice{named}", "grid" if axes else "points")
+    named_first: dict[str, Point] = {}
+    for point in points:
+        other = named_first.setdefault(point.candidate, point)
+        if other.label != point.label:
+            pair = f"{other.label} and {point.label} differ in their seeds alone, as runs of one candidate do"
+            raise sheet.error(f"{pair}: set runs", "grid" if axes else "points")
     return sheet, points
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -182,11 +183,13 @@ def rungs(points: Sequence[Point], halve: str | None) -> list[list[Point]]:
     Raises
     ------
     InputError
-        If there is nothing that can be halved, or what is left of two points is the same.
+        If there is nothing that can be halved, what is left of two points is the same, or nothing would be dropped.
     """
     if halve is None:
         return [list(points)]
     check_among("way to halve", halve, HALVED)
+    if max(Counter(point.candidate for point in points).values()) == 2:
+        raise InputError("--halve needs one run of each candidate, or at least three: two give no interval")
     shorter = [[_shortened(point, halve, share) for point in points] for share in SHARES]
     ladder: dict[tuple[str, ...], list[Point]] = {}
     for rung in (*shorter, list(points)):  # of one epoch there is no half
@@ -308,7 +311,7 @@ def _forget_other_images(out: Path, planned: Sequence[Sequence[Point]]) -> None:
         images = _images(done[0])
         for point in done:
             with suppress(OSError, InputError):  # a damaged file is found later
-                said = read_sealed(point.folder(out) / "analysis" / RUN).get("images", {})
+                said = read_sealed(point.folder(out) / "analysis" / RUN, images=dict)["images"]
                 if (said.get("contents"), said.get("labels")) != (images.digest, images.labels_digest):
                     logger.warning("%s, run %d was of other images, and is computed again", point.label, point.run)
                     (point.folder(out) / RESULT).unlink()
@@ -353,7 +356,8 @@ def _asked(out: Path, sheet: Sheet, points: list[Point], *, extend: bool) -> lis
         raise InputError(f"{out} holds another sweep: {keys} changed; pass --extend to add points, or another --out")
     if not extend:
         return [known[point.digest] for point in points]
-    new = [point for point in points if point.digest not in known]
+    seeds = {(point.candidate, point.training and point.training.seed) for point in before.asked}  # of another run too
+    new = [point for point in points if (point.candidate, point.training and point.training.seed) not in seeds]
     return [*before.asked, *_told_apart(new, before.asked, before.table, sheet.plain)]
 
 

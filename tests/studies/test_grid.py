@@ -147,6 +147,7 @@ def test_changed_keys():
         ({"grid": {"network": ["a=alexnet", "b=alexnet"], "lr": None}}, "b=alexnet, run 1, is there twice, once as a="),
         ({"run": {"finetune": {"lr": 0.1, "samples": 200}}}, "grid.lr: it is set in [run] too, as finetune.lr: one of"),
         ({"run": {"finetune": {"epochs": 2, "samples": 200}}}, "run.epochs: it is set as finetune.epochs too: one of"),
+        ({"grid": {"finetune": {"seed": [0, 1]}, "lr": None}}, "seed=1) differ in their seeds alone, as runs of one"),
         ({"grid": {"runs": 10**12}}, "the sweep has 4,000,000,000,000 points: at most 10,000 are"),
         ({"run": {"finetune": {"k": [3]}}}, "run.finetune.k: unknown setting of finetune 'k': "),
     ],

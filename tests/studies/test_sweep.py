@@ -298,6 +298,14 @@ def test_another_sweep_is_refused_and_extended(finished, tmp_path, trained):
     assert trained == []
 
 
+def test_a_run_that_is_there_is_not_added_as_another(tmp_path, trained):
+    own = {"network": ["tiny_networks:cnn"], "lr": [1e-2]}
+    sweep(changed(grid={**own, "runs": 2}), tmp_path / "one")
+    found = sweep(changed(grid={**own, "runs": 2}, run={"seed": 1}), tmp_path / "one", extend=True)
+    assert [point.training.seed for point in found.rungs[0].points] == [0, 1, 2]
+    assert found.ranking.runs == len(trained) == 3
+
+
 def test_halving_drops_what_is_surely_worse(tmp_path, trained):
     table = changed(grid={"lr": [1e-6, 1e-2], "runs": 3}, run={"epochs": 4, "analyze": {"samples": 300}})
     found = sweep(table, tmp_path / "one", halve="epochs")
@@ -330,6 +338,9 @@ def test_rungs():
     assert len(rungs(points, "epochs")) == 1  # of one epoch there is no half
     with pytest.raises(InputError, match="unknown way to halve 'epoch': did you mean epochs"):
         rungs(points, "epoch")
+    _, points = read_sweep(changed(grid={"runs": 2}))
+    with pytest.raises(InputError, match="one run of each candidate, or at least three: two give no interval"):
+        rungs(points, "images")
 
 
 def plain(**run):
