@@ -147,9 +147,7 @@ def load_network(
     for key, tensor in network.module.state_dict().items():
         if not isinstance(tensor, torch.Tensor):
             kind = type(tensor).__name__
-            raise InputError(
-                f"{asked.built} keeps {key} as a {kind}, as a quantised network does: a tensor is required"
-            )
+            raise InputError(f"{asked.built} keeps {key} as a {kind}, as quantised networks do: a tensor is required")
         if tensor.is_meta:
             raise InputError(f"{asked.built} has no numbers in {key}, which is on the meta device: give it weights")
     if image_size is not None:

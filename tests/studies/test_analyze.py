@@ -150,7 +150,8 @@ def test_floating_point_images_are_not_normalised(tmp_path, caplog):
         analyze(SPECS[0], (pixels, labels), tmp_path / "run", settings=small, mean=0.5)
     analyze(SPECS[0], (2 * pixels - 1, labels), tmp_path / "run", settings=small)
     assert "of floating point in" not in caplog.text
-    analyze(SPECS[0], (torch.randint(0, 256, (60, 1, 8, 8)).float(), labels), tmp_path / "raw", settings=small)
+    pixels[:, 0, 0, 0] = 1
+    analyze(SPECS[0], (255 * pixels, labels), tmp_path / "raw", settings=small)
     assert "of floating point in 0..255: networks get them as they are" in caplog.text
     analyze(SPECS[0], (pixels, labels), tmp_path / "run", settings=small)
     assert "floating point in 0..1, as ToTensor leaves them" in caplog.text
