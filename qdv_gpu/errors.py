@@ -10,7 +10,7 @@ import numbers
 import os
 import sysconfig
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from contextlib import suppress
 from pathlib import Path
 from types import UnionType
@@ -186,6 +186,17 @@ def listed(name: str, values: Any, kind: type | UnionType = object, what: str = 
             if all(isinstance(value, kind) for value in found):
                 return found
     raise InputError(f"{name} must be a list of {what}, got {short(values)}")
+
+
+def ordered(name: str, values: Any, what: str) -> list[Any]:
+    """As `listed`, of things whose order matters; InputError also for a set or a mapping.
+
+    >>> ordered("classes", ("cat", "dog"), "names")
+    ['cat', 'dog']
+    """
+    if isinstance(values, Set | Mapping):
+        raise InputError(f"{name} must be a list of {what}, in order, got {short(values)}")
+    return listed(name, values, what=what)
 
 
 def unknown(kind: str, value: Any, allowed: Iterable[str], *, alike: float = 0.5) -> InputError:

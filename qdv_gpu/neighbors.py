@@ -159,9 +159,12 @@ def distances_to_all(XT: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 def check_range(X: torch.Tensor) -> None:
     """Raise InputError unless float64 holds the finite points X, of any shape, and their squared distances."""
-    if X.dtype.itemsize < 8 or not X.numel():
-        return
-    largest = float(X.detach().to(torch.float64).abs().max())
+    if X.dtype.itemsize == 8:
+        _check_size(X, float(X.detach().to(torch.float64).abs().max()) if X.numel() else 0.0)
+
+
+def _check_size(X: torch.Tensor, largest: float) -> None:
+    """The same, if that is the size of the largest."""
     if not X.is_floating_point() and largest >= EXACT:
         raise InputError(f"points of whole numbers must be within 2^53, which float64 holds, got {largest:.17g}")
     if largest >= LARGEST or 0 < largest < 1 / LARGEST:
@@ -175,11 +178,11 @@ def as_points(X: torch.Tensor) -> torch.Tensor:
     if X.is_complex():
         raise InputError(f"points must be real, got {X.dtype}")
     points = X.detach().to(torch.float64)
-    usable = (points.abs() < LARGEST).all(dim=1)  # False for NaN as well
-    if not usable.all():
-        row = int((~usable).nonzero()[0])
+    largest = float(points.abs().max()) if points.numel() else 0.0
+    if not largest < LARGEST:  # NaN as well
+        row = int((~(points.abs() < LARGEST).all(dim=1)).nonzero()[0])
         raise InputError(f"points must be finite and below {LARGEST:g} in size, row {row} is not")
-    check_range(X)
+    _check_size(X, largest)
     return points
 
 

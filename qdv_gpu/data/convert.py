@@ -23,7 +23,7 @@ from qdv_gpu.data.geometry import Geometry
 from qdv_gpu.data.images import Images
 from qdv_gpu.data.labels import check_labels
 from qdv_gpu.data.readers import BATCH, Item, ItemReader, read, read_again
-from qdv_gpu.errors import InputError, check_side, check_text, listed
+from qdv_gpu.errors import InputError, check_side, check_text, ordered
 from qdv_gpu.machine import free_memory, staying
 from qdv_gpu.progress import advance
 
@@ -83,7 +83,7 @@ def as_images(
     if name is not None:
         check_text("name", name)
     if classes is not None:
-        classes = listed("classes", classes, what="names")
+        classes = ordered("classes", classes, "names")
     if isinstance(data, Images):
         return data
     if isinstance(data, tuple):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qdv_gpu.arrays import to_tensor
-from qdv_gpu.errors import InputError, listed, short
+from qdv_gpu.errors import InputError, ordered, short
 
 MAX_CLASSES = 1 << 20  # without names: a larger label is a mistake
 
@@ -28,7 +28,7 @@ def check_labels(
     >>> check_labels([2, 0], 2)
     (tensor([2, 0]), ('0', '1', '2'))
     """
-    names = None if classes is None else tuple(map(str, listed("classes", classes, what="names")))
+    names = None if classes is None else tuple(map(str, ordered("classes", classes, "names")))
     if labels is None:
         return None, names or ()
     try:

@@ -385,7 +385,7 @@ class ForwardPass:
             raise InputError(f"{where} must give a row for each of {batch} images, got shape {list(output.shape)}")
         if (name, call) not in self.taken:
             self.taken[name, call] = reduction(self.network, (*output.shape[1:],), self.tokens)
-        output = reduced(self.network, output, self.taken[name, call])
+        output = reduced(self.network, output.detach(), self.taken[name, call])  # it may have left inference mode
         features, before = output[0].numel(), self.calls.get(name)
         if before and call == len(before):
             raise InputError(f"{where} is called more often for one batch than for another")

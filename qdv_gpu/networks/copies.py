@@ -84,11 +84,11 @@ def _copy_function(function: FunctionType, memo: dict[int, Any]) -> FunctionType
 
 
 def _copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    if isinstance(module, torch.jit.ScriptModule):
+        return memo.setdefault(id(module), copy.deepcopy(module))
     wrapped = module.__dict__.get("_modules", {}).get("_orig_mod")
     if wrapped is not None:  # torch.compile's OptimizedModule
         return memo.setdefault(id(module), _copy(wrapped, memo))
-    if isinstance(module, torch.jit.ScriptModule):
-        return memo.setdefault(id(module), copy.deepcopy(module))
     copied = object.__new__(type(module))  # torch.fx's own __new__ makes a class without forward
     memo[id(module)] = copied
     own = dict(module.__dict__)

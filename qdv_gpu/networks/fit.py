@@ -117,6 +117,10 @@ def replace_head(module: nn.Module, name: str, num_classes: int) -> None:
         module.classifier = nn.Linear(first.in_features, num_classes)
         return
     path = head_path(module)
+    if not path:
+        raise InputError(
+            f"the network is a {type(module).__name__} alone: a network with a layer as its head is required"
+        )
     old = module.get_submodule(path)
     new: nn.Module
     if isinstance(old, nn.Linear):

@@ -145,6 +145,9 @@ def load_network(
         if num_classes is not None and head_classes(network.module) != num_classes:
             network = with_head(network, asked.name, num_classes)
     for key, tensor in network.module.state_dict().items():
+        if not isinstance(tensor, torch.Tensor):
+            kind = type(tensor).__name__
+            raise InputError(f"{asked.built} keeps {key} as a {kind}, as quantised networks do: a tensor is required")
         if tensor.is_meta:
             raise InputError(f"{asked.built} has no numbers in {key}, which is on the meta device: give it weights")
     if image_size is not None:
@@ -273,9 +276,12 @@ def _described(  # noqa: PLR0917 - what is known of it
 
 
 def _check_names(module: nn.Module, network: str) -> None:
-    """Raise InputError for a submodule that no path leads to, or whose name no file can hold."""
+    """Raise InputError for a submodule that no path leads to, whose name no file can hold, or that is not Python's."""
+    if isinstance(module, torch.jit.ScriptModule):
+        kind = type(module).__name__
+        raise InputError(f"{network} is a {kind}, whose layers cannot be watched: give the module that it was made of")
     for child in module.modules():
-        for name in child._modules:
+        for name in child._modules.keys():  # noqa: SIM118 - a ScriptModule's are no dict
             if not name or "." in name or text_of(name) != name:
                 raise InputError(
                     f"{network} has a submodule called {name!r}: a name without dots is required, in UTF-8"

@@ -103,6 +103,10 @@ def write_weights(path: str | Path, tensors: Tensors, metadata: dict[str, Any]) 
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    first = {tensor.untyped_storage().data_ptr(): name for name, tensor in reversed(tensors.items())}
+    for name, tensor in tensors.items():  # safetensors refuses tied ones
+        if first[tensor.untyped_storage().data_ptr()] != name:
+            tensors[name] = tensor.clone()
     said = {**metadata, HASH: _digest(tensors, metadata)}  # in one text: safetensors writes several in any order
     with replacing(path) as temporary:
         try:

@@ -432,4 +432,4 @@ def _say_accuracy(
             share = 100 * predictions[name].accuracy(labels)
             logger.info("%s: accuracy %.1f%% on these %s images", name, share, f"{len(labels):,}")
         else:
-            logger.info("%s: no accuracy, since it has not one output for each class of the images (%d)", name, classes)
+            logger.info("%s: no accuracy, since it has not one number for each class of the images (%d)", name, classes)

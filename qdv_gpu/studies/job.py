@@ -1,5 +1,6 @@
 """What is in the store of one network's analysis, and what is missing."""
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -22,6 +23,7 @@ from qdv_gpu.results.store import Key, Record, Store
 from qdv_gpu.studies.output import Output, tsne_of
 from qdv_gpu.studies.settings import Settings
 
+logger = logging.getLogger(__name__)
 OUTPUT = ""  # the network's own output, as a layer's name and path
 
 
@@ -153,7 +155,12 @@ class Job:
         store.write(self.looked, about=self.found)
 
     def keep_predictions(self, logits: Tensor, store: Store) -> None:
-        """Keep what the network says of the images, from its logits [N, C]."""
+        """Keep what the network says of the images, from its logits [N, C], unless it says NaN of some."""
+        if lost := int(logits.isnan().any(dim=1).sum()):
+            logger.warning("%s gives NaN for %d of %d images: its predictions are left out", self.network.name, lost,
+                           len(logits))  # fmt: skip
+            self.found = {**self.found, "predicts": 0}
+            return
         probabilities, classes = logits.softmax(dim=1).max(dim=1)
         arrays = {"classes": classes.cpu().numpy(), "probabilities": probabilities.cpu().numpy()}
         store.write(predictions_key(self.subject), arrays=arrays)

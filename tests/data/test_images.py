@@ -245,3 +245,10 @@ def test_batches_go_to_a_gpu_through_little_page_locked_memory(monkeypatch):
     assert max(most) == 2
     list(images.batches(order, "cpu"))
     assert len(sent) == 10
+
+
+@pytest.mark.parametrize("classes", [{"cat", "dog"}, {0: "cat", 1: "dog"}])
+def test_names_of_classes_have_an_order(classes):
+    """That of a set is another in each process, and of a dict the keys would be taken."""
+    with pytest.raises(InputError, match="classes must be a list of names, in order"):
+        Images.from_arrays(torch.zeros(4, 1, 8, 8), [0, 1, 0, 1], classes)

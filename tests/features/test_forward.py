@@ -14,6 +14,7 @@ from qdv_gpu import activations, load_images, load_network
 from qdv_gpu.data.images import prepare
 from qdv_gpu.errors import InputError
 from qdv_gpu.features.forward import ForwardPass, hold
+from qdv_gpu.features.pca import reduce
 
 
 @pytest.fixture
@@ -171,6 +172,17 @@ def test_rounding_that_depends_on_the_batch_is_not_said(images, caplog):
     activations(Between(lambda _, x: x * (1 + 1e-5 * len(x))), images, layers=["between"])
     activations(Between(lambda _, x: x * (1 + 1e-3 * len(x))), images, layers=["between"], precision="bf16")
     assert not caplog.records
+
+
+def test_a_network_that_computes_gradients(images):
+    class Differentiating(tiny_networks.Tiny):
+        def forward(self, x):
+            with torch.inference_mode(mode=False), torch.enable_grad():
+                return super().forward(x.clone())
+
+    got = activations(Differentiating(), images, layers=["conv2"])["conv2"]
+    assert not got.requires_grad
+    assert reduce([got], 3).shape == (70, 3)
 
 
 NO_ROWS = {

@@ -7,12 +7,13 @@ from urllib.error import URLError
 
 import numpy as np
 import pytest
+import tiny_networks
 import torch
 
 from qdv_gpu.errors import InputError
 from qdv_gpu.networks.load import load_network
 from qdv_gpu.networks.tokens import describe_layers
-from qdv_gpu.networks.weights import read_weights, write_weights
+from qdv_gpu.networks.weights import read_tensors, read_weights, write_weights
 
 
 @pytest.mark.parametrize(
@@ -238,6 +239,34 @@ def test_a_module_of_ones_own():
     network = load_network(tiny_networks.cnn())
     assert (network.name, network.image_size, network.channels) == ("Tiny", 8, 1)
     assert list(network.layers) == ["conv2", "pool"]
+
+
+@pytest.mark.filterwarnings("ignore")  # torch is to drop them
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: torch.jit.script(tiny_networks.cnn()), "RecursiveScriptModule, whose layers cannot be watched"),
+        (lambda: torch.jit.trace(tiny_networks.cnn(), torch.rand(1, 1, 8, 8)), "whose layers cannot be watched"),
+        (lambda: torch.ao.quantization.quantize_dynamic(tiny_networks.cnn(), {torch.nn.Linear}), "quantised network"),
+    ],
+)
+def test_modules_that_are_not_of_python_and_tensors(make, message):
+    with pytest.raises(InputError, match=message):
+        load_network(make(), device="cpu")
+
+
+def test_one_layer_gets_no_head():
+    with pytest.raises(InputError, match="the network is a Linear alone"):
+        load_network(torch.nn.Linear(8, 2), num_classes=10)
+
+
+def test_tied_weights_are_written_once_for_each_name(tmp_path):
+    network = tiny_networks.cnn()
+    network.again = network.conv2
+    write_weights(tmp_path / "tied.safetensors", network.state_dict(), {})
+    tensors, _ = read_tensors(tmp_path / "tied.safetensors")
+    assert torch.equal(tensors["again.weight"], network.conv2.weight)
+    assert torch.equal(tensors["conv2.weight"], network.conv2.weight)
 
 
 def test_torchvision_checkpoints_with_side_heads(tmp_path):

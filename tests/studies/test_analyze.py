@@ -129,7 +129,18 @@ def test_no_accuracy_where_classes_are_others(tmp_path, caplog):
     images = Images.from_arrays(torch.randint(0, 255, (60, 1, 8, 8), dtype=torch.uint8), [0, 1, 2] * 20)
     with caplog.at_level("INFO"):
         analyze(SPECS[0], images, tmp_path / "run", settings=replace(TINY, samples="all", iterations=10, seeds=1))
-    assert "cnn: no accuracy, since it has not one output for each class of the images (3)" in caplog.text
+    assert "cnn: no accuracy, since it has not one number for each class of the images (3)" in caplog.text
+
+
+def test_no_predictions_where_some_are_nan(tmp_path, caplog):
+    network = tiny_networks.cnn()
+    network.fc.bias.data[7] = torch.nan
+    for _ in range(2):  # nothing of them is kept
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            analyze(network, "digits", tmp_path / "run", settings=replace(TINY, iterations=10, seeds=1))
+        assert "Tiny gives NaN for 100 of 100 images: its predictions are left out" in caplog.text
+        assert "accuracy" not in caplog.text.replace("no accuracy, since it has not one number", "")
 
 
 def test_floating_point_images_are_not_normalised(tmp_path, caplog):
@@ -139,7 +150,8 @@ def test_floating_point_images_are_not_normalised(tmp_path, caplog):
         analyze(SPECS[0], (pixels, labels), tmp_path / "run", settings=small, mean=0.5)
     analyze(SPECS[0], (2 * pixels - 1, labels), tmp_path / "run", settings=small)
     assert "of floating point in" not in caplog.text
-    analyze(SPECS[0], (torch.randint(0, 256, (60, 1, 8, 8)).float(), labels), tmp_path / "raw", settings=small)
+    pixels[:, 0, 0, 0] = 1
+    analyze(SPECS[0], (255 * pixels, labels), tmp_path / "raw", settings=small)
     assert "of floating point in 0..255: networks get them as they are" in caplog.text
     analyze(SPECS[0], (pixels, labels), tmp_path / "run", settings=small)
     assert "floating point in 0..1, as ToTensor leaves them" in caplog.text
