@@ -1,5 +1,6 @@
 """Networks from what a user has: a name, a factory, a module, a checkpoint."""
 
+import hashlib
 import logging
 import math
 import numbers
@@ -160,6 +161,16 @@ def load_network(
         network.name, network.image_size, network.mean, network.std, network.source, ", ".join(network.layers),
     )  # fmt: skip
     return network
+
+
+def file_digest(spec: str, weights: str) -> str | None:
+    """SHA-256 of the file that `load_network` reads weights from, hexadecimal; None if there is none."""
+    chosen = Spec.parse(spec).checkpoint or weights
+    if chosen in ("imagenet", "none"):
+        return None
+    with suppress(OSError, InputError), _weights_file(chosen).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+    return None
 
 
 def load_networks(

@@ -285,10 +285,12 @@ def _is_memory(error: Exception) -> bool:
 
 def _computed(out: Path, point: Point, store: Path, also: Sequence[Settings]) -> dict[str, Any]:
     """Compute a point; what its result.json says."""
+    from qdv_gpu.networks.load import file_digest
     from qdv_gpu.studies.analyze import analyze
     from qdv_gpu.studies.finetune import finetune
 
     seconds, stages, accuracy, source = dict[str, float](), list[str](), None, point.network
+    checkpoint = file_digest(point.network, point.weights)
     options: dict[str, Any] = {
         "weights": point.weights,
         "device": point.device,
@@ -306,7 +308,7 @@ def _computed(out: Path, point: Point, store: Path, also: Sequence[Settings]) ->
     stages += read_sealed(folder / RUN)["stages"]
     seconds["analysis"] = round(time.perf_counter() - begun, 3)
     return {"accuracy": accuracy, "gmac": _gmac(source, point), "seconds": seconds, "stages": stages,
-            "versions": VERSIONS}  # fmt: skip
+            "checkpoint": checkpoint, "versions": VERSIONS}  # fmt: skip
 
 
 def _gmac(source: str, point: Point) -> float | None:

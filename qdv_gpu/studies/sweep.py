@@ -1,5 +1,6 @@
 """Many variants of networks and settings: a grid of points, each trained and analysed once, wherever there is room."""
 
+import functools
 import logging
 import os
 from collections import Counter
@@ -14,7 +15,7 @@ from qdv_gpu.data.images import Images
 from qdv_gpu.errors import InputError, as_path, check_among, check_count, check_flag, check_text, listed
 from qdv_gpu.networks.account import describe_variant
 from qdv_gpu.networks.layers import read_layers
-from qdv_gpu.networks.load import load_network, select_layers
+from qdv_gpu.networks.load import file_digest, load_network, select_layers
 from qdv_gpu.report.folder import RunFolder, read_formats
 from qdv_gpu.results.ranking import Ranking
 from qdv_gpu.results.run import RUN
@@ -163,7 +164,7 @@ def sweep(
         if asked != points:
             check_images(planned)
         _keep(folder.out, sheet, asked, kept)
-        _forget_other_images(folder.out, planned)
+        _forget_others(folder.out, planned)
         reached = _climbed(folder.out.absolute(), planned, kept, run, fail_fast=fail_fast, retry_failed=retry_failed)
         figures = write_sweep(folder, reached, formats)
         done = [state for rung in reached for state in rung.states if state.kind == "done"]
@@ -302,8 +303,9 @@ def _of_same_images(planned: Sequence[Sequence[Point]]) -> list[list[Point]]:
     return list(same.values())
 
 
-def _forget_other_images(out: Path, planned: Sequence[Sequence[Point]]) -> None:
-    """Have points computed again whose images, of the same names, are others by now."""
+def _forget_others(out: Path, planned: Sequence[Sequence[Point]]) -> None:
+    """Have points computed again whose images or checkpoint, of the same names, are others by now."""
+    digest_of = functools.cache(file_digest)
     for points in _of_same_images(planned):
         done = [point for point in points if (point.folder(out) / RESULT).is_file()]
         if not done:
@@ -312,8 +314,13 @@ def _forget_other_images(out: Path, planned: Sequence[Sequence[Point]]) -> None:
         for point in done:
             with suppress(OSError, InputError):  # a damaged file is found later
                 said = read_sealed(point.folder(out) / "analysis" / RUN, images=dict)["images"]
+                checkpoint, now = read_sealed(point.folder(out) / RESULT).get("checkpoint"), None
                 if (said.get("contents"), said.get("labels")) != (images.digest, images.labels_digest):
-                    logger.warning("%s, run %d was of other images, and is computed again", point.label, point.run)
+                    now = "images"
+                elif digest_of(point.network, point.weights) not in (checkpoint, None):
+                    now = "weights"
+                if now:
+                    logger.warning("%s, run %d was of other %s, and is computed again", point.label, point.run, now)
                     (point.folder(out) / RESULT).unlink()
 
 

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny_sweep import TABLE, TOML, changed, command, environment, rows
 
 import qdv_gpu.studies.finetune as training
 from qdv_gpu.errors import InputError
+from qdv_gpu.networks.load import load_network
 from qdv_gpu.sealed import read_sealed, write_sealed
 from qdv_gpu.studies import executors
 from qdv_gpu.studies.outlook import foreseen, why
@@ -377,6 +379,23 @@ def test_too_few_images_of_an_earlier_call_are_said_first(tmp_path):
     with pytest.raises(InputError, match="--halve: tiny_networks:cnn, 9 images: samples must be at least"):
         sweep(more, tmp_path / "one", halve="images", extend=True)
     assert (tmp_path / "one" / "sweep.json").read_bytes() == before
+
+
+def test_a_checkpoint_that_has_changed_is_noticed(tmp_path, lines):
+    """Under the same name, between two calls."""
+    table, found = plain(), []
+    table["grid"]["network"] = [f"tiny_networks:cnn={tmp_path / 'best.pt'}"]
+    for seed in (0, 1):
+        network = load_network("tiny_networks:cnn", weights="none", seed=seed, device="cpu")
+        torch.manual_seed(seed)
+        state = {name: torch.randn_like(tensor) for name, tensor in network.module.state_dict().items()}
+        torch.save(state, tmp_path / "best.pt")
+        found.append(sweep(table, tmp_path / "one").ranking.top.maps.nh.tolist())
+    assert found[1] == sweep(table, tmp_path / "two", store=tmp_path / "fresh").ranking.top.maps.nh.tolist() != found[0]
+    said = "was of other weights, and is computed again"
+    assert sum(said in line for line in lines()) == 1
+    assert sweep(table, tmp_path / "one").ranking.top.maps.nh.tolist() == found[1]
+    assert sum(said in line for line in lines()) == 1
 
 
 def drawn(folder, seed):
