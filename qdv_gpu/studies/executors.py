@@ -337,7 +337,7 @@ def read_slurm(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_toml(file: Path) -> dict[str, Any]:
-    return tomllib.loads(contents_of(file).decode())
+    return tomllib.loads(contents_of(file).decode("utf-8-sig"))
 
 
 def on_dask(out: Path, tasks: Sequence[Task], progress: Progress, address: str) -> None:

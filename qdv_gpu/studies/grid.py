@@ -67,7 +67,7 @@ class Sheet:
         else:
             source = as_path("a sweep", source)
             try:
-                text = contents_of(source).decode().replace("\r\n", "\n")
+                text = contents_of(source).decode("utf-8-sig").replace("\r\n", "\n")
                 sheet = cls(tomllib.loads(text), str(source), text)
             except OSError as error:
                 raise InputError(f"sweep file {source} cannot be read: {error.strerror or error}") from None

@@ -26,9 +26,10 @@ def test_points_of_a_grid():
     assert points[0].training.threads == 1
 
 
-def test_a_file_and_a_dict_are_the_same(tmp_path):
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])  # which some editors of Windows write
+def test_a_file_and_a_dict_are_the_same(tmp_path, encoding):
     file = tmp_path / "sweep.toml"
-    file.write_text(TOML)
+    file.write_text(TOML, encoding=encoding)
     assert [p.digest for p in read_sweep(file)[1]] == [p.digest for p in read_sweep(TABLE)[1]]
 
 
