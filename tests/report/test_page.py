@@ -389,7 +389,7 @@ def test_thumbnails_have_the_best_quality_that_is_small_enough(most):
     assert thumbnails.encoded(sheets, most) == (fitting or tried[-1:])[0]
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "x", "", "1.5", "²", "None", "1e3"])
+@pytest.mark.parametrize("value", ["0", "-1", "x", " ", "1.5", "²", "None", "1e3"])
 def test_wrong_thumbnails(report, run, value):
     code, output = report(run, f"--thumbnails={value}")
     assert code == 2
