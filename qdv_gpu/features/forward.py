@@ -20,7 +20,7 @@ from qdv_gpu.machine import Halving, in_parallel, product_precision, threads
 from qdv_gpu.networks.copies import shared_copy
 from qdv_gpu.networks.guard import guarded
 from qdv_gpu.networks.hooks import hooked
-from qdv_gpu.networks.layers import LayerName, check_memory, numbered, read_layers, trace_calls
+from qdv_gpu.networks.layers import LayerName, check_memory, is_dense, numbered, read_layers, trace_calls
 from qdv_gpu.networks.load import Source, load_network
 from qdv_gpu.networks.network import Network, check_replaced
 from qdv_gpu.networks.tokens import check_tokens, reduced, reduction
@@ -378,7 +378,7 @@ class ForwardPass:
         where = f"layer {name} of {self.network.name}" if name else f"the output of {self.network.name}"
         if not isinstance(output, Tensor):
             raise InputError(f"{where} gives a {type(output).__name__}, not a tensor: choose a layer inside it")
-        if output.layout != torch.strided or output.is_nested or output.is_meta or output.is_complex():
+        if not is_dense(output) or output.is_meta or output.is_complex():
             kind = "nested" if output.is_nested else "meta" if output.is_meta else f"{output.layout} {output.dtype}"
             raise InputError(f"{where} must give a dense tensor of real numbers, got {kind.replace('torch.', '')}")
         if output.ndim < 2 or len(output) != batch:

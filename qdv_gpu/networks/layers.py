@@ -108,7 +108,7 @@ def trace_calls(network: Network, image_size: int | None = None) -> list[Call]:
     calls: list[Call] = []
 
     def shape(value: Any) -> tuple[int, ...] | None:
-        return tuple(value.shape[1:]) if _is_dense(value) else None
+        return tuple(value.shape[1:]) if is_dense(value) else None
 
     def record(path: str, module: nn.Module, inputs: tuple[Any, ...], _options: dict[str, Any], output: Any) -> None:
         given = inputs[0] if inputs else None
@@ -122,13 +122,13 @@ def trace_calls(network: Network, image_size: int | None = None) -> list[Call]:
 
 
 def _is_view(module: nn.Module, given: Any, output: Any) -> bool:
-    if not _is_dense(given) or not _is_dense(output) or next(module.children(), None) is not None:
+    if not is_dense(given) or not is_dense(output) or next(module.children(), None) is not None:
         return False
     shared = given.untyped_storage().data_ptr() == output.untyped_storage().data_ptr()
     return shared and (given.shape != output.shape or isinstance(module, nn.Identity | nn.modules.dropout._DropoutNd))
 
 
-def _is_dense(value: Any) -> bool:
+def is_dense(value: Any) -> bool:
     """Whether it is a tensor with a shape and a storage, which sparse and nested ones lack."""
     return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested
 

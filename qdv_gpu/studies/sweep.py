@@ -153,7 +153,7 @@ def sweep(
     sheet, points = read_sweep(source, max_points=max_points)
     run = place(workers=workers, gpus=gpus, slurm=slurm, dask=dask)
     check_points(sheet, points)
-    check_images(rungs(points, halve))
+    looked = check_images(rungs(points, halve))
     folder, kept = RunFolder(out, "sweep"), Store.beside(out, store)
     folder.check()
     kept.check(folder.out)
@@ -162,9 +162,10 @@ def sweep(
         asked = _asked(folder.out, sheet, points, extend=extend)
         planned = rungs(asked, halve)
         if asked != points:
-            check_images(planned)
+            looked = check_images(planned)
         _keep(folder.out, sheet, asked, kept)
-        _forget_others(folder.out, planned)
+        _forget_others(folder.out, looked)
+        del looked  # images take memory that the points need
         reached = _climbed(folder.out.absolute(), planned, kept, run, fail_fast=fail_fast, retry_failed=retry_failed)
         figures = write_sweep(folder, reached, formats)
         done = [state for rung in reached for state in rung.states if state.kind == "done"]
@@ -270,13 +271,18 @@ def check_points(sheet: Sheet, points: Sequence[Point]) -> None:
                 logger.info("%s", line)
 
 
-def check_images(planned: Sequence[Sequence[Point]]) -> None:
+def check_images(planned: Sequence[Sequence[Point]]) -> list[tuple[list[Point], Images]]:
     """Load the images that each point of each rung is analysed on: what they are too few for is said, or if unlabelled.
+
+    Returns
+    -------
+    The points that are analysed on the same images, and these.
 
     Raises
     ------
     InputError
     """
+    found = []
     for points in _of_same_images(planned):
         point = points[0]
         try:
@@ -291,6 +297,8 @@ def check_images(planned: Sequence[Sequence[Point]]) -> None:
         except InputError as error:
             halved = "" if point in planned[-1] else "--halve: "
             raise InputError(f"{halved}{point.label}: {error}") from None
+        found.append((points, images))
+    return found
 
 
 def _of_same_images(planned: Sequence[Sequence[Point]]) -> list[list[Point]]:
@@ -303,15 +311,11 @@ def _of_same_images(planned: Sequence[Sequence[Point]]) -> list[list[Point]]:
     return list(same.values())
 
 
-def _forget_others(out: Path, planned: Sequence[Sequence[Point]]) -> None:
+def _forget_others(out: Path, looked: Sequence[tuple[Sequence[Point], Images]]) -> None:
     """Have points computed again whose images or checkpoint, of the same names, are others by now."""
     digest_of = functools.cache(file_digest)
-    for points in _of_same_images(planned):
-        done = [point for point in points if (point.folder(out) / RESULT).is_file()]
-        if not done:
-            continue
-        images = _images(done[0])
-        for point in done:
+    for points, images in looked:
+        for point in (one for one in points if (one.folder(out) / RESULT).is_file()):
             with suppress(OSError, InputError):  # a damaged file is found later
                 said = read_sealed(point.folder(out) / "analysis" / RUN, images=dict)["images"]
                 checkpoint, now = read_sealed(point.folder(out) / RESULT).get("checkpoint"), None

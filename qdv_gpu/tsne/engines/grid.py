@@ -19,7 +19,6 @@ SLACK = 4  # cells between the points and the grid's end, that they may move int
 LARGEST_SIDE = 16_384
 BYTES_PER_NODE = 20  # charges 4, transform 8, kernel 8
 LARGEST_GRID = 1 << 30  # bytes
-SPARSE = 0.02  # mean similarity to all others below which no grid is used, as the kernels have it
 SMALLEST_SPAN = 1e-7  # a map that is smaller is a point
 TINY = 1e-30
 SMALLEST_SHARE = 2.0**-17  # of its distance from 0 that a map spans: float32 has no finer cells
@@ -154,6 +153,8 @@ def too_large(grid: Grid, Z: torch.Tensor, *, gaussian: bool) -> bool:
     any grid; InputError where they are not."""
     if fits(grid):
         return False
+    from qdv_gpu.kernels.tsne_fft import SPARSE
+
     x, y = Z.to(torch.float64).T.contiguous()
     if log_normaliser(x, y, gaussian=gaussian) < math.log(SPARSE * len(Z)):
         return True
