@@ -1,5 +1,6 @@
 """What t-SNE minimises: KL(P || Q)."""
 
+import numpy as np
 import torch
 
 from qdv_gpu.errors import check_among
@@ -27,7 +28,7 @@ def kl_divergence(P: Affinities, Z: torch.Tensor, *, similarity: str = "student-
     x, y = Z.to(torch.float64).T.contiguous()
     N, sparse = len(x), P if isinstance(P, SparseAffinities) else None
     own = torch.arange(N, device=Z.device)
-    step = max(1, _block(Z) // max(1, len(sparse.values) // N if sparse else N))
+    step = max(1, (CUDA_BLOCK if Z.is_cuda else KL_BLOCK) // max(1, len(sparse.values) // N if sparse else N))
     ends = [*sparse.indptr[::step].tolist(), len(sparse.values)] if sparse else []  # of each chunk's entries
     attraction, total = x.new_zeros(()), x.new_zeros(())
     for number, rows in enumerate(own.split(step)):
@@ -45,31 +46,21 @@ def kl_divergence(P: Affinities, Z: torch.Tensor, *, similarity: str = "student-
     return float(attraction + total * log_normaliser(x, y, gaussian=gaussian))
 
 
-def _block(points: torch.Tensor) -> int:
-    return CUDA_BLOCK if points.is_cuda else KL_BLOCK
-
-
 def log_normaliser(x: torch.Tensor, y: torch.Tensor, *, gaussian: bool) -> torch.Tensor:
     """log of the sum of the similarity over all pairs i != j, float64 [], for coordinates float64 [N]."""
+    result = torch.empty_like(x)
     if x.is_cuda:
-        return _log_normalisers_torch(x, y, gaussian=gaussian).logsumexp(0)
+        from qdv_gpu import kernels
+
+        with torch.cuda.device(x.device):
+            module, grid = kernels.load("objective", GAUSSIAN=int(gaussian)), (-(-len(x) // 32),)
+            kernels.launch(module, "similarities", x, y, result, np.int32(len(x)), grid=grid, block=128)
+        return result.logsumexp(0) if gaussian else result.sum().log_()
     from qdv_gpu.kernels import cpu
 
-    result = torch.empty_like(x)
     if gaussian:
         cpu.gaussian_normalisers(x.numpy(), y.numpy(), result.numpy())
         return result.logsumexp(0)
     shares = result[: (len(x) + 1) // 2]
     cpu.student_normalisers(x.numpy(), y.numpy(), shares.numpy())
     return shares.sum().mul_(2).log_()
-
-
-def _log_normalisers_torch(x: torch.Tensor, y: torch.Tensor, *, gaussian: bool) -> torch.Tensor:
-    result = torch.empty_like(x)
-    step = max(1, _block(x) // len(x))
-    for start in range(0, len(x), step):
-        rows = slice(start, start + step)
-        D = (x[rows, None] - x).square_().add_((y[rows, None] - y).square_())  # [step, N]
-        D.diagonal(start).fill_(torch.inf)
-        result[rows] = torch.logsumexp((D if gaussian else D.log1p_()).neg_(), 1)
-    return result

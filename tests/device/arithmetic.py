@@ -4,6 +4,9 @@
 Approximate instructions are computed in float64 and rounded: their few units in the last place are not modelled.
 """
 
+import ctypes
+import ctypes.util
+
 import numpy as np
 
 from .memory import Fault
@@ -21,9 +24,9 @@ def function(name, dtype, modifiers):
     """The function of the operands' arrays of `dtype` that an instruction computes."""
     real = dtype in FLOATS
     known, make = (REAL if real else INTEGER)[name]
-    if left := set(modifiers) - known - ({"ftz"} if dtype == np.float32 else set()):
+    if left := set(modifiers) - known - ({"ftz"} if real else set()):
         raise KeyError(left)
-    if "ftz" in modifiers:
+    if "ftz" in modifiers and dtype == np.float32:
         plain = make(dtype, modifiers)
         return lambda *operands: flushed(plain(*(flushed(operand) for operand in operands)))
     return make(dtype, modifiers)
@@ -65,7 +68,13 @@ def exact(operation):
     return lambda dtype, modifiers: operation
 
 
+_libm_fma = ctypes.CDLL(ctypes.util.find_library("m")).fma
+_libm_fma.argtypes, _libm_fma.restype = [ctypes.c_double] * 3, ctypes.c_double
+
+
 def make_fma(dtype, modifiers):
+    if dtype == np.float64 and "rm" not in modifiers:
+        return np.vectorize(_libm_fma, otypes=[np.float64])
     if dtype != np.float32:
         raise KeyError(dtype)
     return lambda a, b, c: fma(a, b, c, down="rm" in modifiers)

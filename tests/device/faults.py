@@ -33,6 +33,7 @@ START = f"{STAGES}::test_tsne_after_three_iterations_from_its_own_start"
 CUML = f"{STAGES}::test_cuml_gets_what_it_requires tests/tsne/test_estimator.py::test_cuml_gets_memory_and_waits"
 GRIDS, MESH = "qdv_gpu/tsne/engines/fft_cuda.py", "kernels/tsne_fft.cu"
 ON_GRIDS = "tests/tsne/test_fft_cuda.py"
+DIVERGENCE = "tests/tsne/test_objective.py"
 STEP = "    def step() -> None:\n"
 FIRST = """{start}
     const int n = (int)(start[blockIdx.y + 1] - first);
@@ -168,6 +169,13 @@ FAULTS = {
     "32 bits: unpooled maps": Fault(
         "kernels/unpool.cu", "out + ((long long)b * channels + begin) * out_step",
         "out + (b * channels + begin) * (int)out_step", "the same", OFFSETS),
+    # KL divergence
+    "a point beside itself": Fault(
+        "kernels/objective.cu", "if (j != row + r) total[r] += w;", "total[r] += w;", "adds 1 for each point",
+        DIVERGENCE),
+    "sums a block short": Fault(
+        "qdv_gpu/tsne/objective.py", "(-(-len(x) // 32),)", "(max(1, len(x) // 32),)", "the last points are left out",
+        DIVERGENCE),
     # t-SNE on a grid
     "grids on the current device": Fault(
         GRIDS, "with torch.cuda.device(motion.Z.device):", "if True:", "kernels are loaded on cuda:0", SECOND),

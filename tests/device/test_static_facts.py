@@ -17,6 +17,8 @@ VARIANTS = {
     "gaussian": ("tsne", {"GAUSSIAN": 1, "DENSE": 0}),
     "dense": ("tsne", {"GAUSSIAN": 0, "DENSE": 1}),
     "grid": ("tsne_fft", {}),
+    "divergence": ("objective", {"GAUSSIAN": 0}),
+    "gaussian divergence": ("objective", {"GAUSSIAN": 1}),
     "2x2/2": ("unpool", POOL | {"KH": 2, "KW": 2}),
     "3x3/2": ("unpool", POOL | {"KH": 3, "KW": 3}),
     "3x3/2 half": ("unpool", POOL | {"KH": 3, "KW": 3, "TYPE": 1}),
@@ -38,6 +40,8 @@ BOUNDS = {
     ("gather", "grid"): (48, 0, 320, "a point's column"),
     ("settle", "grid"): (40, 2048, 80, "16 weights"),
     ("update", "grid"): (40, 0, 128, "a point"),
+    ("similarities", "divergence"): (80, 0, 240, "8 pairs"),
+    ("similarities", "gaussian divergence"): (96, 0, 600, "the same"),
     ("unpool", "2x2/2"): (64, 0, 130, "a window in 8 channels, with the channels beyond the last"),
     ("unpool", "3x3/2"): (80, 0, 130, "the same"),
     ("unpool", "3x3/2 half"): (80, 0, 240, "the same"),
@@ -52,7 +56,7 @@ RESERVED = 1024  # bytes of shared memory that the system takes of each block, f
 @functools.cache
 def code(variant, architecture):
     name, defines = VARIANTS[variant]
-    options = kernels.options(fast_math=name != "unpool", **defines)
+    options = kernels.options(fast_math=name in ("tsne", "tsne_fft"), **defines)
     source = (kernels.FOLDER / f"{name}.cu").read_text()
     return binary.disassemble(compile.cubin(source, options, f"sm_{architecture}"))
 

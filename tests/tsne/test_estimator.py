@@ -20,7 +20,6 @@ from qdv_gpu.kernels import cpu
 from qdv_gpu.machine import on_threads
 from qdv_gpu.progress import watched
 from qdv_gpu.tsne import estimator as tsne
-from qdv_gpu.tsne import objective
 from qdv_gpu.tsne.affinities import joint_affinities
 from qdv_gpu.tsne.engines import cpu as cpu_engine
 from qdv_gpu.tsne.objective import SIMILARITIES, kl_divergence
@@ -98,33 +97,6 @@ def test_descent_agrees_with_float64(similarity, kind):
     )
     assert (truth - start).norm() > 0.1 * start.norm()
     assert (found[0] - truth).norm() <= 1e-4 * truth.norm()
-
-
-@similarities
-@kinds
-def test_kl_divergence_agrees_with_the_definition(similarity, kind, monkeypatch):
-    monkeypatch.setattr(objective, "KL_BLOCK", 1000)  # several chunks
-    for Z in (reference.cloud(130), reference.far_apart(130)):
-        P = affinities(130, kind)
-        truth = float(reference.kl(reference.matrix(P), Z.double(), gaussian=similarity == "gaussian"))
-        assert kl_divergence(P, Z, similarity=similarity) == pytest.approx(truth, rel=1e-10)
-
-
-@similarities
-@kinds
-def test_kl_divergence_on_a_gpu(similarity, kind, monkeypatch, cuda):
-    P, Z = affinities(130, kind), reference.cloud(130)
-    expected = kl_divergence(P, Z, similarity=similarity)
-    there = P.to(cuda) if isinstance(P, torch.Tensor) else type(P)(*(part.to(cuda) for part in P))
-    for block in (objective.CUDA_BLOCK, 1000):  # many chunks
-        monkeypatch.setattr(objective, "CUDA_BLOCK", block)
-        assert kl_divergence(there, Z.to(cuda), similarity=similarity) == pytest.approx(expected, rel=1e-12)
-
-
-def test_kl_divergence_is_that_of_scikit_learn():
-    model = ScikitTSNE(method="exact", perplexity=20, init="random", random_state=0, max_iter=300).fit(DIGITS[:150])
-    P = joint_affinities(torch.from_numpy(DIGITS[:150]), perplexity=20, kind="full")
-    assert kl_divergence(P, torch.from_numpy(model.embedding_)) == pytest.approx(model.kl_divergence_, rel=0.01)
 
 
 def test_divergence_is_no_higher_than_scikit_learns():
