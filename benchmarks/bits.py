@@ -9,7 +9,7 @@ import torch
 from benchmarks import bars
 from benchmarks.common import Stage
 from benchmarks.data import fashion
-from benchmarks.tsne import components, ours
+from benchmarks.tsne import components, filled_up, ours
 from qdv_gpu.deconv.unpool import max_pool, unpool
 
 RUNS = 20
@@ -33,6 +33,9 @@ def run(options: argparse.Namespace, stage: Stage) -> None:
         X = components(images, device=device)[0][: 300 if quick else 10_000]
         stage.note(points=images.name)
         same(stage, bars.SAME_MAPS, partial(ours, X, 300 if quick else 1000, 0))
+    with stage.part(bars.SAME_GRIDS):
+        large = filled_up(X, 500 if quick else 100_000)
+        same(stage, bars.SAME_GRIDS, partial(ours, large, 300 if quick else 1000, 0, "fft"))
     with stage.part(bars.SAME_PICTURES):
         jobs = []
         for C, side, kernel in ((64, 112, 2), (192, 27, 3)):

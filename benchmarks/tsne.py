@@ -28,6 +28,7 @@ from qdv_gpu import TSNE, activations, load_images, load_network, neighborhood_h
 from qdv_gpu.data.images import Images
 from qdv_gpu.features.pca import reduce
 from qdv_gpu.machine import on_threads
+from qdv_gpu.neighbors import Neighbors, knn
 from qdv_gpu.scores.quality import trustworthiness
 from qdv_gpu.tsne.affinities import SparseAffinities, joint_affinities
 from qdv_gpu.tsne.engines.cuml import cuml_model
@@ -252,23 +253,48 @@ def hundred(stage: Stage, X: torch.Tensor, few: int, n_iter: int, repeats: int) 
     stage.bar(bars.HUNDRED, median(times["ours"]))
 
 
-def overtaking(stage: Stage, whole: torch.Tensor, sizes: list[int], methods: dict[str, Method], n_iter: int) -> None:
-    """Where cuML overtakes, one run of each size.
-
-    Sizes beyond the data are filled up with copies, moved by a tenth of each column's standard deviation.
-    """
+def filled_up(whole: torch.Tensor, N: int) -> torch.Tensor:
+    """N points: beyond those there are, copies moved by a tenth of each column's standard deviation."""
+    points = whole.repeat(math.ceil(N / len(whole)), 1)[:N].clone()
     generator = torch.Generator(whole.device).manual_seed(0)
+    noise = torch.randn(points.shape, generator=generator, device=whole.device) * whole.std(dim=0) / 10
+    points[len(whole) :] += noise[len(whole) :]
+    return points
+
+
+def neighbours(points: torch.Tensor, engine: str, turn: int) -> Neighbors:
+    """Those that affinities are of."""
+    return knn(points, 3 * PERPLEXITY, engine=engine)
+
+
+def nearly_all(stage: Stage, whole: torch.Tensor, sizes: list[int]) -> None:
+    """From where on an inverted file finds the neighbours sooner than a search of all pairs, and the share it finds."""
+    rows = []
+    for N in sizes:
+        points = filled_up(whole, N)
+        searches = {engine: partial(neighbours, points, engine) for engine in ("auto", "inverted")}
+        times, found = stage.interleaved(searches, 3)
+        every, nearly = found["auto"][0], found["inverted"][0]
+        recall = float((nearly.squared_distances <= every.squared_distances[:, -1:]).double().mean())
+        rows.append({"points": N, "found": recall, **{name: median(spent) for name, spent in times.items()}})
+        print(" ", rows[-1], flush=True)
+    stage.note(neighbours=rows)
+    stage.bar(bars.RECALL, rows[-1]["found"])
+
+
+def overtaking(stage: Stage, whole: torch.Tensor, sizes: list[int], methods: dict[str, Method], n_iter: int) -> None:
+    """Where cuML overtakes, one run of each size."""
     rows: list[dict[str, float]] = []
     for N in sizes:
         if not stage.fits(f"{N:,} points"):
             continue
         with stage.part(f"{N:,} points"):
-            points = whole.repeat(math.ceil(N / len(whole)), 1)[:N].clone()
-            noise = torch.randn(points.shape, generator=generator, device=whole.device) * whole.std(dim=0) / 10
-            points[len(whole) :] += noise[len(whole) :]
+            points = filled_up(whole, N)
             times, maps = stage.interleaved(calls(methods, points, n_iter), 1)
             P = joint_affinities(points, perplexity=PERPLEXITY)
             row = {"points": N, **{name: median(spent) for name, spent in times.items()}}
+            if N in bars.LARGE:
+                stage.bar(bars.LARGE[N], row["ours"])
             rows.append(row | {f"kl_{name}": kl_divergence(P, maps[name][0]) for name in times})
             overtaken = [row["points"] for row in rows if row.get("cuml", math.inf) < row["ours"]]
             stage.note(sizes=rows, cuml_overtakes_at=overtaken[:1])
@@ -350,8 +376,9 @@ def run(options: argparse.Namespace, stage: Stage) -> None:
     if cuda:
         with stage.part("sizes"):
             whole, _ = components(train, test, device=device)
-            sizes = [500, 1000] if quick else [10_000, 20_000, 50_000, 100_000, 200_000]
-            overtaking(stage, whole, sizes, methods, n_iter)
+            nearly_all(stage, whole, [500, 1000] if quick else [20_000, 50_000, 100_000])
+            sizes = [500, 1000] if quick else [10_000, 20_000, 50_000, 100_000, 200_000, 1_000_000]
+            overtaking(stage, whole, sizes, methods | {"ours": partial(ours, engine="auto")}, n_iter)
 
 
 def main() -> None:

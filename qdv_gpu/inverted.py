@@ -1,28 +1,30 @@
-"""Nearly all nearest neighbours of many points on the CPU: faiss's inverted file, with its recall measured.
+"""Nearly all nearest neighbours of many points: an inverted file, with its recall measured.
 
 Exact search takes N^2 distances. An inverted file lists each point under the nearest of about 4 sqrt(N) centroids and
-searches, for a query, the lists of its nearest centroids alone. faiss works on blocks of fixed size, each with one
-thread, so that its products have the same bits with any number of threads.
+searches, for a query, the lists of its nearest centroids alone. On the CPU that is faiss's, which works on blocks of
+fixed size, each with one thread, so that its products have the same bits with any number of threads. On a GPU the
+points of a list are searched together, so that all of it is products of small matrices, in batches.
 """
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 
+BLOCK = 1 << 24  # numbers held at once on a GPU
 RECALL = 0.985  # of a sample of points; that of all of them is within 0.005
 SAMPLE = 1000
-QUERIES = 512  # in a block
+QUERIES = 512  # in a block, on a CPU
 TRAINING, TURNS = 32, 5  # points of each centroid that it is found by, and how often it is moved
 logger = logging.getLogger(__name__)
 
 
 class InvertedFile:
-    """Points listed by their nearest centroid, of whose lists a query searches a few.
+    """Points listed by their nearest centroid, of whose lists a query searches a few; on the CPU.
 
     Parameters
     ----------
@@ -39,20 +41,17 @@ class InvertedFile:
         The share of them that is found.
     """
 
-    def __init__(self, points: np.ndarray, width: int) -> None:
-        self.points, self.width, self.probes = points, width, 8
-        self._index = _in_blocks(_index, [points])[0]
-        sample = np.random.default_rng(1).choice(len(points), min(SAMPLE, len(points)), replace=False)
-        true = _in_blocks(self._exact, np.array_split(sample, 8))
-        while True:
-            self._index.nprobe = self.probes
-            found = _in_blocks(self._search, np.array_split(sample, 8))
-            pairs = zip(np.concatenate(true), np.concatenate(found), strict=True)
-            self.recall = sum(np.isin(a, b).sum() for a, b in pairs) / (len(sample) * width)
-            if self.recall >= RECALL or self.probes >= self._index.nlist:
-                break
-            self.probes *= 2
-        logger.info("%.1f %% of the nearest neighbours are found, by an inverted file", 100 * self.recall)
+    def __init__(self, points: torch.Tensor, width: int) -> None:
+        self.points, self.width = points.numpy(), width
+        self._index = _in_blocks(_index, [self.points])[0]
+        sample = _sample(len(points), SAMPLE)
+
+        def searched(probes: int | None) -> torch.Tensor:
+            self._index.nprobe = probes or 1
+            search = self._search if probes else self._exact
+            return torch.from_numpy(np.concatenate(_in_blocks(search, np.array_split(sample, 8))))
+
+        self.probes, self.recall = _probes(points, torch.from_numpy(sample), searched, 8, self._index.nlist)
 
     def propose(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Candidates int64 [n, width] of the points int64 [n], and infinity [n]: nothing is known of other points.
@@ -70,6 +69,118 @@ class InvertedFile:
         import faiss
 
         return faiss.knn(self.points[rows], self.points, self.width)[1]
+
+
+class InvertedCells:
+    """The same by torch's operators, on any device, with all lists of one length: longer ones are cut into cells.
+
+    Points of a cell share the cells that they search, those whose centroids are nearest to their own.
+    """
+
+    def __init__(self, points: torch.Tensor, width: int) -> None:
+        (N, d), device = points.shape, points.device
+        self.width, lists = width, int(4 * math.sqrt(N))
+        centroids = _centroids(points, lists)
+        own = _nearest(points, centroids, 1)[:, 0]
+        order, counts = own.argsort(stable=True), own.bincount(minlength=lists)
+        length = -(-N // lists)
+        cells = (counts + length - 1) // length  # of each list
+        place = torch.arange(N, device=device) - (counts.cumsum(0) - counts)[own[order]]  # in its list
+        self._cell = torch.empty(N, dtype=torch.int64, device=device)
+        self._cell[order] = (cells.cumsum(0) - cells)[own[order]] + place // length
+        self._centroids = centroids.repeat_interleave(cells, dim=0)
+        self._members = torch.full((len(self._centroids), length), N, device=device)  # N stands for no point
+        self._members[self._cell[order], place % length] = order
+        self._points = torch.cat([points, points.new_zeros(1, d)])
+        self._norms = torch.cat([points.square().sum(1), points.new_full((1,), torch.inf)])
+        sample = torch.from_numpy(_sample(N, SAMPLE)).to(device)
+
+        def searched(probes: int | None) -> torch.Tensor:
+            if probes is None:
+                return _nearest(points[sample], points, width)
+            return self._search(sample[:, None], self._cell[sample], probes)[:, 0]
+
+        least = max(8, -(-2 * width // length))
+        self.probes, self.recall = _probes(points, sample, searched, least, len(self._centroids))
+        self._candidates = torch.empty((N + 1, width), dtype=torch.int32, device=device)
+        every = torch.arange(len(self._members), device=device)
+        for some in every.split(max(1, BLOCK // (width * length))):
+            rows = self._members[some]
+            self._candidates[rows] = self._search(rows, some, self.probes).to(torch.int32)
+
+    def propose(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `InvertedFile.propose`."""
+        candidates = self._candidates[rows].long()
+        bound = self._norms.new_full((len(rows),), torch.inf)
+        return torch.where(candidates == len(self._cell), rows[:, None], candidates), bound
+
+    def _search(self, rows: torch.Tensor, cells: torch.Tensor, probes: int) -> torch.Tensor:
+        """Neighbours int64 [n, q, width] of the points [n, q], each row of them of one of the cells int64 [n]."""
+        probes = min(probes, len(self._members))
+        numbers = probes * self._members.shape[1] * max(rows.shape[1], self._points.shape[1])
+        at_once = max(1, BLOCK // numbers)
+        blocks = zip(rows.split(at_once), cells.split(at_once), strict=True)
+        return torch.cat([self._search_block(*block, probes) for block in blocks])
+
+    def _search_block(self, rows: torch.Tensor, cells: torch.Tensor, probes: int) -> torch.Tensor:
+        near = _nearest(self._centroids[cells], self._centroids, probes)
+        candidates = self._members[near].flatten(1)  # [n, m]
+        others = self._points[candidates].transpose(1, 2)  # [n, d, m]
+        D = torch.baddbmm(self._norms[candidates][:, None], self._points[rows], others, alpha=-2)
+        found = D.topk(min(self.width, D.shape[2]), dim=2, largest=False).indices
+        return candidates[:, None].expand(-1, rows.shape[1], -1).gather(2, found)
+
+
+def _nearest(points: torch.Tensor, others: torch.Tensor, k: int) -> torch.Tensor:
+    """The k nearest of all others [m, d] to each of the points [n, d], int64 [n, k]."""
+    norms = others.square().sum(1)
+    blocks = points.split(max(1, BLOCK // len(others)))
+    return torch.cat([torch.addmm(norms, x, others.T, alpha=-2).topk(k, dim=1, largest=False).indices for x in blocks])
+
+
+def _centroids(points: torch.Tensor, lists: int) -> torch.Tensor:
+    """Means [lists, d] of points that are nearest to them, by Lloyd's algorithm on some of the points."""
+    some = points[torch.from_numpy(_sample(len(points), TRAINING * lists)).to(points.device)]
+    centroids = some[:lists].clone()
+    for _ in range(TURNS):
+        own = _nearest(some, centroids, 1)[:, 0]
+        counts = own.bincount(minlength=lists)[:, None]
+        sums = torch.zeros_like(centroids).index_put_((own,), some, accumulate=True)  # in a fixed order on a GPU
+        centroids = torch.where(counts > 0, sums / counts, centroids)
+    return centroids
+
+
+def _sample(N: int, count: int) -> np.ndarray:
+    return np.random.default_rng(1).choice(N, min(count, N), replace=False)
+
+
+def _probes(
+    points: torch.Tensor,
+    sample: torch.Tensor,
+    searched: Callable[[int | None], torch.Tensor],
+    probes: int,
+    most: int,
+) -> tuple[int, float]:
+    """How many lists must be searched, doubled from `probes` up to `most`, and the share of neighbours then found.
+
+    `searched` gives the neighbours of the sample, int64 [n, width], in so many lists or (None) among all points. Found
+    is what is no farther than the last of these: of points that are equally far any will do.
+    """
+
+    def distances(indices: torch.Tensor) -> torch.Tensor:
+        pairs = zip(sample.split(100), indices.split(100), strict=True)
+        return torch.cat([(points[rows, None] - points[some]).square().sum(2) for rows, some in pairs])
+
+    farthest = distances(searched(None)).amax(1, keepdim=True)
+    while True:
+        some = searched(probes)
+        there = (some >= 0) & (some < len(points))
+        recall = float(((distances(some * there) <= farthest) & there).double().mean())
+        if recall >= RECALL or probes >= most:
+            break
+        probes *= 2
+    logger.info("%.1f %% of the nearest neighbours are found, by an inverted file", 100 * recall)
+    return probes, recall
 
 
 def _index(points: np.ndarray) -> Any:

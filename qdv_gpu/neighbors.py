@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from qdv_gpu.errors import InputError, MissingPackageError, check_among, check_count
+from qdv_gpu.machine import product_precision
 
 ENGINES = ("auto", "faiss", "torch", "direct", "inverted")
 BLOCK = 1 << 24  # distances held at once on a GPU, in elements
@@ -67,7 +68,7 @@ def knn(X: torch.Tensor, k: int, *, engine: str = "auto") -> Neighbors:
         Number of neighbours, from 1 to N - 1.
     engine : {"auto", "faiss", "torch", "direct", "inverted"}
         "auto" is, on the CPU, "direct" for up to 16 coordinates; then faiss where it can be imported (for CUDA
-        tensors: with GPU support); else "torch" for CUDA and "direct" for the CPU. "inverted", of faiss on the CPU,
+        tensors: with GPU support); else "torch" for CUDA and "direct" for the CPU. "inverted", on the CPU faiss's,
         finds nearly all of the neighbours, as `qdv_gpu.inverted` says.
 
     Raises
@@ -198,9 +199,7 @@ def _resolved_engine(X: torch.Tensor, k: int, engine: str) -> str:
     """Choose "faiss", "torch" or "direct", or say why the one asked for cannot be had."""
     check_among("engine", engine, ENGINES)
     within_limit = not X.is_cuda or k + 2 <= FAISS_GPU_LIMIT
-    if engine == "inverted" and X.is_cuda:
-        raise InputError(f"engine inverted works on the CPU, got points on {X.device}")
-    if engine in ("faiss", "inverted"):
+    if engine == "faiss" or (engine == "inverted" and not X.is_cuda):
         if not has_faiss(X.device):
             command = f'pip install "qdv_gpu[{"cuda13" if X.is_cuda else "cpu"}]"'
             raise MissingPackageError(f"engine {engine} on {X.device.type} needs a package that is absent: {command}")
@@ -316,10 +315,14 @@ def _faiss_proposer(X: torch.Tensor, width: int) -> tuple[int, Proposer]:
 
 
 def _inverted_proposer(X: torch.Tensor, width: int) -> tuple[int, Proposer]:
-    """As `_torch_proposer`, nearly complete, by faiss's inverted file."""
-    from qdv_gpu.inverted import InvertedFile
+    """As `_torch_proposer`, nearly complete, by an inverted file."""
+    from qdv_gpu.inverted import InvertedCells, InvertedFile
 
-    return FAISS_QUERIES, InvertedFile(_centred(X)[0].to(torch.float32).contiguous().numpy(), width).propose
+    points = _centred(X)[0].to(torch.float32).contiguous()
+    if not X.is_cuda:
+        return FAISS_QUERIES, InvertedFile(points, width).propose
+    with product_precision("ieee"):
+        return _block_size(X, width), InvertedCells(points, width).propose
 
 
 PROPOSERS = {"torch": _torch_proposer, "faiss": _faiss_proposer, "inverted": _inverted_proposer}

@@ -8,10 +8,11 @@ import torch
 
 from qdv_gpu import neighbors
 from qdv_gpu.errors import InputError, MissingPackageError
+from qdv_gpu.inverted import InvertedCells
 from qdv_gpu.kernels import distances as kernels
 from qdv_gpu.kernels import rows
 from qdv_gpu.machine import on_threads
-from qdv_gpu.neighbors import knn
+from qdv_gpu.neighbors import _centred, knn
 
 ENGINES = ["torch", "direct"] + (["faiss"] if importlib.util.find_spec("faiss") else [])
 
@@ -238,6 +239,42 @@ def test_an_inverted_file_finds_nearly_all(name, monkeypatch):
     for threads in (1, 3):
         with on_threads(threads):
             assert torch.equal(knn(X, 30, engine="inverted").indices, nearly.indices)
+
+
+@pytest.mark.parametrize("name", [*CLOUDS, "one place", "many neighbours"])
+def test_cells_find_nearly_all(name):
+    X = {"one place": torch.zeros(500, 3), "many neighbours": _normal(400, 5)}.get(name)
+    X = CLOUDS[name][::2] if X is None else X
+    k = 300 if name == "many neighbours" else 30
+    cells = InvertedCells(_centred(X.double())[0].float(), k + 1)
+    own = torch.arange(len(X))
+    found, outside = cells.propose(own)
+    assert found.shape == (len(X), k + 1)
+    assert ((found >= 0) & (found < len(X))).all()
+    assert outside.isinf().all()
+    others = found[found != own[:, None]]
+    assert len(others) >= 0.9 * len(X) * k
+    kth = knn(X, k).squared_distances[:, -1:]
+    D = (X[:, None].double() - X[found].double()).square().sum(2).masked_fill(found == own[:, None], torch.inf)
+    nearly = (D <= kth * (1 + 1e-6)).sum() / (len(X) * k)
+    assert nearly >= 0.98
+    assert cells.recall >= 0.98
+
+
+def test_cells_search_no_more_than_they_must():
+    X = CLOUDS["clusters"][::2]
+    cells = InvertedCells(_centred(X)[0].float(), 31)
+    assert cells.probes < len(cells._members) / 2
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_an_inverted_file_on_a_gpu(name, cuda):
+    X = CLOUDS[name][::5]
+    exact, nearly = knn(X, 30), knn(X.to(cuda), 30, engine="inverted")
+    assert (nearly.squared_distances.cpu() <= exact.squared_distances[:, -1:]).double().mean() >= 0.98
+    again = knn(X.to(cuda), 30, engine="inverted")
+    assert torch.equal(nearly.indices, again.indices)
+    assert torch.equal(nearly.squared_distances, again.squared_distances)
 
 
 def test_an_inverted_file_says_what_it_finds(caplog):

@@ -13,6 +13,7 @@ from qdv_gpu.neighbors import distances_to_all, has_faiss, neighbor_blocks
 
 KINDS = ("knn", "full")
 EXACT_UP_TO = 20_000  # points whose neighbours are searched among all pairs on a CPU
+CUDA_EXACT_UP_TO = 50_000  # and on a GPU: predicted, not measured (docs/gpu-notes.md)
 BLOCK = 1 << 24  # distances searched at once on a GPU, in elements
 UNREACHED = "a row's entropy did not reach log(perplexity), though it falls monotonically with beta"
 
@@ -61,8 +62,9 @@ def joint_affinities(X: torch.Tensor, *, perplexity: float = 30.0, kind: str = "
     perplexity : float
         Effective number of neighbours, at least 1 and at most (N - 1) / 3.
     kind : {"knn", "full"}
-        "knn" gives p_{j|i} > 0 to the 3 * perplexity nearest neighbours only, "full" to every pair. On a CPU with
-        faiss, of more than 20,000 points nearly all of them are found, at least 98 % (`qdv_gpu.inverted`).
+        "knn" gives p_{j|i} > 0 to the 3 * perplexity nearest neighbours only, "full" to every pair. Of more than
+        20,000 points on a CPU with faiss, or 50,000 on a GPU, nearly all of them are found, at least 98 %
+        (`qdv_gpu.inverted`).
 
     Returns
     -------
@@ -152,7 +154,7 @@ def _shares(X: torch.Tensor, perplexity: float) -> tuple[torch.Tensor, torch.Ten
     N, k = len(X), int(3 * perplexity)
     indices = torch.empty((N, k), dtype=torch.int32, device=X.device)
     shares = torch.empty((N, k), dtype=torch.float32, device=X.device)
-    nearly = N > EXACT_UP_TO and not X.is_cuda and has_faiss(X.device)
+    nearly = N > CUDA_EXACT_UP_TO if X.is_cuda else N > EXACT_UP_TO and has_faiss(X.device)
     for rows, found, squared_distances in neighbor_blocks(X, k, engine="inverted" if nearly else "auto"):
         indices[rows] = found.to(torch.int32)
         shares[rows] = (conditional_affinities(squared_distances, perplexity=perplexity) / (2 * N)).to(torch.float32)

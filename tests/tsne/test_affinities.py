@@ -191,3 +191,18 @@ def test_cuda_agrees_with_cpu(kind, cuda):
     on_cpu, on_cuda = (joint_affinities(x, perplexity=30, kind=kind) for x in (X, X.to(cuda)))
     for a, b in zip(on_cpu, on_cuda, strict=True):
         torch.testing.assert_close(a, b.cpu(), rtol=1e-5, atol=1e-12)
+
+
+def test_of_many_points_on_a_gpu_nearly_all_neighbours_are_found(cuda, monkeypatch):
+    X = points(400, 12)
+    monkeypatch.setattr(affinities, "CUDA_EXACT_UP_TO", 399)
+    exact, nearly = joint_affinities(X, perplexity=10), joint_affinities(X.to(cuda), perplexity=10)
+    missing = abs(len(nearly.indices) - len(exact.indices)) / len(exact.indices)
+    assert missing <= 0.03
+    assert float(nearly.values.sum()) == pytest.approx(1, abs=1e-5)
+    searched = []
+    monkeypatch.setattr(affinities, "neighbor_blocks", lambda X, k, engine: searched.append(engine) or iter(()))
+    affinities._shares(X.to(cuda), 10)
+    monkeypatch.setattr(affinities, "CUDA_EXACT_UP_TO", 400)
+    affinities._shares(X.to(cuda), 10)
+    assert searched == ["inverted", "auto"]
