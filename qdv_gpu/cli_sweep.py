@@ -15,7 +15,8 @@ from qdv_gpu.terminal import show_sweep, show_table, working
 @command
 def sweep(
     file: Annotated[
-        Path, typer.Argument(metavar="SWEEP.toml", help="[run], [grid] and [[points]]: docs/howto/sweeps.md.")
+        Path,
+        typer.Argument(metavar="SWEEP.toml", help="Its tables run, grid and points: see docs/howto/sweeps.md."),
     ],
     *,
     out: Out,

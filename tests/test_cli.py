@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.markup import render
+from typer.main import get_command
 
 import qdv_gpu
 from qdv_gpu import cli
@@ -170,6 +172,13 @@ def test_version_and_short_help(qdv):
     code, out, _ = qdv("analyze", "-h")
     for shown in ("(40.0)", "(1000)", "(auto)", "imagenet", "(5)"):
         assert f"default: {shown}" in out
+
+
+def test_help_is_shown_as_it_is_written():
+    """Lower-case words in brackets are markup to rich, which leaves them out."""
+    texts = [option.help or "" for command in get_command(cli.app).commands.values() for option in command.params]
+    assert len(texts) > 100
+    assert [text for text in texts if render(text).plain != text] == []
 
 
 def test_what_is_said(qdv, tmp_path):

@@ -1,4 +1,4 @@
-"""t-SNE alone: exact, several seeds side by side, on a GPU where the points are; and the neighborhood hit of the maps.
+"""t-SNE alone: several seeds side by side, on a GPU where the points are; and the neighborhood hit of the maps.
 
 python docs/examples/tsne_alone.py
 """

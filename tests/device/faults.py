@@ -30,7 +30,7 @@ UNPOOL = (
 )
 DESCENT, SECOND, PICTURES = (f"{STAGES}::test_{name}" for name in ("tsne", "a_second_device", "deconvnet"))
 START = f"{STAGES}::test_tsne_after_three_iterations_from_its_own_start"
-CUML = f"{STAGES}::test_cuml_gets_what_it_requires tests/tsne/test_estimator.py::test_cuml_gets_memory_and_waits"
+CUML = f"{STAGES}::test_cuml_gets_what_it_requires"
 GRIDS, MESH = "qdv_gpu/tsne/engines/fft_cuda.py", "kernels/tsne_fft.cu"
 ON_GRIDS = "tests/tsne/test_fft_cuda.py"
 DIVERGENCE = "tests/tsne/test_objective.py"

@@ -181,6 +181,9 @@ class CumlTSNE:
         given = [X.tensor, *(array.tensor for array in self.settings["precomputed_knn"] or ())]
         for tensor in given:
             rt.runtime.host_reads(tensor.untyped_storage(), "cuML, which runs on a stream of its own,")
+        pool = rt.runtime.memory[X.tensor.device.index]
+        if pool.reserved > pool.allocated:
+            raise Fault("cuML allocates beside torch, which keeps memory for later")
         if X.tensor.T.is_contiguous() is False or X.tensor.dtype != torch.float32:
             raise Fault("cuML copies points that are not float32 by columns")
         generator = torch.Generator().manual_seed(self.settings["random_state"])

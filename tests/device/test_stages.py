@@ -254,7 +254,7 @@ def test_faiss_is_asked_for_no_more_than_it_finds(gpu):
 
 
 def test_cuml_gets_what_it_requires(gpu):
-    """Points by columns, each point its own first neighbour, and a stream that has been waited for."""
+    """Points by columns, each point its own first neighbour, a stream that has been waited for, and torch's memory."""
     found = TSNE(engine="cuml", perplexity=8).fit_transform(blobs().cuda(), seeds=2)
     assert found.shape == (2, 60, 2)
     assert found.is_cuda

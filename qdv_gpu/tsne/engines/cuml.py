@@ -1,4 +1,4 @@
-"""t-SNE by cuML's FFT method, for sizes where every pair is too many."""
+"""t-SNE by cuML's FFT method, where it is asked for."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -29,7 +29,8 @@ HASTE = 4  # iterations between two looks of the host at maps that leave their g
 PAIRS_AT_ONCE = 1 << 21  # of a sample with all points, in float64: about 100 MB
 MOST_POINTS = 27_000_000  # all at one place give a node 0.55^2 of each, and int64 holds 2^23 charges of 2^40
 THREADS, GROUP = 256, 8  # of a block, and of a point, in tsne_fft.cu
-# Seconds by the roofs of an H200, and of its host for the launches: predicted, not measured (docs/gpu-notes.md).
+# Seconds by the roofs of an H200, and of its host for the launches: predicted. One took 1.5 to 2 times as long over all
+# pairs, and on a grid 1.5 times at 20,000 points, so that both meet where these say (docs/gpu-notes.md).
 EXACT_PAIR = 2.7e-13
 FFT_NODE, FFT_POINT, FFT_ITERATION = 7e-11, 2e-10, 1e-4
 GRID = np.dtype(
