@@ -1,7 +1,7 @@
 """Exact squared distances on the CPU (numba).
 
 Every distance is the float64 sum of squared differences, added up over the d coordinates from first to last. All
-functions, and the torch twin in `qdv_gpu.neighbors`, keep to that order, so that the same pair has the same bits
+functions, and those of distances.cu, keep to that order, so that the same pair has the same bits
 wherever it is computed and ties are ties everywhere. Each row is worked on by one thread alone: results do not
 depend on the number of threads.
 

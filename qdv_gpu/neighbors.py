@@ -126,36 +126,36 @@ def listed_distances(X: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
 
     X is float64 [N, d], indices int64 [n, m].
     """
-    if X.is_cuda:
-        return _listed_distances_torch(X, indices)
-    from qdv_gpu.kernels import distances
+    X, indices = X.contiguous(), indices.contiguous()
+    out = torch.empty(indices.shape, dtype=torch.float64, device=X.device)
+    if not X.is_cuda:
+        from qdv_gpu.kernels import distances
 
-    out = np.empty(indices.shape)
-    distances.listed(X.contiguous().numpy(), indices.contiguous().numpy(), out)
-    return torch.from_numpy(out)
-
-
-def _listed_distances_torch(X: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    result = torch.zeros(indices.shape, dtype=torch.float64, device=X.device)
-    XT = X.T.contiguous()  # [d, N]
-    step = max(1, BLOCK // indices.shape[1])
-    for start in range(0, len(indices), step):
-        rows = slice(start, min(start + step, len(indices)))
-        for x in XT:
-            result[rows] += (x[indices[rows]] - x[rows, None]).square_()
-    return result.masked_fill_(indices == torch.arange(len(indices), device=X.device)[:, None], torch.inf)
+        distances.listed(X.numpy(), indices.numpy(), out.numpy())
+    elif out.numel():
+        pairs, m, d = out.numel(), indices.shape[1], X.shape[1]
+        launch_distances("listed", X, indices, out, np.int64(pairs), np.int32(m), np.int32(d), grid=(-(-pairs // 128),))
+    return out
 
 
 def distances_to_all(XT: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Squared distances float64 [n, N] of the points `rows` (int64 [n]) to all points; infinity to themselves.
 
-    XT is float64 [d, N], contiguous. The caller bounds n.
+    XT is float64 [d, N], contiguous, on a GPU. The caller bounds n.
     """
-    result = torch.zeros((len(rows), XT.shape[1]), dtype=torch.float64, device=XT.device)
-    for x in XT:
-        result += (x - x[rows, None]).square_()
-    result[torch.arange(len(rows), device=XT.device), rows] = torch.inf
-    return result
+    (d, N), n = XT.shape, len(rows)
+    out = torch.empty((n, N), dtype=torch.float64, device=XT.device)
+    grid = (-(-N // 128), -(-n // 4))
+    launch_distances("to_all", XT, rows.contiguous(), out, np.int64(n), np.int64(N), np.int32(d), grid=grid)
+    return out
+
+
+def launch_distances(kernel: str, X: torch.Tensor, *arguments: Any, grid: tuple[int, ...]) -> None:
+    """Launch a kernel of distances.cu on the device of X."""
+    from qdv_gpu import kernels
+
+    with torch.cuda.device(X.device):
+        kernels.launch(kernels.load("distances"), kernel, X, *arguments, grid=grid, block=128)
 
 
 def check_range(X: torch.Tensor) -> None:

@@ -3,6 +3,8 @@
 import importlib.util
 import re
 
+import cuda_shim
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from qdv_gpu.kernels import distances as kernels
 from qdv_gpu.kernels import rows
 from qdv_gpu.machine import on_threads
 from qdv_gpu.neighbors import _centred, knn
+from qdv_gpu.scores.quality import neighbor_ranks
 
 ENGINES = ["torch", "direct"] + (["faiss"] if importlib.util.find_spec("faiss") else [])
 
@@ -117,15 +120,37 @@ def test_blocks_hold_every_point_once(engine, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["random", "float64", "offset"])
-def test_torch_and_numba_distances_have_the_same_bits(name):
-    """What CUDA computes with torch is what the CPU computes with numba."""
+def test_distances_have_the_same_bits_on_a_gpu(name, cuda):
     X = INPUTS[name].double()
     indices = torch.randint(0, len(X), (len(X), 9), generator=torch.Generator().manual_seed(2))
-    listed = neighbors._listed_distances_torch(X, indices)
-    assert torch.equal(listed, neighbors.listed_distances(X, indices))
-    rows = torch.arange(100)
-    everything = neighbors.distances_to_all(X.T.contiguous(), rows)
+    listed = neighbors.listed_distances(X, indices)
+    assert torch.equal(neighbors.listed_distances(X.to(cuda), indices.to(cuda)).cpu(), listed)
+    rows = torch.arange(101)
+    everything = neighbors.distances_to_all(X.T.contiguous().to(cuda), rows.to(cuda)).cpu()
     assert torch.equal(everything.gather(1, indices[rows]), listed[rows])
+    assert everything[rows, rows].isinf().all()
+
+
+@pytest.mark.skipif(not cuda_shim.HAS_COMPILER, reason="needs g++")
+def test_the_source_on_the_cpu():
+    """Fibers take turns in a shuffled order: a missing barrier would show."""
+    X = INPUTS["random"][:150, :7].double().contiguous()
+    N, d = X.shape
+    m, module = 40, cuda_shim.load("distances")
+    indices = torch.randint(0, N, (N, m), generator=torch.Generator().manual_seed(2))
+    listed, found = torch.empty(N, m, dtype=torch.float64), torch.empty(N, N, dtype=torch.float64)
+    sizes = np.int64(N * m), np.int32(m), np.int32(d)
+    module.launch("listed", X, indices, listed, *sizes, grid=(-(-N * m // 128),), block=128, seed=1)
+    assert torch.equal(listed, neighbors.listed_distances(X, indices))
+    XT, rows = X.T.contiguous(), torch.arange(N)
+    sizes = np.int64(N), np.int64(N), np.int32(d)
+    module.launch("to_all", XT, rows, found, *sizes, grid=(-(-N // 128), -(-N // 4)), block=128, seed=1)
+    assert torch.equal(found.gather(1, indices), listed)
+    indices = (rows[:, None] + torch.arange(1, m + 1)) % N
+    limits, ranks = neighbors.listed_distances(X, indices), torch.empty_like(indices)
+    sizes = np.int64(N), np.int32(m), np.int32(d)
+    module.launch("ranks", XT, indices, limits, ranks, *sizes, grid=(-(-N // 16),), block=128, seed=1)
+    assert torch.equal(ranks, neighbor_ranks(X, indices))
 
 
 def test_threads_do_not_matter(monkeypatch):

@@ -10,7 +10,7 @@ import torch
 
 from qdv_gpu.arrays import to_tensor
 from qdv_gpu.errors import InputError
-from qdv_gpu.neighbors import BLOCK, as_points, distances_to_all, knn, listed_distances
+from qdv_gpu.neighbors import as_points, knn, launch_distances, listed_distances
 from qdv_gpu.scores.statistics import (
     classes_of,
     error_neighbors,
@@ -123,14 +123,17 @@ def neighbor_ranks(X: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
         raise InputError(f"points and neighbours must be equally many, got {len(X)} and {len(indices)}")
     X = X.detach().to(torch.float64)
     XT = X.T.contiguous()  # [d, N]
-    limits = listed_distances(X, indices)
-    if X.is_cuda:
-        return _ranks_torch(XT, indices, limits)
-    from qdv_gpu.kernels import distances
+    indices = indices.contiguous()
+    limits, out = listed_distances(X, indices), torch.empty_like(indices)
+    if not X.is_cuda:
+        from qdv_gpu.kernels import distances
 
-    out = np.empty(indices.shape, dtype=np.int64)
-    distances.ranks(XT.numpy(), indices.contiguous().numpy(), limits.numpy(), out)
-    return torch.from_numpy(out)
+        distances.ranks(XT.numpy(), indices.numpy(), limits.numpy(), out.numpy())
+    elif out.numel():
+        (d, N), m = XT.shape, indices.shape[1]
+        sizes, grid = (np.int64(N), np.int32(m), np.int32(d)), (-(-N // 16),)
+        launch_distances("ranks", XT, indices, limits, out, *sizes, grid=grid)
+    return out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,21 +337,6 @@ def _unlabelled(scores: LayerScores) -> LayerScores:
         spread_feature_space=layer,
         neighbors_feature_space=scores.neighbors_feature_space,
     )
-
-
-def _ranks_torch(XT: torch.Tensor, indices: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
-    N = XT.shape[1]
-    ranks = torch.empty_like(indices)
-    order = torch.arange(N, device=XT.device)
-    step = max(1, BLOCK // N)
-    for start in range(0, N, step):
-        rows = order[start : start + step]
-        D = distances_to_all(XT, rows)  # [step, N]
-        for c in range(indices.shape[1]):
-            limit, index = limits[rows, c, None], indices[rows, c, None]
-            closer = (D < limit) | ((D == limit) & (order < index))
-            ranks[rows, c] = closer.sum(dim=1) + 1
-    return ranks
 
 
 def _pair(X: Any, Z: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -33,6 +33,11 @@ START = f"{STAGES}::test_tsne_after_three_iterations_from_its_own_start"
 CUML = f"{STAGES}::test_cuml_gets_what_it_requires"
 GRIDS, MESH = "qdv_gpu/tsne/engines/fft_cuda.py", "kernels/tsne_fft.cu"
 ON_GRIDS = "tests/tsne/test_fft_cuda.py"
+DISTANCES = (
+    "tests/test_neighbors.py::test_distances_have_the_same_bits_on_a_gpu "
+    "tests/test_neighbors.py::test_the_source_on_the_cpu"
+)
+RANKS = "tests/scores/test_quality.py::test_ranks_with_ties"
 DIVERGENCE = "tests/tsne/test_objective.py"
 STEP = "    def step() -> None:\n"
 FIRST = """{start}
@@ -169,6 +174,17 @@ FAULTS = {
     "32 bits: unpooled maps": Fault(
         "kernels/unpool.cu", "out + ((long long)b * channels + begin) * out_step",
         "out + (b * channels + begin) * (int)out_step", "the same", OFFSETS),
+    # Distances
+    "fused multiply-add": Fault(
+        "kernels/distances.cu", "__dadd_rn(sum, __dmul_rn(difference, difference))", "sum + difference * difference",
+        "other bits than the CPU's, so that ties are none", DISTANCES),
+    "ties by no index": Fault(
+        "kernels/distances.cu", "(distance == limit && j < before)", "distance == limit", "ranks of ties, and a point "
+        "that is before itself", RANKS),
+    "tile that others still write": Fault(
+        "kernels/distances.cu", "            for (int r = 0; r < ROWS; r++) tile[warp][r][j] = sums[r];\n        }\n"
+        "        __syncthreads();", "            for (int r = 0; r < ROWS; r++) tile[warp][r][j] = sums[r];\n        }",
+        "lanes count what is not there yet", f"{RANKS} {DISTANCES}"),
     # KL divergence
     "a point beside itself": Fault(
         "kernels/objective.cu", "if (j != row + r) total[r] += w;", "total[r] += w;", "adds 1 for each point",

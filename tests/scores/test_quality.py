@@ -146,7 +146,7 @@ def test_perfect_map():
 
 
 @pytest.mark.parametrize("X", [_normal(333, 5), _integers(4, 333, 3).float(), torch.zeros(333, 2)])
-def test_ranks_with_ties(X):
+def test_ranks_with_ties(X, cuda):
     indices = knn(_normal(333, 2, seed=5), 6).indices
     D = torch.zeros(333, 333, dtype=torch.float64)
     for x in X.double().T:
@@ -154,8 +154,9 @@ def test_ranks_with_ties(X):
     order = D.fill_diagonal_(torch.inf).sort(dim=1, stable=True).indices
     expected = (order.argsort(dim=1) + 1).gather(1, indices)
     assert torch.equal(quality.neighbor_ranks(X, indices), expected)
-    XT, limits = X.double().T.contiguous(), D.gather(1, indices)
-    assert torch.equal(quality._ranks_torch(XT, indices, limits), expected)
+    assert torch.equal(quality.neighbor_ranks(X.to(cuda), indices.to(cuda)).cpu(), expected)
+    many = torch.cat([indices] * 7, dim=1)  # more columns than lanes
+    assert torch.equal(quality.neighbor_ranks(X.to(cuda), many.to(cuda)).cpu(), torch.cat([expected] * 7, dim=1))
 
 
 def test_bad_input():
