@@ -7,16 +7,20 @@ depend on the number of threads.
 
 Layout: X is [N, d] float64; searches of all points read its transpose XT [d, N], so that the inner loop runs
 over neighbouring memory. A tile is ROWS x COLUMNS distances, DEPTH coordinates at a time (128 kB of XT, which stays in
-the second-level cache). Cost: 3 flops per pair and coordinate.
+the second-level cache). Cost: 3 flops per pair and coordinate; `nearest` leaves out the pairs of tiles that lie too far
+apart, so that in a map its work grows little faster than the points.
 """
 
 # ruff: noqa: PLR0917 - numba passes arguments by position
+
+import math
 
 import numpy as np
 
 from qdv_gpu.kernels.rows import compiled, inner, spread
 
 ROWS, COLUMNS, DEPTH = 16, 256, 64
+NEAR = 64  # columns of a tile where most are out of reach
 
 
 def listed(X, indices, out):
@@ -75,36 +79,66 @@ def nearest(XT, rows, indices, distances):
     """Write the indices.shape[1] nearest points of each point in `rows`, by (distance, index), over all points.
 
     `indices` and `distances` are [len(rows), k]; where there are fewer than k other points, the last ones stay
-    -1 and infinity.
+    -1 and infinity. Points that are near in their two widest coordinates lie in one tile of NEAR; a tile is left out
+    where these two alone, terms of every sum, put all of it farther away than what has been found.
     """
-    blocks = (rows.size + ROWS - 1) // ROWS
-    spread(_nearest, blocks, XT, rows, indices, distances, work=3 * ROWS * XT.size)
+    N = XT.shape[1]
+    wide = (XT.max(axis=1) - XT.min(axis=1)).argsort()[-2:]
+    strips = np.empty(N, np.int64)
+    strips[XT[wide[-1]].argsort()] = np.arange(N) * math.ceil(math.sqrt(N / NEAR)) // N
+    order = np.lexsort((XT[wide[0]], strips))
+    places = np.empty_like(order)
+    places[order] = np.arange(N)
+    turn = places[rows].argsort()
+    XT, starts = np.ascontiguousarray(XT[:, order]), np.arange(0, N, NEAR)
+    lower, upper = (f.reduceat(XT[wide], starts, axis=1) for f in (np.minimum, np.maximum))
+    arguments = (XT, wide, lower, upper, order, places[rows[turn]], turn, indices, distances)
+    spread(_nearest, (rows.size + ROWS - 1) // ROWS, *arguments, work=3 * ROWS * XT.size)
 
 
 @compiled
-def _nearest(begin, end, XT, rows, indices, distances):
-    N, k = XT.shape[1], indices.shape[1]
+def _nearest(begin, end, XT, wide, lower, upper, order, places, turn, indices, distances):
+    N, k, tiles = XT.shape[1], indices.shape[1], lower.shape[1]
+    tile, low_edge, high_edge = np.empty((ROWS, NEAR)), np.empty(wide.size), np.empty(wide.size)
     for block in range(begin, end):
-        low, high = block * ROWS, min((block + 1) * ROWS, rows.size)
-        tile = np.empty((ROWS, COLUMNS))
-        for r in range(low, high):
+        own, turns = places[block * ROWS : (block + 1) * ROWS], turn[block * ROWS : (block + 1) * ROWS]
+        for i in range(own.size):
+            for a in range(wide.size):
+                x = XT[wide[a], own[i]]
+                low_edge[a] = min(low_edge[a], x) if i else x
+                high_edge[a] = max(high_edge[a], x) if i else x
             for c in range(k):
-                indices[r, c] = -1
-                distances[r, c] = np.inf
-        for first in range(0, N, COLUMNS):
-            last = min(first + COLUMNS, N)
-            _tile(XT, rows[low:high], first, last, tile)
-            for r in range(low, high):
-                for j in range(last - first):
-                    new = tile[r - low, j]
-                    if new < distances[r, k - 1]:  # later indices lose ties, so the order is (distance, index)
-                        c = k - 1
-                        while c > 0 and distances[r, c - 1] > new:
-                            distances[r, c] = distances[r, c - 1]
-                            indices[r, c] = indices[r, c - 1]
-                            c -= 1
-                        distances[r, c] = new
-                        indices[r, c] = first + j
+                indices[turns[i], c] = -1
+                distances[turns[i], c] = np.inf
+        reach = np.inf  # how far the farthest is of those that have been found
+        for step in range(tiles):  # from their own tile on, to both sides
+            t = (own[0] // NEAR + (step + 1) // 2 * (1 - step % 2 * 2)) % tiles
+            away = 0.0
+            for a in range(wide.size):
+                gap = max(lower[a, t] - high_edge[a], low_edge[a] - upper[a, t], 0.0)
+                away += gap * gap
+            if away > reach:
+                continue
+            first, last = t * NEAR, min((t + 1) * NEAR, N)
+            _tile(XT, own, first, last, tile)
+            reach = 0.0
+            for i in range(own.size):
+                _insert(tile[i, : last - first], order[first:last], indices[turns[i]], distances[turns[i]])
+                reach = max(reach, distances[turns[i], k - 1])
+
+
+@inner
+def _insert(found, points, indices, distances):
+    """Keep the nearest of what is kept and of `points` at the distances `found`, by (distance, index)."""
+    for j in range(found.size):
+        new, point, c = found[j], points[j], distances.size - 1
+        if new < distances[c] or (new == distances[c] and point < indices[c]):
+            while c > 0 and (distances[c - 1] > new or (distances[c - 1] == new and indices[c - 1] > point)):
+                distances[c] = distances[c - 1]
+                indices[c] = indices[c - 1]
+                c -= 1
+            distances[c] = new
+            indices[c] = point
 
 
 def ranks(XT, indices, limits, out):

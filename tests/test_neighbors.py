@@ -46,6 +46,8 @@ INPUTS = {
     "outlier": torch.cat([_normal(300, 4) * 1e-6, torch.full((1, 4), 1e3)]),
     "tiny": _normal(300, 3).double() * 1e-120,
     "dead": _dead(400, 30),
+    "clusters": (_normal(30, 2) * 9).repeat(50, 1).round() + _normal(1500, 2, seed=1).round(decimals=1),  # with ties
+    "line": _normal(1000, 1).round(decimals=2),
 }
 
 
@@ -162,8 +164,22 @@ def test_threads_do_not_matter(monkeypatch):
             assert torch.equal(knn(X, 9, engine="direct").squared_distances, expected.squared_distances)
 
 
+def test_tiles_out_of_reach_are_left_out(monkeypatch):
+    """Few tiles hold all that can be near, in two coordinates or one, and the points are found nevertheless."""
+    done = []
+    tile, insert, nearest = (getattr(kernels, name).py_func for name in ("_tile", "_insert", "_nearest"))
+    monkeypatch.setattr(kernels, "_tile", lambda *arguments: (done.append(len(arguments[1])), tile(*arguments)))
+    monkeypatch.setattr(kernels, "_insert", insert)
+    monkeypatch.setattr(kernels, "_nearest", nearest)
+    for d, most in ((2, 0.4), (1, 0.2)):
+        done.clear()
+        X = _normal(1200, d)
+        assert torch.equal(knn(X, 3, engine="direct").indices, reference(X, 3)[0])
+        assert sum(done) * kernels.NEAR < most * len(X) ** 2
+
+
 def test_odd_sizes_of_the_kernels():
-    for N in (2, kernels.ROWS - 1, kernels.ROWS + 1, kernels.COLUMNS + 1):
+    for N in (2, kernels.ROWS - 1, kernels.ROWS + 1, kernels.NEAR + 1, kernels.COLUMNS + 1):
         for d in (1, kernels.DEPTH, kernels.DEPTH + 1):
             X = _normal(N, d)
             assert torch.equal(knn(X, N - 1, engine="direct").indices, reference_all(X))
