@@ -23,7 +23,7 @@ from qdv_gpu.data.images import Images
 from qdv_gpu.errors import InputError, as_path, check_count, check_flag
 from qdv_gpu.features.forward import network_input, shown
 from qdv_gpu.files import replacing
-from qdv_gpu.machine import Halving, on_threads, product_precision
+from qdv_gpu.machine import Halving, on_threads, product_precision, seeded
 from qdv_gpu.networks.account import describe_variant
 from qdv_gpu.networks.guard import guarded
 from qdv_gpu.networks.layers import check_memory
@@ -253,7 +253,7 @@ def _trained(run: "_Run", train: Images, test: Images, settings: Training) -> di
     train, test = train.to(network.device), test.to(network.device)
     labels = test.require_labels("fine-tuning")
     quick = test.take(stratified(labels, test.classes, min(1000, len(test)))) if len(test) > 1000 else test
-    with deterministic(network.device), on_threads(settings.threads):
+    with seeded(settings.seed), deterministic(network.device), on_threads(settings.threads):
         while run.epoch < settings.epochs:
             started = time.perf_counter()
             loss, accuracy = run.train(train)
