@@ -382,8 +382,8 @@ class _Run:
         if not done:
             raise InputError(f"batch norm needs two images, {images.name} has one: more samples are required")
         mean_loss = loss_sum.item() / done
-        if mean_loss != mean_loss:
-            raise InputError(f"the loss is not a number after epoch {self.epoch + 1}: lower --lr")
+        if not math.isfinite(mean_loss):
+            raise InputError(f"the loss is not a number, or infinite, after epoch {self.epoch + 1}: lower --lr")
         return mean_loss, hits.item() / done
 
     def _check_logits(self, logits: Tensor) -> None:

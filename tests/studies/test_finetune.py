@@ -129,6 +129,8 @@ def test_bad_settings_write_nothing(finished, tmp_path):
         finetune(SPEC, "digits", finished[0], **{**OPTIONS, "mean": 0.3}, store=tmp_path / "store")
     with pytest.raises(InputError, match="the loss is not a number"):
         finetune("tiny_networks:poisoned", "digits", tmp_path / "new", **OPTIONS)
+    with pytest.raises(InputError, match="or infinite, after epoch 1: lower --lr"):
+        finetune("tiny_networks:overflowing", "digits", tmp_path / "other", **{**OPTIONS, "samples": 50, "epochs": 1})
 
 
 def test_random_generators_are_put_back(tmp_path):
