@@ -75,7 +75,7 @@ def best():
 
 
 STAGES = {
-    "neighbours": (lambda: partial(knn, points(), 5), Budget(102, 0, 7, 0)),
+    "neighbours": (lambda: partial(knn, points(), 5), Budget(95, 0, 6, 0)),
     "affinities, knn": (lambda: partial(joint_affinities, points(), perplexity=8, kind="knn"), Budget(550, 0, 17, 0)),
     "affinities, full": (lambda: partial(joint_affinities, points(), perplexity=8, kind="full"), Budget(515, 0, 12, 0)),
     "descent, knn": (partial(descent, "knn"), Budget(8, 150, 1, 0)),
@@ -84,7 +84,7 @@ STAGES = {
     "divergence, knn": (partial(divergence, "knn"), Budget(43, 0, 2, 8)),
     "divergence, full": (partial(divergence, "full"), Budget(39, 0, 1, 0)),
     "components": (lambda: partial(principal_components, points(30).split(20), 5), Budget(269, 0, 21, 0)),
-    "scores": (scores, Budget(843, 0, 46, 37440)),
+    "scores": (scores, Budget(815, 0, 42, 37440)),
     "activations": (forward, Budget(49, 0, 1, 8)),
     "deconvnet": (partial(pictures, "deconvnet"), Budget(95, 4, 4, 0)),
     "guided": (partial(pictures, "guided"), Budget(71, 4, 4, 0)),
