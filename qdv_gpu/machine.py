@@ -151,6 +151,17 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Have torch's operators give the same bits on every run, where they can, and fill new memory with NaN."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(mode=before[0], warn_only=before[1])
+
+
 class Halving:
     """Calls a function on a batch, of one tensor or several, in as many tiles as memory needs; remembers how many."""
 

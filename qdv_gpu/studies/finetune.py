@@ -5,8 +5,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from qdv_gpu.data.images import Images
 from qdv_gpu.errors import InputError, as_path, check_count, check_flag
 from qdv_gpu.features.forward import network_input, shown
 from qdv_gpu.files import replacing
-from qdv_gpu.machine import Halving, on_threads, product_precision, seeded
+from qdv_gpu.machine import Halving, deterministic, on_threads, product_precision, seeded
 from qdv_gpu.networks.account import describe_variant
 from qdv_gpu.networks.guard import guarded
 from qdv_gpu.networks.layers import check_memory
@@ -253,7 +253,8 @@ def _trained(run: "_Run", train: Images, test: Images, settings: Training) -> di
     train, test = train.to(network.device), test.to(network.device)
     labels = test.require_labels("fine-tuning")
     quick = test.take(stratified(labels, test.classes, min(1000, len(test)))) if len(test) > 1000 else test
-    with seeded(settings.seed), deterministic(network.device), on_threads(settings.threads):
+    ordered = deterministic() if network.device.type == "cuda" else nullcontext()
+    with seeded(settings.seed), ordered, on_threads(settings.threads):
         while run.epoch < settings.epochs:
             started = time.perf_counter()
             loss, accuracy = run.train(train)
@@ -425,20 +426,6 @@ class _Run:
                 self.tiles *= 2
                 logger.warning("CUDA is out of memory: each batch now runs in %d tiles", self.tiles)
             torch.cuda.empty_cache()
-
-
-@contextmanager
-def deterministic(device: torch.device) -> Iterator[None]:
-    """Have CUDA operators give the same bits on every run, where torch can."""
-    if device.type == "cpu":
-        yield
-        return
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(mode=True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(mode=before[0], warn_only=before[1])
 
 
 def logits_of(network: Network, pixels: Tensor) -> Tensor:
