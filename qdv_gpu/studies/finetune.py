@@ -99,8 +99,8 @@ def finetune(
     check_flag("skip_bad", skip_bad)
     folder = RunFolder(out, "finetune")
     folder.check()
-    task = Task.of(network, data, settings, weights=weights, device=device, skip_bad=skip_bad)
-    loaded, train, about, key = task.network, task.train, task.about, task.key
+    prepared = Prepared.of(network, data, settings, weights=weights, device=device, skip_bad=skip_bad)
+    loaded, train, about, key = prepared.network, prepared.train, prepared.about, prepared.key
     if loaded.base is not None:
         for line in describe_variant(loaded).lines():
             logger.info("%s", line)
@@ -116,7 +116,7 @@ def finetune(
                 raise InputError(
                     f"{out} holds a run of {run.epoch} epochs, not {settings.epochs}: choose another --out or delete it"
                 )
-            result = _trained(run, train, task.test, settings)
+            result = _trained(run, train, prepared.test, settings)
             result["settings"] = {name: value for name, value in about.items() if name != "images"}
             result["settings"]["epochs"] = run.epoch
             tensors = loaded.module.state_dict()
@@ -169,7 +169,7 @@ def check_like(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None
 
 
 @dataclass(frozen=True)
-class Task:
+class Prepared:
     """A training before it starts.
 
     Attributes
@@ -194,7 +194,7 @@ class Task:
     def of(
         cls, network: Source, data: Any, settings: Training, *, weights: str | Path, device: str | torch.device,
         skip_bad: bool,
-    ) -> "Task":  # fmt: skip
+    ) -> "Prepared":  # fmt: skip
         """Load images and network; arguments and errors as for `finetune`."""
         train, test = _images(data, settings, skip_bad=skip_bad)
         loaded = load_network(
