@@ -13,7 +13,7 @@ import torch
 
 from qdv_gpu.deconv.unpool import max_pool, unpool
 from qdv_gpu.machine import resolve_device
-from qdv_gpu.neighbors import knn
+from qdv_gpu.neighbors import has_faiss, knn
 from qdv_gpu.scores import quality
 from qdv_gpu.tsne.affinities import joint_affinities
 from qdv_gpu.tsne.estimator import TSNE
@@ -89,7 +89,7 @@ def _engines(device: torch.device) -> Iterator[tuple[str, str, str]]:
         yield "unpooling", "CUDA", f"on {device}"
     else:
         yield "unpooling", "none", "CuPy is absent: qdv-gpu deconv needs --device cpu"
-    if _faiss_works(device):
+    if has_faiss(device):
         yield "neighbours", "faiss", "on the GPU" if cuda else "on the CPU; maps of up to 16 coordinates by numba"
     elif cuda:
         yield "neighbours", "torch", "faiss has no GPU support here"
@@ -102,14 +102,6 @@ def _engines(device: torch.device) -> Iterator[tuple[str, str, str]]:
     yield "t-SNE", "auto", f"{kind}: exact for few points, or on a grid by FFT"
     if cuda and importlib.util.find_spec("cuml") is not None:
         yield "", "cuml", "where it is asked for"
-
-
-def _faiss_works(device: torch.device) -> bool:
-    if importlib.util.find_spec("faiss") is None:
-        return False
-    import faiss
-
-    return device.type == "cpu" or (hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus() > 0)
 
 
 def _tests(device: torch.device) -> Iterator[tuple[str, Callable[[], str]]]:
@@ -150,7 +142,7 @@ def _tests(device: torch.device) -> Iterator[tuple[str, Callable[[], str]]]:
     cpu = torch.device("cpu")
     places = [cpu] if device.type == "cpu" else [cpu, device]
     for place in places:
-        if _faiss_works(place):
+        if has_faiss(place):
             yield f"neighbours, faiss, {place}", partial(neighbors, "faiss", place)
         yield f"neighbours, torch, {place}", partial(neighbors, "torch", place)
     yield "neighbours, numba, cpu", partial(neighbors, "direct", cpu)

@@ -130,6 +130,21 @@ def check_count(name: str, value: Any, *, least: int = 1, most: int = 2**63 - 1)
     raise InputError(f"{name} must be an integer {'of ' * (most == 2**63 - 1)}{allowed}, got {short(value)}")
 
 
+def check_samples(value: Any) -> int | str:
+    """A number of images, which may be written as a text, or "all"; InputError for anything else.
+
+    >>> check_samples("1000"), check_samples("all")
+    (1000, 'all')
+    """
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    if isinstance(value, str) and value == "all":
+        return value
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        return int(value)
+    raise InputError(f"samples must be a number or all, got {short(value)}")
+
+
 def as_path(name: str, value: Any) -> Path:
     """A path; InputError unless it is text or a path, of names that the file system takes."""
     try:

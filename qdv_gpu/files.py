@@ -165,7 +165,10 @@ def flush(path: Path) -> None:
 
 def umask() -> int:
     """The process's mask of permissions that new files do not get."""
-    mask = os.umask(0)
+    with contextlib.suppress(OSError, StopIteration):  # to ask the system is to change it, for all threads
+        said = Path("/proc/self/status").read_text(errors="replace").splitlines()
+        return int(next(line for line in said if line.startswith("Umask:")).split()[1], 8)
+    mask = os.umask(0o077)
     os.umask(mask)
     return mask
 

@@ -134,6 +134,34 @@ def in_parallel(function: Callable[[S], T], items: Iterable[S]) -> list[T]:
         return list(pool.map(function, items))
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw torch's random numbers in a block from a seed; its generators, also of GPUs in use, are put back after it.
+
+    >>> before = torch.get_rng_state()
+    >>> with seeded(0):
+    ...     first = torch.rand(2)
+    >>> torch.equal(first, torch.rand(2, generator=torch.Generator().manual_seed(0)))
+    True
+    >>> torch.equal(torch.get_rng_state(), before)
+    True
+    """
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Have torch's operators give the same bits on every run, where they can, and fill new memory with NaN."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(mode=before[0], warn_only=before[1])
+
+
 class Halving:
     """Calls a function on a batch, of one tensor or several, in as many tiles as memory needs; remembers how many."""
 

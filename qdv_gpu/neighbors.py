@@ -22,6 +22,7 @@ EXACT = 2.0**53  # from here on, float64 does not hold every whole number
 
 
 Proposer = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+Block = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # points, their neighbours, squared distances
 
 
 class Neighbors(NamedTuple):
@@ -86,23 +87,25 @@ def knn(X: torch.Tensor, k: int, *, engine: str = "auto") -> Neighbors:
         torch.empty((N, k), dtype=torch.float64, device=X.device),
         torch.zeros(N, dtype=torch.bool, device=X.device),
     )
-    for rows, indices, distances in neighbor_blocks(X, k, engine=engine, beyond=1):
+    for rows, indices, distances in _blocks(X, k + 1, _resolved_engine(X, k, engine)):
         result.indices[rows], result.squared_distances[rows] = indices[:, :k], distances[:, :k]
         result.tied[rows] = distances[:, k - 1] == distances[:, k]  # never for k = N - 1: the last one is infinite
     return result
 
 
-def neighbor_blocks(
-    X: torch.Tensor, k: int, *, engine: str = "auto", beyond: int = 0
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+def neighbor_blocks(X: torch.Tensor, k: int, *, engine: str = "auto") -> Iterator[Block]:
     """Find neighbours as `knn` does, some points at a time, so that the caller keeps only what is needed.
 
-    Yields the points int64 [n], in any order, their k + `beyond` nearest other points int64 and the squared distances
-    float64 [n, k + beyond]. Beyond N - 1 the distance is infinite.
+    Yields the points int64 [n], in any order, their k nearest other points int64 and the squared distances float64
+    [n, k].
     """
-    X, k = _validated(X, k), int(k)
-    engine = _resolved_engine(X, k, engine)
-    N, k = len(X), k + beyond
+    points, k = _validated(X, k), int(k)
+    return _blocks(points, k, _resolved_engine(points, k, engine))
+
+
+def _blocks(X: torch.Tensor, k: int, engine: str) -> Iterator[Block]:
+    """The same of points float64 [N, d], for k up to N: of the N-th the distance is infinite."""
+    N = len(X)
     missing = torch.arange(N, device=X.device)
     if engine != "direct":
         width = min(N, k + 1 + max(16, k // 4))  # the point itself is proposed as well

@@ -8,13 +8,6 @@ import torch
 
 
 @pytest.fixture
-def said(caplog):
-    """What the library tells a user, line by line."""
-    caplog.set_level(logging.INFO, logger="qdv_gpu")
-    return caplog.messages
-
-
-@pytest.fixture
 def lines(caplog):
     """A function that gives what the library has told so far."""
     caplog.set_level(logging.INFO, logger="qdv_gpu")
@@ -45,3 +38,19 @@ def gpu():
     """Two simulated devices, and what is asked of them (`device.runtime.Runtime`)."""
     with _place("simulated") as runtime:
         yield runtime
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Counts trainings."""
+    import qdv_gpu.studies.finetune as training
+
+    counts = []
+    train = training._trained
+
+    def count(run, *rest):
+        counts.append(run.network.name)
+        return train(run, *rest)
+
+    monkeypatch.setattr(training, "_trained", count)
+    return counts

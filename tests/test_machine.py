@@ -11,7 +11,7 @@ import torch
 
 from qdv_gpu import machine
 from qdv_gpu.errors import InputError
-from qdv_gpu.machine import Halving, in_parallel, product_precision, resolve_device, threads
+from qdv_gpu.machine import Halving, in_parallel, product_precision, resolve_device, seeded, threads
 from qdv_gpu.studies.executors import slots_of
 
 
@@ -167,3 +167,11 @@ def test_cublas_is_told_before_its_first_use(monkeypatch):
     assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda", 1)
     assert resolve_device("cuda:0") == torch.device("cuda", 0)
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_generators_of_gpus_are_put_back(cuda):
+    torch.cuda.manual_seed_all(5)
+    before = torch.cuda.get_rng_state(cuda)
+    with seeded(7):
+        assert not torch.equal(torch.cuda.get_rng_state(cuda), before)
+    assert torch.equal(torch.cuda.get_rng_state(cuda), before)

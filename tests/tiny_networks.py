@@ -151,6 +151,25 @@ def poisoned() -> nn.Module:
     return _Poisoned()
 
 
+class _Overflowing(nn.Module):
+    """Gives logits between which float32 has no difference."""
+
+    image_size = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(1, 10, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.head(x).flatten(1)
+        return logits.sign() * 3e38 + logits
+
+
+def overflowing() -> nn.Module:
+    """A network whose loss is infinite."""
+    return _Overflowing()
+
+
 class _Moody(nn.Module):
     """Gives fewer features for the last, smaller batch."""
 

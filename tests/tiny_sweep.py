@@ -7,6 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
+from qdv_gpu.studies.status import status
+
 HERE = Path(__file__).parent
 TABLE = {
     "run": {
@@ -55,6 +60,14 @@ def changed(**tables):
     return table
 
 
+def plain(**run):
+    """A sweep without training."""
+    table = changed(grid={"lr": None, "runs": None}, run=run)
+    for name in ("epochs", "batch_size", "finetune"):
+        table["run"].pop(name)
+    return table
+
+
 def rows(out):
     """The rows of sweep.csv, without times."""
     with (Path(out) / "sweep.csv").open() as file:
@@ -72,3 +85,16 @@ def command(*arguments, **options):
         [sys.executable, "-m", "qdv_gpu", *map(str, arguments)], cwd=HERE, env=environment(), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options,
     )  # fmt: skip
+
+
+def kinds(out):
+    """States of the points of the sweep in a folder."""
+    return [state.kind for state in status(out).states]
+
+
+def drawn(folder, seed):
+    """30 small images in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, (30, 8, 8), dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{i}.png")

@@ -2,7 +2,6 @@
 
 import gzip
 import logging
-import numbers
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,18 @@ from qdv_gpu.data.geometry import Geometry
 from qdv_gpu.data.images import Images
 from qdv_gpu.data.readers import FileReader, hold, refusal, workers
 from qdv_gpu.data.tables import TABLE_SUFFIXES, list_table
-from qdv_gpu.errors import SEED, InputError, as_path, check_count, check_flag, check_side, check_text, short, unknown
+from qdv_gpu.errors import (
+    SEED,
+    InputError,
+    as_path,
+    check_count,
+    check_flag,
+    check_samples,
+    check_side,
+    check_text,
+    short,
+    unknown,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -119,11 +129,10 @@ def check_data(data: str | Path) -> None:
 
 def stratified(labels: Tensor, classes: Sequence[str], samples: int | str, *, seed: int = 222) -> Tensor:
     """Positions of `samples` images, equally many of each class; "all" keeps every image in its order."""
-    if isinstance(samples, str) and samples == "all":
+    total = check_samples(samples)
+    if isinstance(total, str):
         return torch.arange(len(labels))
-    total = _number(samples)
-    if total < len(classes):
-        raise InputError(f"samples must be at least one per class ({len(classes)}), got {total}")
+    check_per_class("samples", total, len(classes))
     random = np.random.RandomState(seed)
     chosen = []
     for c, name in enumerate(classes):
@@ -135,22 +144,20 @@ def stratified(labels: Tensor, classes: Sequence[str], samples: int | str, *, se
     return torch.from_numpy(np.concatenate(chosen))
 
 
+def check_per_class(name: str, samples: int, classes: int) -> None:
+    """Raise InputError unless so many images hold one of each class."""
+    if samples < classes:
+        raise InputError(f"{name} must be at least one per class ({classes}), got {samples}")
+
+
 def drawn(count: int, samples: int | str, *, seed: int = 222) -> Tensor:
     """Positions of `samples` of `count` images without labels; "all" keeps every image in its order."""
-    if isinstance(samples, str) and samples == "all":
+    total = check_samples(samples)
+    if isinstance(total, str):
         return torch.arange(count)
-    total = _number(samples)
     if not 1 <= total <= count:
         raise InputError(f"samples must be within 1 and {count}, the number of images, or all, got {total}")
     return torch.from_numpy(np.random.RandomState(seed).choice(count, total, replace=False))
-
-
-def _number(samples: int | str) -> int:
-    if isinstance(samples, numbers.Integral) and not isinstance(samples, bool):
-        return int(samples)
-    if isinstance(samples, str) and samples.isascii() and samples.isdigit():
-        return int(samples)
-    raise InputError(f"samples must be a number or all, got {short(samples)}")
 
 
 def _digits(split: str) -> Images:

@@ -16,7 +16,7 @@ from torch import nn
 
 from qdv_gpu.errors import LARGEST, SIDE, InputError, as_path, check_count, check_side, listed, short
 from qdv_gpu.files import text_of
-from qdv_gpu.machine import resolve_device
+from qdv_gpu.machine import resolve_device, seeded
 from qdv_gpu.networks.build import build
 from qdv_gpu.networks.copies import shared_copy
 from qdv_gpu.networks.fit import head_classes, load_state
@@ -117,8 +117,7 @@ def load_network(
     if held not in (None, asked.base) and _structure(held) != asked.structure:
         raise InputError(f"checkpoint {source} holds {held}, not {asked.built}")
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         shared = isinstance(given, nn.Module)
         if isinstance(given, nn.Module):
             module, about = shared_copy(given), dict[str, Any]()
@@ -397,8 +396,7 @@ def _with_classes(network: Network, num_classes: int | None, seed: int) -> Netwo
     """The network, or one that shares its weights and has a new head for another number of classes."""
     if num_classes is None or head_classes(network.module) == num_classes:
         return network
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         changed = with_head(
             replace(network, module=shared_copy(network.module)), Spec.parse(network.spec).name, num_classes
         )

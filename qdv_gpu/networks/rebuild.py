@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qdv_gpu.errors import InputError, reason, short, unknown
+from qdv_gpu.machine import deterministic
 from qdv_gpu.networks.copies import shared_copy
 from qdv_gpu.networks.identity import structure_digest
 
@@ -78,21 +79,15 @@ def set_module(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
 
 @contextmanager
 def _initialised(what: str) -> Iterator[list[nn.Module]]:
-    """Say in one line why a module cannot be built; refuse one whose constructor leaves memory as it was.
-
-    In torch's deterministic mode new memory is filled with NaN.
-    """
+    """Say in one line why a module cannot be built; refuse one whose constructor leaves memory as it was."""
     made: list[nn.Module] = []
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(mode=True, warn_only=True)
     try:
-        yield made
+        with deterministic():
+            yield made
     except InputError:
         raise
     except (Exception, SystemExit) as error:
         raise InputError(f"{what} cannot be built: {reason(error)}") from error
-    finally:
-        torch.use_deterministic_algorithms(mode=before[0], warn_only=before[1])
     for name, tensor in (pair for module in made for pair in module.state_dict().items()):
         if tensor.is_floating_point() and not tensor.is_meta and tensor.isnan().any():
             raise InputError(f"{what} cannot be built: its constructor does not initialise {name}")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qdv_gpu.errors import InputError
+from qdv_gpu.machine import seeded
 from qdv_gpu.networks.blank import on_meta, run_blank
 from qdv_gpu.networks.carry import carried
 from qdv_gpu.networks.edits import Draft, apply_edits
@@ -115,9 +116,8 @@ def edited(
         runs = False
     draft = Draft(replace(sized, name=network.spec), {tensor: key for key, tensor in named.items()})
     generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        # not the numbers of the base's own
-        torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator, device="cpu")))
+    other = int(torch.randint(2**62, (1,), generator=generator, device="cpu"))  # not the numbers of the base's own
+    with seeded(other):
         apply_edits(draft, edits)
     origins = _carry(draft, named, carry)
     run_blank(sized, on_meta(module) if runs else module)  # the base may not run without numbers, or at this size

@@ -59,10 +59,10 @@ def line_chart(
     values = [v for one in series for part in (one.values, one.low, one.high) if part is not None for v in part]
     values += [v for v in (chance, start, *(band or ())) if v is not None]
     low, high, marks = _range(values)
-    names, slanted = _ticks(ticks, (WIDTH - LEFT - RIGHT) / max(1, len(ticks)))
+    step = (WIDTH - LEFT - RIGHT) / max(1, len(ticks))
+    names, slanted = _ticks(ticks, step)
     below = 24 if not slanted else 20 + 0.72 * LETTER * max(map(len, names))
     bottom = HEIGHT - TOP
-    step = (WIDTH - LEFT - RIGHT) / max(1, len(ticks))
 
     def x(position: float, number: int) -> float:
         spread = min(14.0, 0.5 * step / max(1, len(series)))

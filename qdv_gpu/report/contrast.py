@@ -14,6 +14,7 @@ from qdv_gpu.report.drawing import GRAY, LINE, MARGIN, PAGE, SMALL, TEXT, Notebo
 from qdv_gpu.report.folder import RunFolder
 from qdv_gpu.report.tables import csv_text, markdown
 from qdv_gpu.results.comparison import Comparison, LayerPair, as_json
+from qdv_gpu.scores.statistics import NORMAL
 
 ROWS = 20  # classes in the figure at most
 COLUMNS = ["position", "first_layer", "second_layer", "nh_first", "nh_second", "delta", "low", "high", "p", "p_holm"]
@@ -311,7 +312,7 @@ def plot_comparison(
     axes[3] = drawing.add_panel(figure, second_left, lower, half, heat)
     for number in range(2):
         x = np.arange(1, L + 1) + (number - 0.5) * 0.12
-        drawing.draw_curve(axes[0], x, nh[number], np.nan_to_num(1.96 * errors[number]), number)
+        drawing.draw_curve(axes[0], x, nh[number], np.nan_to_num(NORMAL * errors[number]), number)
     axes[0].set_ylabel(f"neighborhood hit (k = {k})", fontsize=TEXT)
     axes[1].axhspan(-margin, margin, color="0.88", linewidth=0, zorder=0)
     axes[1].axhline(0, color=GRAY, linewidth=0.6, zorder=1)

@@ -11,6 +11,7 @@ from qdv_gpu.report.packed import Packed
 from qdv_gpu.report.page import PanelTitle
 from qdv_gpu.report.thumbnails import COLUMNS, EACH, SIDE
 from qdv_gpu.results.view import RunView, ViewedLayer
+from qdv_gpu.scores.statistics import NORMAL
 
 SPAN = 65535  # largest coordinate
 STEPS = 60_000  # of a hit of 1: those of most k and numbers of maps are whole numbers of them
@@ -117,7 +118,7 @@ def scored(layer: ViewedLayer) -> str:
         return f"trustworthiness {layer.scores['trustworthiness']:.3f}"
     if error != error:
         return f"NH {nh:.3f}"
-    return f"NH {nh:.3f} ({nh - 1.96 * error:.3f} to {nh + 1.96 * error:.3f})"
+    return f"NH {nh:.3f} ({nh - NORMAL * error:.3f} to {nh + NORMAL * error:.3f})"
 
 
 def colours(count: int, *, dark: bool) -> list[str]:

@@ -12,6 +12,7 @@ from qdv_gpu.arrays import as_floats
 from qdv_gpu.errors import InputError, check_count, check_mapping, listed
 from qdv_gpu.report import drawing
 from qdv_gpu.report.drawing import COLOURS, GRAY, LINE, MARGIN, PAGE, SMALL, TEXT, NotebookFigure
+from qdv_gpu.scores.statistics import NORMAL
 
 PANEL = 2.3  # inches: height of the panel of NH
 
@@ -142,7 +143,7 @@ def _draw_lines(
     for number, (name, values) in enumerate(lines.items()):
         y = np.asarray(values, np.float64)
         x = np.arange(1, len(y) + 1) + (number - (len(lines) - 1) / 2) * step
-        bar = 1.96 * np.asarray(errors[name], np.float64) if errors and name in errors else np.zeros(len(y))
+        bar = NORMAL * np.asarray(errors[name], np.float64) if errors and name in errors else np.zeros(len(y))
         bar = np.nan_to_num(bar)
         drawing.draw_curve(ax, x, y, bar, first + number)
         low, high = min(low, float(np.nanmin(y - bar))), max(high, float(np.nanmax(y + bar)))

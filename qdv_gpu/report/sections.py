@@ -11,6 +11,7 @@ from qdv_gpu.report.linked import names_of, scored
 from qdv_gpu.report.page import Cell, Section, Table
 from qdv_gpu.report.tables import ERRORS
 from qdv_gpu.results.view import RunView, ViewedLayer
+from qdv_gpu.scores.statistics import NORMAL
 
 SCORES = {  # columns of table3.csv that are shown where their numbers are known, and what they are called
     "nh": "NH", "standard_error": "±",
@@ -19,7 +20,6 @@ SCORES = {  # columns of table3.csv that are shown where their numbers are known
 }  # fmt: skip
 CLASSES = 50  # in a table at most
 MATRIX = 12  # classes of a table of all with all
-NORMAL = 1.96  # standard errors that a 95 % interval reaches to each side
 
 
 def by_network(runs: Sequence[RunView]) -> dict[str, list[ViewedLayer]]:

@@ -151,7 +151,7 @@ def compared(
         differences([(sides(first, i, maps=m), sides(second, j, maps=m)) for i, j in places], y, margin=margin)
         for m in (True, False)
     )
-    probed = {id(layer): _probe(layer, y) for i, j in places for layer in (a[i], b[j])}
+    ours, theirs = {i: _probe(a[i], y) for i, _ in places}, {j: _probe(b[j], y) for _, j in places}
     pairs, hit = [], np.zeros((2, len(labels)))
     for number, (i, j) in enumerate(places):
         scores = [[run[p].scored(k) for run in runs] for runs, p in ((first, i), (second, j))]
@@ -160,8 +160,7 @@ def compared(
         hit += [np.mean([one.hits.mean(dim=0).numpy() for one in side], axis=0) for side in scores]
         neighbors = [[indices for one in side for indices in one.neighbors] for side in scores]
         of_classes = class_differences(neighbors[0], neighbors[1], y)
-        ours, theirs = probed[id(a[i])], probed[id(b[j])]
-        probes = _accuracies(ours, theirs)
+        probes = _accuracies(ours[i], theirs[j])
         both = (nh[0], nh[1]), (own[0], own[1])
         pairs.append(LayerPair(a[i], b[j], *both, in_maps[number], in_layer[number], probes, *of_classes))
     return Comparison(

@@ -10,6 +10,8 @@ from scipy.sparse import csr_array
 from qdv_gpu.arrays import to_tensor
 from qdv_gpu.errors import InputError
 
+NORMAL = 1.96  # standard errors that a 95 % interval reaches to each side
+
 
 class Classes(NamedTuple):
     """What `classes_of` finds in labels, and what stands for them where they are needed again.

@@ -362,11 +362,10 @@ def _embed_and_score(job: Job, output: Output, X: Tensor, store: Store, also: Se
         batch = [output, *(one for one in beside if one.missing_seeds == seeds)]
         with measured(network.device) as spent, part(output.maps_cost(), where):
             tsne = tsne_of(settings, network.device)
-            Z = tsne.fit_transform(X, seeds=seeds, perplexities=[one.settings.perplexity for one in batch])
-        spent["seconds"] = round(spent["seconds"] / (len(batch) * len(seeds)), 3)  # Z is [perplexities, seeds, N, 2]
-        for one, maps, divergences in zip(
-            batch, Z, np.asarray(tsne.kl_divergence_), strict=True
-        ):  # [perplexities, seeds, N, 2]
+            perplexities = [one.settings.perplexity for one in batch]
+            Z = tsne.fit_transform(X, seeds=seeds, perplexities=perplexities)  # [perplexities, seeds, N, 2]
+        spent["seconds"] = round(spent["seconds"] / (len(batch) * len(seeds)), 3)
+        for one, maps, divergences in zip(batch, Z, np.asarray(tsne.kl_divergence_), strict=True):
             for seed, z, kl in zip(seeds, maps, divergences, strict=True):
                 one.keep_map(seed, z, {"kl": float(kl), "engine": tsne.engine_, "timing": spent}, store)
     ks = [k for k, record in output.scores.items() if record is None]
@@ -407,19 +406,16 @@ def _view(
     folder.text("predictions.csv", tables.columns_csv(columns))
     folder.parquet("predictions.parquet", columns)
     folder.json("timings.json", {f"{layer.network}/{layer.layer}": layer.stages for layer in layers})
-    pictures = [
-        *folder.figure("figures/maps", figures.maps_figure(layers, labels, images.classes), formats),
-    ]
+    pictures = folder.figure("figures/maps", figures.maps_figure(layers, labels, images.classes), formats)
+    comparison = None
     if labels is not None:
         curves = figures.nh_figure(layers, labels, settings.neighbors[0])
         pictures += folder.figure("figures/nh", curves, formats)
-    comparison = None
-    if labels is not None:
         _say_accuracy(jobs, predictions, labels, len(images.classes))
-    if labels is not None and len(jobs) == 2:
-        first, second = ([layer for layer in layers if layer.network == job.network.name] for job in jobs)
-        comparison = compared([first], [second], labels, images.classes, k=settings.neighbors[0])
-        pictures += write_comparison(folder, comparison, formats)
+        if len(jobs) == 2:
+            first, second = ([layer for layer in layers if layer.network == job.network.name] for job in jobs)
+            comparison = compared([first], [second], labels, images.classes, k=settings.neighbors[0])
+            pictures += write_comparison(folder, comparison, formats)
     return Analysis(folder.out, layers, predictions, pictures, comparison)
 
 

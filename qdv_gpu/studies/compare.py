@@ -9,20 +9,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from qdv_gpu.data.convert import as_images
-from qdv_gpu.data.datasets import DATASETS, check_data, load_images
-from qdv_gpu.data.decode import load_image
+from qdv_gpu.data.datasets import DATASETS, check_data
+from qdv_gpu.data.decode import image_tensor
 from qdv_gpu.data.folders import list_folder
 from qdv_gpu.data.images import Images
 from qdv_gpu.data.tables import list_table
+from qdv_gpu.data.thumbnails import find_again, pictures
 from qdv_gpu.errors import InputError, as_path, check_among, check_flag, listed, short
 from qdv_gpu.files import explained
 from qdv_gpu.networks.layers import numbered, read_layers, trace_calls
 from qdv_gpu.networks.load import Source, load_networks, select_layers
 from qdv_gpu.report.contrast import write_comparison
-from qdv_gpu.report.folder import FORMATS, RunFolder, read_formats
+from qdv_gpu.report.folder import DPI, FORMATS, RunFolder, read_formats
 from qdv_gpu.report.pictures import plot_images
 from qdv_gpu.results.comparison import Comparison, Layers, check_pairing, compared
 from qdv_gpu.results.records import AnalysedLayer
@@ -200,18 +200,22 @@ def _read_all(folders: Sequence[Any], k: int | None, store: Path | None) -> list
 
 def _draw_changed(folder: RunFolder, found: Comparison, run: Run, formats: Sequence[str]) -> None:
     """Draw the images whose hits changed most, if they can be found where the run had them from."""
-    positions = found.changed().tolist()
+    positions, settings = found.changed().tolist(), run.about["settings"]
     if not positions:
         logger.info("no image's hits changed: none is drawn")
         return
     try:
-        images = _images(run, positions)
+        images = find_again(
+            run.about["data"], run.files, run.about["images"]["contents"], split=settings["split"],
+            image_size=None if settings["crop"] else settings["image_size"],
+        )  # fmt: skip
+        shown = [image_tensor(one) for one in pictures(images, positions, DPI)]  # each an inch wide
     except (InputError, OSError) as error:
         logger.info("the images that changed most are not drawn: %s", error)
         return
     a, b = found.hits
     titles = [(run.classes[run.labels[i]], f"{a[i]:.2f} → {b[i]:.2f}") for i in positions]
-    figure, _ = plot_images(images, titles, f"hits of {found.first} → {found.second}, mean of the layers compared")
+    figure, _ = plot_images(shown, titles, f"hits of {found.first} → {found.second}, mean of the layers compared")
     folder.figure("figures/changed", figure, formats)
 
 
@@ -226,18 +230,6 @@ def _remove_pictures(out: Path) -> None:
             picture = out / "figures" / f"{name}.{suffix}"
             with explained(picture):
                 picture.unlink(missing_ok=True)
-
-
-def _images(run: Run, positions: Sequence[int]) -> list[Tensor]:
-    """Some images of a run, uint8 [C, H, W]."""
-    data = str(run.about["data"])
-    if data in DATASETS:
-        split = load_images(data, run.about["settings"]["split"])
-        return [split[int(run.files[i])] for i in positions]
-    top = Path(data) if Path(data).is_dir() else Path(data).parent
-    if not top.is_dir() or data == "arrays":
-        raise InputError(f"{data} is no folder of images")
-    return [load_image(top / run.files[i]) for i in positions]
 
 
 def _of_networks(found: Sequence[Run]) -> list[Layers]:

@@ -5,8 +5,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from qdv_gpu.data.images import Images
 from qdv_gpu.errors import InputError, as_path, check_count, check_flag
 from qdv_gpu.features.forward import network_input, shown
 from qdv_gpu.files import replacing
-from qdv_gpu.machine import Halving, on_threads, product_precision
+from qdv_gpu.machine import Halving, deterministic, on_threads, product_precision, seeded
 from qdv_gpu.networks.account import describe_variant
 from qdv_gpu.networks.guard import guarded
 from qdv_gpu.networks.layers import check_memory
@@ -99,8 +99,8 @@ def finetune(
     check_flag("skip_bad", skip_bad)
     folder = RunFolder(out, "finetune")
     folder.check()
-    task = Task.of(network, data, settings, weights=weights, device=device, skip_bad=skip_bad)
-    loaded, train, about, key = task.network, task.train, task.about, task.key
+    prepared = Prepared.of(network, data, settings, weights=weights, device=device, skip_bad=skip_bad)
+    loaded, train, about, key = prepared.network, prepared.train, prepared.about, prepared.key
     if loaded.base is not None:
         for line in describe_variant(loaded).lines():
             logger.info("%s", line)
@@ -116,7 +116,7 @@ def finetune(
                 raise InputError(
                     f"{out} holds a run of {run.epoch} epochs, not {settings.epochs}: choose another --out or delete it"
                 )
-            result = _trained(run, train, task.test, settings)
+            result = _trained(run, train, prepared.test, settings)
             result["settings"] = {name: value for name, value in about.items() if name != "images"}
             result["settings"]["epochs"] = run.epoch
             tensors = loaded.module.state_dict()
@@ -169,7 +169,7 @@ def check_like(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None
 
 
 @dataclass(frozen=True)
-class Task:
+class Prepared:
     """A training before it starts.
 
     Attributes
@@ -194,7 +194,7 @@ class Task:
     def of(
         cls, network: Source, data: Any, settings: Training, *, weights: str | Path, device: str | torch.device,
         skip_bad: bool,
-    ) -> "Task":  # fmt: skip
+    ) -> "Prepared":  # fmt: skip
         """Load images and network; arguments and errors as for `finetune`."""
         train, test = _images(data, settings, skip_bad=skip_bad)
         loaded = load_network(
@@ -253,7 +253,8 @@ def _trained(run: "_Run", train: Images, test: Images, settings: Training) -> di
     train, test = train.to(network.device), test.to(network.device)
     labels = test.require_labels("fine-tuning")
     quick = test.take(stratified(labels, test.classes, min(1000, len(test)))) if len(test) > 1000 else test
-    with deterministic(network.device), on_threads(settings.threads):
+    ordered = deterministic() if network.device.type == "cuda" else nullcontext()
+    with seeded(settings.seed), ordered, on_threads(settings.threads):
         while run.epoch < settings.epochs:
             started = time.perf_counter()
             loss, accuracy = run.train(train)
@@ -382,8 +383,8 @@ class _Run:
         if not done:
             raise InputError(f"batch norm needs two images, {images.name} has one: more samples are required")
         mean_loss = loss_sum.item() / done
-        if mean_loss != mean_loss:
-            raise InputError(f"the loss is not a number after epoch {self.epoch + 1}: lower --lr")
+        if not math.isfinite(mean_loss):
+            raise InputError(f"the loss is not a number, or infinite, after epoch {self.epoch + 1}: lower --lr")
         return mean_loss, hits.item() / done
 
     def _check_logits(self, logits: Tensor) -> None:
@@ -425,20 +426,6 @@ class _Run:
                 self.tiles *= 2
                 logger.warning("CUDA is out of memory: each batch now runs in %d tiles", self.tiles)
             torch.cuda.empty_cache()
-
-
-@contextmanager
-def deterministic(device: torch.device) -> Iterator[None]:
-    """Have CUDA operators give the same bits on every run, where torch can."""
-    if device.type == "cpu":
-        yield
-        return
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(mode=True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(mode=before[0], warn_only=before[1])
 
 
 def logits_of(network: Network, pixels: Tensor) -> Tensor:

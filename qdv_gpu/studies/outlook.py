@@ -17,7 +17,7 @@ from qdv_gpu.networks.network import Network
 from qdv_gpu.results.store import Key, Store
 from qdv_gpu.studies.analyze import find_jobs
 from qdv_gpu.studies.executors import read_slurm, slots_of, slurm_script, tasks_of
-from qdv_gpu.studies.finetune import WEIGHTS, Task
+from qdv_gpu.studies.finetune import WEIGHTS, Prepared
 from qdv_gpu.studies.grid import read_sweep
 from qdv_gpu.studies.job import Job
 from qdv_gpu.studies.point import Kept, Point, state_of
@@ -54,16 +54,16 @@ def outlook(points: Sequence[Point], store: Store) -> list[Outlook]:
     steps: dict[tuple[Any, ...], float] = {}
     found = []
     for point in points:
-        task, job = _stages(point, store)
+        prepared, job = _stages(point, store)
         seconds, trained = 0.0, None
-        if task is not None and point.training is not None:
-            trained = store.holds([task.key.digest])
-            batch = min(point.training.batch_size, len(task.train))
-            same = point.network, task.network.image_size, batch, point.training.threads
+        if prepared is not None and point.training is not None:
+            trained = store.holds([prepared.key.digest])
+            batch = min(point.training.batch_size, len(prepared.train))
+            same = point.network, prepared.network.image_size, batch, point.training.threads
             if not trained:
                 if same not in steps:
-                    steps[same] = _step_seconds(task.network, batch, point.training.threads)
-                seconds += steps[same] * point.training.epochs * -(-len(task.train) // batch)
+                    steps[same] = _step_seconds(prepared.network, batch, point.training.threads)
+                seconds += steps[same] * point.training.epochs * -(-len(prepared.train) // batch)
         known = trained is not False
         there = sum(known and (o.complete or o.found is not None) for o in job.outputs)
         maps = [record for output in job.outputs for record in output.maps.values()]
@@ -72,16 +72,16 @@ def outlook(points: Sequence[Point], store: Store) -> list[Outlook]:
     return found
 
 
-def _stages(point: Point, store: Store) -> tuple[Task | None, Job]:
+def _stages(point: Point, store: Store) -> tuple[Prepared | None, Job]:
     """A point's training, and its analysis: of its trained network if there is one, else of what it starts from."""
     options: dict[str, Any] = {"weights": point.weights, "skip_bad": point.skip_bad}
-    device, task, source = resolve_device(point.device), None, point.network
+    device, prepared, source = resolve_device(point.device), None, point.network
     if point.training is not None:
-        task = Task.of(point.network, point.data, point.training, device=device, **options)
-        weights = store.path / task.key.folder / WEIGHTS
+        prepared = Prepared.of(point.network, point.data, point.training, device=device, **options)
+        weights = store.path / prepared.key.folder / WEIGHTS
         source = point.trained(weights) if weights.is_file() else point.network
     jobs, _ = find_jobs({point.label: source}, point.data, point.settings, device=device, store=store, **options)
-    return task, jobs[0]
+    return prepared, jobs[0]
 
 
 def _step_seconds(network: Network, batch: int, threads: int | None) -> float:
@@ -125,11 +125,11 @@ def why(out: str | Path, name: str) -> list[str]:
     if len(chosen) != 1:
         raise unknown("point", name, [point.name for point in points])
     [point] = chosen
-    task, job = _stages(point, store)
+    prepared, job = _stages(point, store)
     lines = [f"{point.name}: {state_of(out, point, store).kind}"]
-    if task is not None:
-        lines.append(_said(task.key, store))
-        if not store.holds([task.key.digest]):
+    if prepared is not None:
+        lines.append(_said(prepared.key, store))
+        if not store.holds([prepared.key.digest]):
             return [*lines, "components, maps and scores: their keys hold the weights, which are to be trained first"]
     for output in job.outputs:
         keys = [output.components_key, *map(output.map_key, output.maps), *map(output.scores_key, output.scores)]

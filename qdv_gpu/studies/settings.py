@@ -20,6 +20,7 @@ from qdv_gpu.errors import (
     check_count,
     check_flag,
     check_most,
+    check_samples,
     check_whole,
     listed,
     short,
@@ -128,14 +129,9 @@ def _checked(field: Any, value: Any) -> Any:
 
 
 def read_samples(text: str | int) -> int | str:
-    """A number of images, or "all"."""
-    if isinstance(text, numbers.Integral) and not isinstance(text, bool):
-        return check_count("samples", int(text))
-    if isinstance(text, str) and text == "all":
-        return text
-    if isinstance(text, str) and text.isascii() and text.isdigit():
-        return int(text)
-    raise InputError(f"samples must be a number or all, got {short(text)}")
+    """A number of images, at least 1, or "all"."""
+    found = check_samples(text)
+    return found if isinstance(found, str) else check_count("samples", found)
 
 
 def read_list(text: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qdv_gpu.data.datasets import check_data
+from qdv_gpu.data.datasets import check_data, check_per_class
 from qdv_gpu.data.images import Images
 from qdv_gpu.errors import InputError, as_path, check_among, check_count, check_flag, check_text, listed
 from qdv_gpu.networks.account import describe_variant
@@ -287,13 +287,12 @@ def check_images(planned: Sequence[Sequence[Point]]) -> list[tuple[list[Point], 
         point = points[0]
         try:
             images = _images(point)
-            classes = len(images.classes)
             images.require_labels("a sweep")
             for point in points:
                 point.settings.check_images(images)
                 samples = point.training and point.training.samples
-                if isinstance(samples, int) and samples < classes:
-                    raise InputError(f"finetune.samples must be at least one per class ({classes}), got {samples}")
+                if isinstance(samples, int):
+                    check_per_class("finetune.samples", samples, len(images.classes))
         except InputError as error:
             halved = "" if point in planned[-1] else "--halve: "
             raise InputError(f"{halved}{point.label}: {error}") from None

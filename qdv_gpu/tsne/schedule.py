@@ -107,9 +107,13 @@ def _until_flat(
         turns = min(WATCHED, problem.phase.iterations - first)
         rows = problem.rows._replace(first=problem.rows.first[going])
         motion = run(problem._replace(rows=rows, phase=problem.phase._replace(iterations=turns)), motion, done)
+        result[going] = motion.Z
+        for e in going:
+            iterations[e] = first + turns
+        if first + turns == problem.phase.iterations:
+            break
         kept = []
         for place, e in enumerate(going):
-            result[e], iterations[e] = motion.Z[place], first + turns
             now = kl(e, motion.Z[place])
             if not before[e] - now <= tolerance * now:
                 kept.append(place)

@@ -463,6 +463,7 @@ def _index(device: Any = None) -> int:
 def _patches(runtime: Runtime) -> dict[str, Any]:
     """What torch.cuda has instead."""
     memory = runtime.memory
+    seeds = dict.fromkeys(range(len(memory)), 0)
 
     def select(device: Any) -> None:
         runtime.current = _index(device)
@@ -506,7 +507,9 @@ def _patches(runtime: Runtime) -> dict[str, Any]:
         "reset_peak_memory_stats": reset,
         "empty_cache": empty_cache,
         "manual_seed": lambda seed: None,
-        "manual_seed_all": lambda seed: None,
+        "manual_seed_all": lambda seed: seeds.update(dict.fromkeys(seeds, seed)),
+        "get_rng_state": lambda device: torch.tensor(seeds[_index(device)]),
+        "set_rng_state": lambda state, device: seeds.update({_index(device): int(state)}),
         "get_device_name": lambda device=None: "simulated GPU",
         "get_device_capability": lambda device=None: (9, 0),
         "get_device_properties": lambda device=None: SimpleNamespace(

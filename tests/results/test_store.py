@@ -27,6 +27,17 @@ def store(tmp_path):
     return store
 
 
+def test_files_have_the_permissions_of_any_other_and_the_mask_is_not_touched(tmp_path, monkeypatch):
+    (tmp_path / "plain").touch()
+
+    def touched(mask):
+        raise AssertionError("a file that another thread makes now could be written to by anybody")
+
+    monkeypatch.setattr(os, "umask", touched)
+    write_json(tmp_path / "ours", 5)
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_what_is_written_is_read(store):
     record = store.read(KEY)
     assert record.about == {"kl": 1.25}

@@ -165,6 +165,16 @@ def test_wrong_types_and_what_does_not_belong_are_one_line(runs, tmp_path, optio
     assert not (tmp_path / "c").exists()
 
 
+def test_images_that_are_others_by_now_are_not_drawn(runs, tmp_path, lines):
+    for name in "ab":
+        shutil.copytree(runs / name, tmp_path / name)
+        said = read_sealed(tmp_path / name / "run.json")
+        write_sealed(tmp_path / name / "run.json", said | {"images": said["images"] | {"contents": "0" * 64}})
+    compare(tmp_path / "a", tmp_path / "b", out=tmp_path / "c", store=runs / ".qdv-store")
+    assert not (tmp_path / "c" / "figures" / "changed.png").exists()
+    assert any("not drawn: the images of digits are not those of the run" in line for line in lines())
+
+
 def test_damaged_run_folders(runs, tmp_path):
     def broken(name, **changes):
         shutil.copytree(runs / "a", tmp_path / name)

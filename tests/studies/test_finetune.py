@@ -129,6 +129,15 @@ def test_bad_settings_write_nothing(finished, tmp_path):
         finetune(SPEC, "digits", finished[0], **{**OPTIONS, "mean": 0.3}, store=tmp_path / "store")
     with pytest.raises(InputError, match="the loss is not a number"):
         finetune("tiny_networks:poisoned", "digits", tmp_path / "new", **OPTIONS)
+    with pytest.raises(InputError, match="or infinite, after epoch 1: lower --lr"):
+        finetune("tiny_networks:overflowing", "digits", tmp_path / "other", **{**OPTIONS, "samples": 50, "epochs": 1})
+
+
+def test_random_generators_are_put_back(tmp_path):
+    before = torch.get_rng_state()
+    load_network("resnet18[width=0.1]", weights="none", num_classes=7)
+    finetune("tiny_networks:cnn", "digits", tmp_path / "run", **{**OPTIONS, "epochs": 1, "samples": 50})
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_what_was_trained_is_not_trained_again(finished, tmp_path, lines):

@@ -3,22 +3,15 @@
 import json
 import os
 import random
-import re
 import signal
 import time
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 from tiny_sweep import TABLE, TOML, changed, command, environment, rows
 
-import qdv_gpu.studies.finetune as training
 from qdv_gpu.errors import InputError
-from qdv_gpu.networks.load import load_network
 from qdv_gpu.sealed import read_sealed, write_sealed
 from qdv_gpu.studies import executors
 from qdv_gpu.studies.outlook import foreseen, why
@@ -30,24 +23,6 @@ from qdv_gpu.studies.sweep import rungs, sweep
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     return sweep(TABLE, tmp_path_factory.mktemp("sweep") / "one")
-
-
-@pytest.fixture
-def trained(monkeypatch):
-    """Counts trainings."""
-    counts = []
-    train = training._trained
-
-    def count(run, *rest):
-        counts.append(run.network.name)
-        return train(run, *rest)
-
-    monkeypatch.setattr(training, "_trained", count)
-    return counts
-
-
-def kinds(out):
-    return [state.kind for state in status(out).states]
 
 
 def test_what_a_sweep_writes(finished):
@@ -90,18 +65,6 @@ def test_again_computes_nothing(finished, trained, monkeypatch):
     sweep(TABLE, finished.out)
     assert rows(finished.out) == before
     assert trained == []
-
-
-def test_a_stage_that_is_gone_is_computed_again(tmp_path, trained):
-    table = changed(grid={"lr": [1e-2], "network": ["tiny_networks:cnn"], "runs": 1})
-    sweep(table, tmp_path / "one")
-    before = rows(tmp_path / "one")
-    [stage] = (tmp_path / ".qdv-store" / "scores").glob("*pool_1*")
-    (stage / "arrays.npz").write_bytes(b"")
-    assert kinds(tmp_path / "one") == ["waiting"]
-    sweep(table, tmp_path / "one")
-    assert rows(tmp_path / "one") == before
-    assert len(trained) == 1
 
 
 def test_workers_give_the_same_bytes(finished, tmp_path, monkeypatch):
@@ -147,71 +110,6 @@ def test_perplexities_are_one_batch(tmp_path, monkeypatch):
     row = next(row for row in rows(tmp_path / "together") if row["perplexity"] == "11")
     assert row["nh 2"] == rows(tmp_path / "alone")[0]["nh 2"]
     assert not found.failed
-
-
-def broken(name):
-    """Points of which the last has a factory that fails when it is trained."""
-    return changed(grid={"network": ["tiny_networks:cnn", f"tiny_sweep_networks:{name}"], "lr": [1e-2], "runs": 1})
-
-
-def test_a_failure_leaves_the_rest(tmp_path, capsys):
-    table = broken("explodes")
-    found = sweep(table, tmp_path / "one")
-    assert [state.kind for state in found.rungs[0].states] == ["done", "failed"]
-    [(point, state)] = found.failed
-    assert re.search(r"cannot be run on a batch of \d+: RuntimeError: it explodes \(.*tiny_sweep_networks.py:\d+\)$",
-                     state.about["message"])  # fmt: skip
-    assert "it explodes" in found.log(point).read_text()
-    assert any("explode" in line for line in state.about["traceback"])
-    assert state.about["message"] in rows(tmp_path / "one")[1]["error"]
-    again = sweep(table, tmp_path / "one")
-    assert again.failed[0][1].about == state.about  # it was not tried again
-    retried = sweep(table, tmp_path / "one", retry_failed=True)
-    assert retried.failed[0][1].about["seconds"] != state.about["seconds"]
-
-
-def test_a_gpu_that_failed_is_not_used_again(tmp_path):
-    """It would give the other points of this process errors that are not theirs."""
-    table = broken("breaks_the_gpu")
-    table["grid"]["network"].reverse()
-    with pytest.raises(InputError, match=r"the GPU failed .*an illegal memory access.*: run the same command again"):
-        sweep(table, tmp_path / "one")
-    again = sweep(table, tmp_path / "one")
-    assert [state.kind for state in again.rungs[0].states] == ["failed", "done"]
-
-
-def test_fail_fast(tmp_path):
-    table = broken("explodes")
-    table["grid"]["network"].reverse()
-    found = sweep(table, tmp_path / "one", fail_fast=True)
-    assert [state.kind for state in found.rungs[0].states] == ["failed", "waiting"]
-
-
-def test_memory_is_tried_once_more(tmp_path, monkeypatch):
-    monkeypatch.setenv("TINY_COUNT", str(tmp_path / "count"))
-    found = sweep(broken("hungry"), tmp_path / "one")
-    assert not found.failed
-    assert len((tmp_path / "count").read_text()) > 1
-    started = json.loads((found.rungs[0].points[1].folder(tmp_path / "one") / "started.json").read_text())
-    assert started["attempt"] == 2
-
-
-def test_a_process_that_kills_itself_costs_only_its_own_point(tmp_path, monkeypatch):
-    """Two attempts, then it has failed, with the signal; the command says so and exits with 1."""
-    monkeypatch.setenv("TINY_COUNT", str(tmp_path / "count"))
-    file = tmp_path / "sweep.toml"
-    text = TOML.replace("runs = 3", "runs = 1").replace("lr = [1e-3, 1e-2]", "lr = [1e-2]")
-    file.write_text(text.replace('"tiny_networks:other"', '"tiny_sweep_networks:suicidal", "tiny_networks:other"'))
-    process = command("sweep", file, "--out", tmp_path / "one", "--workers", "2")
-    said = process.communicate()[0]
-    assert process.returncode == 1, said
-    assert kinds(tmp_path / "one") == ["done", "failed", "done"]
-    assert (tmp_path / "count").read_text() == "xx"
-    [line] = [
-        line for line in said.splitlines() if line.startswith("tiny_sweep_networks:suicidal (lr=0.01), run 1: failed")
-    ]
-    assert "SIGKILL" in line
-    assert "log.txt" in line
 
 
 @pytest.mark.parametrize("workers", [(), ("--workers", "2")])
@@ -345,101 +243,6 @@ def test_rungs():
         rungs(points, "images")
 
 
-def plain(**run):
-    """A sweep without training."""
-    table = changed(grid={"lr": None, "runs": None}, run=run)
-    for name in ("epochs", "batch_size", "finetune"):
-        table["run"].pop(name)
-    return table
-
-
-@pytest.mark.parametrize(
-    ("table", "halve", "message"),
-    [
-        (plain(), "images", "cnn, 25 images: perplexity must be at least 1 and 3 * perplexity below N - 1 = 24, got 8"),
-        (plain(perplexity=2, k=[15]), "images", "cnn, 25 images: k must be smaller than half the number of images"),
-        (plain(analyze={"samples": 36}), "images", "cnn, 9 images: samples must be at least one per class (10), got 9"),
-        (changed(run={"finetune": {"samples": 20}}), "images", ", 5 images: finetune.samples must be at least one per"),
-        (plain(perplexity=40), None, "tiny_networks:cnn: perplexity must be at least 1 and 3 * perplexity below N - 1"),
-    ],
-)
-def test_too_few_images_are_said_first(tmp_path, table, halve, message):
-    for begin in (sweep, partial(foreseen, max_points=100)):
-        with pytest.raises(InputError, match=re.escape(message)) as caught:
-            begin(table, tmp_path / "one", halve=halve)
-        assert str(caught.value).startswith("--halve: tiny_networks:cnn" if halve else "tiny_networks:cnn")
-    assert not list(tmp_path.iterdir())
-
-
-def test_too_few_images_of_an_earlier_call_are_said_first(tmp_path):
-    table = plain(perplexity=2, analyze={"samples": 36})
-    sweep(table, tmp_path / "one")
-    before = (tmp_path / "one" / "sweep.json").read_bytes()
-    more = plain(perplexity=2, analyze={"samples": 100})
-    with pytest.raises(InputError, match="--halve: tiny_networks:cnn, 9 images: samples must be at least"):
-        sweep(more, tmp_path / "one", halve="images", extend=True)
-    assert (tmp_path / "one" / "sweep.json").read_bytes() == before
-
-
-def test_a_checkpoint_that_has_changed_is_noticed(tmp_path, lines):
-    """Under the same name, between two calls."""
-    table, found = plain(), []
-    table["grid"]["network"] = [f"tiny_networks:cnn={tmp_path / 'best.pt'}"]
-    for seed in (0, 1):
-        network = load_network("tiny_networks:cnn", weights="none", seed=seed, device="cpu")
-        torch.manual_seed(seed)
-        state = {name: torch.randn_like(tensor) for name, tensor in network.module.state_dict().items()}
-        torch.save(state, tmp_path / "best.pt")
-        found.append(sweep(table, tmp_path / "one").ranking.top.maps.nh.tolist())
-    assert found[1] == sweep(table, tmp_path / "two", store=tmp_path / "fresh").ranking.top.maps.nh.tolist() != found[0]
-    said = "was of other weights, and is computed again"
-    assert sum(said in line for line in lines()) == 1
-    assert sweep(table, tmp_path / "one").ranking.top.maps.nh.tolist() == found[1]
-    assert sum(said in line for line in lines()) == 1
-
-
-def drawn(folder, seed):
-    """30 small images in a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 255, (30, 8, 8), dtype=np.uint8)
-    for i, image in enumerate(pixels):
-        Image.fromarray(image).save(folder / f"{i}.png")
-
-
-@pytest.mark.parametrize("trains", [False, True])
-def test_images_that_have_changed_are_noticed(tmp_path, lines, trains):
-    """Under the same names, between two calls: the second ranks by those that are there."""
-    own = {"data": str(tmp_path / "images"), "analyze": {"samples": "all"}, "image_size": 8, "perplexity": 5}
-    table = plain(**own)
-    if trains:
-        table = changed(run={**own, "finetune": {"samples": "all"}}, grid={"lr": [1e-2], "runs": 1})
-    found = []
-    for seed in (0, 1):
-        for number, name in enumerate(("train/a", "train/b", "test/a", "test/b")):
-            drawn(tmp_path / "images" / name, 10 * seed + number)
-        found.append(sweep(table, tmp_path / "one").ranking.top.maps.nh.tolist())
-    fresh = sweep(table, tmp_path / "two", store=tmp_path / "fresh").ranking.top.maps.nh.tolist()
-    assert found[1] == fresh != found[0]
-    assert sum("was of other images, and is computed again" in line for line in lines()) == 2
-    assert sweep(table, tmp_path / "one").ranking.top.maps.nh.tolist() == fresh
-    assert sum("was of other images, and is computed again" in line for line in lines()) == 2
-
-
-def test_images_without_labels_are_said_first(tmp_path):
-    drawn(tmp_path / "images", 0)
-    table = plain(data=str(tmp_path / "images"), analyze={"samples": "all"}, image_size=8)
-    with pytest.raises(InputError, match=r"^tiny_networks:cnn: a sweep requires labels, and .*images has none"):
-        sweep(table, tmp_path / "one")
-    assert not (tmp_path / "one").exists()
-
-
-def test_points_that_are_the_same_when_halved_are_refused(tmp_path):
-    table = changed(grid={"network": ["tiny_networks:cnn"], "epochs": [4, 5], "lr": None}, run={"epochs": None})
-    with pytest.raises(InputError, match=r"^--halve epochs: .*epochs=4\) and .*epochs=5\) are the same with a part of"):
-        sweep(table, tmp_path / "one", halve="epochs")
-    assert not list(tmp_path.iterdir())
-
-
 def test_dry_run_writes_nothing(finished, tmp_path):
     store = finished.out.parent / ".qdv-store"
     before = sorted(store.rglob("*"))
@@ -502,24 +305,6 @@ def test_each_worker_has_its_gpu(tmp_path, monkeypatch):
     assert len({one["pid"] for one in started}) == 4
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "line", "message"),
-    [
-        ('"tiny_networks:other"', '"resnet19"', 15, "grid.network: unknown network 'resnet19': did you mean resnet18"),
-        ('"tiny_networks:other"', '"alexnet[features.0.kernel=7]"', 15, "grid.network: "),
-        ('data = "digits"', 'data = "digit"', 3, "run.data: "),
-        ('layers = "pool"', 'layers = "pol"', 15, "grid.network: unknown layer of "),
-    ],
-)
-def test_what_cannot_be_loaded_is_said_first(tmp_path, old, new, line, message):
-    file = tmp_path / "sweep.toml"
-    file.write_text(TOML.replace(old, new))
-    with pytest.raises(InputError) as caught:
-        sweep(file, tmp_path / "one")
-    assert str(caught.value).startswith(f"{file}:{line}: {message}"), str(caught.value)
-    assert not (tmp_path / "one").exists()
-
-
 def test_variants_in_python(tmp_path):
     from qdv_gpu import Variant
 
@@ -528,16 +313,6 @@ def test_variants_in_python(tmp_path):
     found = sweep(table, tmp_path / "one")
     assert [row["network"] for row in rows(found.out)] == ["tiny_networks:cnn", "tiny_networks:cnn[conv1.bias=False]"]
     assert not sweep(table, tmp_path / "one").failed
-
-
-def test_two_places_are_refused(tmp_path):
-    with pytest.raises(InputError, match="one place to compute at is required, got --workers or --gpus and --dask"):
-        sweep(TABLE, tmp_path / "one", workers=2, dask="tcp://localhost:1")
-    with pytest.raises(InputError, match="workers must be an integer within 1 and 1024, got 0"):
-        sweep(TABLE, tmp_path / "one", workers=0)
-    with pytest.raises(InputError, match="unknown option of Slurm 'tim': did you mean time"):
-        sweep(TABLE, tmp_path / "one", slurm={"tim": 3})
-    assert not list(tmp_path.iterdir())
 
 
 def test_candidates_are_ranked_by_a_k_that_all_have(tmp_path, lines):

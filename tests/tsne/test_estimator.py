@@ -20,6 +20,7 @@ from qdv_gpu.kernels import cpu
 from qdv_gpu.machine import on_threads
 from qdv_gpu.progress import watched
 from qdv_gpu.tsne import estimator as tsne
+from qdv_gpu.tsne import schedule
 from qdv_gpu.tsne.affinities import joint_affinities
 from qdv_gpu.tsne.engines import cpu as cpu_engine
 from qdv_gpu.tsne.objective import SIMILARITIES, kl_divergence
@@ -420,12 +421,19 @@ def test_a_map_stops_when_its_divergence_is_flat(engine):
             assert second - last <= FLAT * last
 
 
-def test_a_map_that_does_not_get_flat_does_all_iterations():
+def test_a_map_that_does_not_get_flat_does_all_iterations(monkeypatch):
     model = TSNE(iterations=130, kl_tolerance=0, perplexity=10, exaggeration_iterations=20)
-    done = []
+    done, looks = [], []
+
+    def look(*args, **options):
+        looks.append(args)
+        return kl_divergence(*args, **options)
+
+    monkeypatch.setattr(schedule, "kl_divergence", look)
     with watched(lambda *at: done.append(at)):
         Z = model.fit_transform(DIGITS[:100])
     assert model.iterations_ == 130
+    assert len(looks) == 2  # at 70 and 120, and at the end by the estimator alone
     assert done[-1] == ("t-SNE", 130, 130)
     model.set_params(kl_tolerance=None)
     assert np.array_equal(model.fit_transform(DIGITS[:100]), Z)

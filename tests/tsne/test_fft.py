@@ -279,6 +279,17 @@ def test_a_map_too_wide_for_a_grid_is_refused_or_summed_exactly():
     assert list(used.used) == ["exact"]
 
 
+def test_kernels_are_let_go_of_after_an_error(monkeypatch):
+    def fail(*_):
+        kernel_for(32, 32, 0.5, gaussian=False)
+        raise InputError("of one embedding")
+
+    monkeypatch.setattr(engine._Embedding, "move", fail)
+    with pytest.raises(InputError, match="of one embedding"):
+        TSNE(engine="fft", perplexity=5, iterations=3).fit_transform(DIGITS[:40])
+    assert kernel_for.cache_info().currsize == 0
+
+
 def test_equal_points_and_points_that_overflow():
     with pytest.warns(UserWarning, match="all points are equal"):
         assert np.isfinite(TSNE(engine="fft", iterations=300, perplexity=5).fit_transform(np.ones((40, 3)))).all()

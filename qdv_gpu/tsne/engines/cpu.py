@@ -55,14 +55,16 @@ def descend_cpu(problem: Problem, motion: Motion, done: Callable[[int], None], r
         _Embedding(problem, e, Motion(*(part[e] for part in motion)), replace(repulsion, used={})) for e in range(E)
     ]
     alone = E % threads
-    with ThreadPoolExecutor(threads) as pool:
-        for turns in _stretches(problem.phase.iterations, N, exact=repulsion.engine == "exact"):
-            for _ in pool.map(lambda one, turns=turns: one.move(turns), embeddings[alone:]):
-                pass
-            for one in embeddings[:alone]:
-                one.move(turns, pool, threads)
-            done(turns)
-    kernel_for.cache_clear()  # up to 430 MB each
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            for turns in _stretches(problem.phase.iterations, N, exact=repulsion.engine == "exact"):
+                for _ in pool.map(lambda one, turns=turns: one.move(turns), embeddings[alone:]):
+                    pass
+                for one in embeddings[:alone]:
+                    one.move(turns, pool, threads)
+                done(turns)
+    finally:
+        kernel_for.cache_clear()  # up to 430 MB each
     for one in embeddings:
         repulsion.used.update(one.repulsion.used)
     moved = zip(*((one.Z, one.velocity, one.gains) for one in embeddings), strict=True)

@@ -72,6 +72,17 @@ class _Kernel(NamedTuple):
     far: float
 
 
+class _Seen(NamedTuple):
+    """Embeddings after a round: their bounds [E, 2], where they were too sparse for a grid [E], the iterations that
+    were done [E], and the errors and sizes of the forces on n sampled points [E, 2, n]."""
+
+    low: np.ndarray
+    high: np.ndarray
+    sparse: np.ndarray
+    done: np.ndarray
+    errors: np.ndarray
+
+
 class _Batch:
     """E embeddings of N points on their way through a phase."""
 
@@ -111,38 +122,40 @@ class _Batch:
         completed, exact, told = np.zeros(self.E, dtype=int), np.zeros(self.E, dtype=bool), 0
         turns = completed.copy()
         while True:
-            low, high, sparse, moved, errors = self._look()
-            for e in np.flatnonzero(moved):
+            seen = self._look()
+            for e in np.flatnonzero(seen.done):
                 self.used[e]["exact" if exact[e] else "fft"] = None
-            left = bool((moved < turns).any())  # its grid: a map that grows fast leaves the next one soon
-            completed += moved
-            completed[~np.isfinite([low, high]).all(axis=(0, 2))] = iterations  # nothing brings it back
+            left = bool((seen.done < turns).any())  # its grid: a map that grows fast leaves the next one soon
+            completed += seen.done
+            completed[~np.isfinite([seen.low, seen.high]).all(axis=(0, 2))] = iterations  # nothing brings it back
             if completed.min() > told:
                 done(int(completed.min()) - told)
                 told = int(completed.min())
             for e in np.flatnonzero((completed % STRETCH == 0) | (completed == 1)):
-                self._choose(int(e), errors[e])
+                self._choose(int(e), seen.errors[e])
             if told == iterations:
                 for used in self.used:
                     self.how.used.update(used)
                 return Motion(*(part.view(self.E, self.N, 2) for part in (self.Z, self.velocity, self.gains)))
-            exact = exact & (completed % STRETCH > 0) | sparse
+            exact = (exact & (completed % STRETCH > 0)) | seen.sparse
             turns = np.minimum(STRETCH - completed % STRETCH, iterations - completed)
             turns[(completed == 0) & (turns > 1)] = 1  # a phase may begin with clusters that its grid does not resolve
-            grids = [None if exact[e] or not turns[e] else self._grid(e, low[e], high[e]) for e in range(self.E)]
+            grids = [
+                None if exact[e] or not turns[e] else self._grid(e, seen.low[e], seen.high[e]) for e in range(self.E)
+            ]
             exact = np.array([grid is None for grid in grids])
             self._round(turns, grids, hasty=left)
 
-    def _look(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The embeddings' bounds [E, 2]; of the last round where it was too sparse for a grid, its iterations, and the
-        errors and sizes [E, 2, n] of the sample's forces."""
+    def _look(self) -> _Seen:
+        """The embeddings after the last round, in one copy to the host."""
         bounds = self.Z.view(self.E, self.N, 2).aminmax(dim=1)
         errors = torch.zeros((self.E, 2 * len(self.sample)), dtype=torch.float32, device=self.device)
         for e, grid in enumerate(self.grids):
             if grid is not None:
                 errors[e] = self._errors(e)
-        seen = torch.cat([*bounds, self.state.to(torch.float32), errors], dim=1).cpu().numpy()  # the host waits here
-        return seen[:, :2], seen[:, 2:4], seen[:, 6] > 0, seen[:, 7].astype(int), seen[:, 8:].reshape(self.E, 2, -1)
+        found = torch.cat([*bounds, self.state.to(torch.float32), errors], dim=1).cpu().numpy()  # the host waits here
+        low, high, state, sizes = np.split(found, (2, 4, 8), axis=1)
+        return _Seen(low, high, state[:, 2] > 0, state[:, 3].astype(int), sizes.reshape(self.E, 2, -1))
 
     def _errors(self, e: int) -> torch.Tensor:
         """The sizes of the errors of an embedding's last forces and of the sums over all pairs, float64 [2 n]."""
