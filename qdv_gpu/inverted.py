@@ -127,7 +127,7 @@ class InvertedCells:
         candidates = self._members[near].flatten(1)  # [n, m]
         others = self._points[candidates].transpose(1, 2)  # [n, d, m]
         D = torch.baddbmm(self._norms[candidates][:, None], self._points[rows], others, alpha=-2)
-        found = D.topk(min(self.width, D.shape[2]), dim=2, largest=False).indices
+        found = D.topk(self.width, dim=2, largest=False).indices
         return candidates[:, None].expand(-1, rows.shape[1], -1).gather(2, found)
 
 

@@ -70,8 +70,8 @@ class TSNE(BaseEstimator):
     similarity : {"student-t", "gaussian"}
         q_ij proportional to 1 / (1 + d_ij^2), or to exp(-d_ij^2): symmetric SNE, eq. 5 of the paper.
     affinities : {"knn", "full"}
-        p_ij > 0 for the 3 * perplexity nearest neighbours (on a CPU with faiss, of more than 20,000 points, at least
-        98 % of them), or for all pairs (memory N^2).
+        p_ij > 0 for the 3 * perplexity nearest neighbours (of more than 20,000 points on a CPU with faiss, or 50,000 on
+        a GPU, at least 98 % of them), or for all pairs (memory N^2).
     engine : {"auto", "exact", "fft", "cuml"}
         How the repulsion is summed: over every pair; on a grid by FFT, in a time that grows with the points and with
         the map's area; or t-SNE by cuML. "auto" takes exact or fft, anew every 25 iterations, as a model of their
