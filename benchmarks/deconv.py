@@ -103,6 +103,38 @@ def captum(net: Network, image: Tensor, units: list[tuple[int, int, int]], value
     return torch.stack(pictures) * values[:, None, None, None]
 
 
+class _Rectified(torch.autograd.Function):
+    """A ReLU that passes back what is positive of its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """max(x, 0)."""
+        return x.relu()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """max(gradient, 0)."""
+        return gradient.relu()
+
+
+class _Rectifier(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return _Rectified.apply(x)
+
+
+@exact_convolutions()
+def in_batches(stem: nn.Sequential, image: Tensor, units: list[tuple[int, int, int]], batch: int = 64) -> Tensor:
+    """The gradients of activations by torch, `batch` maps at once, through a network whose ReLUs are `_Rectifier`s."""
+    found = []
+    for start in range(0, len(units), batch):
+        chosen = torch.tensor(units[start : start + batch], device=image.device)
+        images = image.expand(len(chosen), -1, -1, -1).clone().requires_grad_()
+        every, (maps, rows, columns) = torch.arange(len(chosen), device=image.device), chosen.T
+        activation = stem(images)[every, maps, rows, columns]
+        found.append(torch.autograd.grad(activation, images, activation.detach())[0])
+    return torch.cat(found)
+
+
 def _reconstruct(net: Network, image: Tensor, layer: str, _: int) -> None:
     Deconvnet(net).reconstruct(image, layer)
 
@@ -120,7 +152,7 @@ def run_deconv(options: argparse.Namespace, stage: Stage) -> None:
                 every_layer(stage, name, image, repeats)
     if stage.fits("AlexNet's conv5"):
         with stage.part("AlexNet's conv5"):
-            beside_captum(stage, image, maps=16 if quick else 256, repeats=repeats)
+            beside_peers(stage, image, maps=16 if quick else 256, repeats=repeats)
     if stage.fits("a run with its files"):
         with stage.part("a run with its files"):
             net = load_network("alexnet", weights="none", device=device)
@@ -154,8 +186,8 @@ def every_layer(stage: Stage, name: str, image: Tensor, repeats: int) -> None:
         stage.bar(bars.DECONV, median(whole))
 
 
-def beside_captum(stage: Stage, image: Tensor, *, maps: int, repeats: int) -> None:
-    """AlexNet's conv5 all maps at once, and by Captum, where it is installed, map by map."""
+def beside_peers(stage: Stage, image: Tensor, *, maps: int, repeats: int) -> None:
+    """AlexNet's conv5 all maps at once; by torch in batches; and by Captum, where it is installed, map by map."""
     net = load_network("alexnet", weights="none", device=image.device)
     for module in net.module.modules():
         if isinstance(module, nn.ReLU):
@@ -172,6 +204,10 @@ def beside_captum(stage: Stage, image: Tensor, *, maps: int, repeats: int) -> No
     methods = {"ours": lambda _: Deconvnet(net).reconstruct(image, path, maps=chosen)}
     pictures = methods["ours"](0)
     stage.bar("forward passes for all maps of conv5", len(forward_passes), "<=", 1)
+    rectifying = [_Rectifier() if isinstance(m, nn.ReLU) else m for m in net.module.features[:12]]
+    methods["torch, 64 maps at once"] = lambda _: in_batches(nn.Sequential(*rectifying), image, units)
+    theirs = methods["torch, 64 maps at once"](0)
+    stage.bar("conv5: relative L2 to torch's gradients", float((pictures - theirs).norm() / theirs.norm()), "<=", 1e-5)
     if importlib.util.find_spec("captum"):
         methods["captum"] = lambda _: captum(net, image, units, values, path)
         theirs = methods["captum"](0)
