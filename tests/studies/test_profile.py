@@ -124,7 +124,8 @@ def test_layers_sum_to_the_whole_on_a_gpu(monkeypatch, precision):
     net = load_network("alexnet", weights="none", device="cuda")
     for found in profile(net, batch_sizes=[1, 64], precision=precision):
         assert 0.8 < found.sum_of_layers / found.seconds < 1.25  # within 10 %: benchmarks
-        assert all(layer.share_of_peak < 1.5 for layer in found.layers if layer.bound == "compute")
+        limited = [layer for layer in found.layers if layer.bound == "compute"]
+        assert not [layer for layer in limited if layer.share_of_peak >= 1.5], found
 
 
 def test_command_prints_a_table():
