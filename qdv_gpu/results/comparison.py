@@ -33,7 +33,7 @@ class LayerPair:
         NaN where the components are not kept.
     class_delta, class_error, class_p : array
         float64 [C]: the difference of each class in the maps, its standard error, and its p-value after the correction
-        for the classes.
+        for the classes, NaN where there is none.
     """
 
     first: AnalysedLayer
