@@ -143,6 +143,19 @@ def test_no_predictions_where_some_are_nan(tmp_path, caplog):
         assert "accuracy" not in caplog.text.replace("no accuracy, since it has not one number", "")
 
 
+def test_images_that_are_not_drawn_one_by_one_are_warned_of(tmp_path, caplog):
+    random = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (60, 1, 8, 8), generator=random, dtype=torch.uint8)
+    labels, small = torch.arange(60) % 3, replace(TINY, samples="all", iterations=10, seeds=1)
+    analyze(SPECS[0], (pixels, labels), tmp_path / "run", settings=small)
+    assert "too small" not in caplog.text
+    analyze(SPECS[0], (torch.cat([pixels[:57], pixels[:3]]), labels), tmp_path / "copies", settings=small)
+    assert "3 of the 60 images of arrays are copies of others: as their neighbours they raise NH" in caplog.text
+    assert "have two images" not in caplog.text
+    analyze(SPECS[0], (pixels, (torch.arange(60) // 2).clamp(max=20)), tmp_path / "pairs", settings=small)
+    assert "20 of the classes of arrays have two images: the error of NH is too small" in caplog.text
+
+
 def test_floating_point_images_are_not_normalised(tmp_path, caplog):
     pixels, labels = torch.rand(60, 1, 8, 8), [0, 1, 2] * 20
     small = replace(TINY, samples="all", iterations=10, seeds=1)
