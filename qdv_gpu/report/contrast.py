@@ -1,5 +1,6 @@
 """A comparison of two networks in words, tables and one figure."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def summary(found: Comparison) -> str:
         )
     for verdict, better, worse in (("ahead", b, a), ("behind", a, b)):
         own = [
-            f"{name} (by {abs(pair.in_maps.delta):.3f}, {_interval(pair)}{_small(found, pair)})"
+            f"{name} (by {_size(pair)}{_small(found, pair)})"
             for name, pair in zip(named, found.pairs, strict=True)
             if pair.in_maps.verdict == verdict
         ]
@@ -152,11 +153,12 @@ def _name(pair: LayerPair) -> str:
     return a if a == b else f"{a}/{b}"
 
 
-def _interval(pair: LayerPair) -> str:
-    """Of the absolute difference."""
+def _size(pair: LayerPair) -> str:
+    """The absolute difference and its interval, which does not begin at 0: to as many digits as show that."""
     one = pair.in_maps
     low, high = sorted((abs(one.low), abs(one.high)))
-    return f"{low:.3f} to {high:.3f}"
+    digits = max(3, math.ceil(-math.log10(2 * low)))
+    return f"{abs(one.delta):.{digits}f}, {low:.{digits}f} to {high:.{digits}f}"
 
 
 def _list(names: Sequence[str]) -> str:

@@ -244,7 +244,7 @@ def _check_drawn(images: Images) -> None:
     copies = len(images) - len({images.hashes[i] for i in images.indices.tolist()})
     if copies > COPIES * len(images):
         logger.warning(
-            "%d of the %d images of %s are copies of others: as their neighbours they raise NH, and its error is too small",
+            "%d of the %d images of %s are copies of others: as neighbours they raise NH, and its error is too small",
             copies, len(images), images.name,
         )  # fmt: skip
     sizes = torch.bincount(images.labels)

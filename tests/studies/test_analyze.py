@@ -150,7 +150,7 @@ def test_images_that_are_not_drawn_one_by_one_are_warned_of(tmp_path, caplog):
     analyze(SPECS[0], (pixels, labels), tmp_path / "run", settings=small)
     assert "too small" not in caplog.text
     analyze(SPECS[0], (torch.cat([pixels[:57], pixels[:3]]), labels), tmp_path / "copies", settings=small)
-    assert "3 of the 60 images of arrays are copies of others: as their neighbours they raise NH" in caplog.text
+    assert "3 of the 60 images of arrays are copies of others: as neighbours they raise NH" in caplog.text
     assert "have two images" not in caplog.text
     analyze(SPECS[0], (pixels, (torch.arange(60) // 2).clamp(max=20)), tmp_path / "pairs", settings=small)
     assert "20 of the classes of arrays have two images: the error of NH is too small" in caplog.text
