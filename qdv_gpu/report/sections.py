@@ -87,7 +87,9 @@ def scores_section(runs: Sequence[RunView]) -> Section:
         [Cell(name), Cell(layer.title), *map(Cell, cells)]
         for (name, layer), *cells in zip(listed, *columns.values(), strict=True)
     ]
-    caption = f"Mean of {seeds_of(runs)} maps of {len(runs[0].files):,} images; ± is the standard error"
+    seeds = seeds_of(runs)
+    caption = f"{'One map' if seeds == '1' else f'Mean of {seeds} maps'} of {len(runs[0].files):,} images"
+    caption += "; ± is the standard error" + (", without what the map's seed adds" if seeds == "1" else "")
     tables = [Table(caption, header, rows, "layers")]
     said = {names_of(runs)[i, name]: one for i, run in enumerate(runs) for name, one in run.predictions.items()}
     if labelled and said:

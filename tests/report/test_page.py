@@ -310,6 +310,9 @@ def test_what_is_not_equal_is_said(tmp_path):
     html = write_report([few, many]).read_text()
     assert "Mean of 1 to 3 maps of 60 images" in html
     assert "1 of 1 to 3 maps of each layer are here" in html
+    assert "seed adds" not in html
+    caption = "One map of 60 images; ± is the standard error, without what the map&#39;s seed adds"
+    assert caption in write_report(few).read_text()
 
 
 def test_trainings_in_folders_of_one_name(tmp_path):

@@ -149,6 +149,7 @@ def test_images_that_are_not_drawn_one_by_one_are_warned_of(tmp_path, caplog):
     labels, small = torch.arange(60) % 3, replace(TINY, samples="all", iterations=10, seeds=1)
     analyze(SPECS[0], (pixels, labels), tmp_path / "run", settings=small)
     assert "too small" not in caplog.text
+    assert "60 images, one t-SNE map, ± without what its seed adds (perp" in (tmp_path / "run/table3.md").read_text()
     analyze(SPECS[0], (torch.cat([pixels[:57], pixels[:3]]), labels), tmp_path / "copies", settings=small)
     assert "3 of the 60 images of arrays are copies of others: as neighbours they raise NH" in caplog.text
     assert "have two images" not in caplog.text
