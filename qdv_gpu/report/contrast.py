@@ -329,7 +329,7 @@ def plot_comparison(
     _heat(axes[2], delta[order], rows, largest, "RdBu_r")
     drawing.name_ticks(axes[2], range(L), layers, half / L)
     title = "each class" if len(order) == C else f"{len(order)} of {C} classes"
-    title = f"{title}: ±{largest:.2f}, red where {_short(networks[1])} is ahead"
+    title = f"{title}: ±{largest:.2f}, red where {_short(networks[1])} is higher"
     _heat(axes[3], similarity, other, 1.0, "Blues")
     drawing.name_ticks(axes[3], range(similarity.shape[1]), cka_layers[1], half / similarity.shape[1])
     for place, text in ((left, title), (second_left, f"CKA: {_short(networks[0])} down, {_short(networks[1])} across")):

@@ -165,7 +165,8 @@ def comparison_section(said: Mapping[str, Any]) -> Section:
         for c in sorted(order)
     ]
     some = f", the {CLASSES} that differ most" if len(delta) > CLASSES else ""
-    caption = f"Difference of NH of each class{some}; * p < 0.05, corrected for the classes"
+    sure = "" if np.isnan(p).all() else "; * p < 0.05, corrected for the classes of a layer"
+    caption = f"Difference of NH of each class{some}{sure}"
     tables.append(Table(caption, ["class", *names], rows, "heat"))
     cka = np.array([[np.nan if v is None else v for v in row] for row in said["cka"]], float)
     if not np.isnan(cka).all():

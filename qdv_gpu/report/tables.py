@@ -59,8 +59,8 @@ def nh_markdown(layers: Sequence[AnalysedLayer], ks: Sequence[int], *, iteration
     text, one = "", layers[0]
     for k in ks:
         text += markdown(nh_table(layers, k)) + (
-            f"\n{caption(layers, k)}, {one.samples} images, {_maps_of(one)} (perplexity {one.perplexity:g}, {iterations} "
-            f"iterations).{_about_tokens(layers)}\n\n"
+            f"\n{caption(layers, k)}, {one.samples} images, {_maps_of(one)} (perplexity "
+            f"{one.perplexity:g}, {iterations} iterations).{_about_tokens(layers)}\n\n"
         )
     return text.rstrip() + "\n"
 

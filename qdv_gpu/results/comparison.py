@@ -158,7 +158,7 @@ def compared(
         nh = [float(np.mean([one.mean.nh for one in side])) for side in scores]
         own = [float(np.mean([one.mean.nh_feature_space for one in side])) for side in scores]
         hit += [np.mean([one.hits.mean(dim=0).numpy() for one in side], axis=0) for side in scores]
-        neighbors = [[indices for one in side for indices in one.neighbors] for side in scores]
+        neighbors = [[list(one.neighbors) for one in side] for side in scores]
         of_classes = class_differences(neighbors[0], neighbors[1], y)
         ours, theirs = probed[id(a[i])], probed[id(b[j])]
         probes = _accuracies(ours, theirs)

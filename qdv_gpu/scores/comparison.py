@@ -140,31 +140,39 @@ def ahead_from(found: Sequence[Difference], *, sign: int = 1) -> int | None:
 
 
 def class_differences(
-    first: Sequence[torch.Tensor], second: Sequence[torch.Tensor], labels: Any
+    first: Sequence[Sequence[torch.Tensor]], second: Sequence[Sequence[torch.Tensor]], labels: Any
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """B's NH less A's of each class, at one layer.
 
     Parameters
     ----------
-    first, second : sequence of torch.Tensor
-        Neighbours int [N, k] in the maps of A, and of B.
+    first, second : sequence of sequence of torch.Tensor
+        Of each run of A, and of B, the neighbours int [N, k] in its maps.
     labels : array
         Integers [N].
 
     Returns
     -------
     delta, standard_error, p : array
-        float64 [C]; p by Student's t with n_c - 1 degrees of freedom, after the correction of Benjamini and Hochberg
-        for the classes; NaN of a class of two images, and for k = 1, where the error is too small. The error is that of
-        the images alone: NH of a class is the mean of psi_c(i) = (N / n_c) [1(y_i = c) h(i) + (1 / k) sum_{j in c : i
-        in N_k(j)} (M_ji - h(j))] over all images.
+        float64 [C]. The error is that of the images and, of three or more runs, of the runs; of two runs it and p are
+        NaN. p is by Student's t with n_c - 1 degrees of freedom (with runs, Welch's), after the correction of Benjamini
+        and Hochberg for the classes; NaN of a class of two images, and for k = 1, where the error is too small. NH of a
+        class is the mean of psi_c(i) = (N / n_c) [1(y_i = c) h(i) + (1 / k) sum_{j in c : i in N_k(j)} (M_ji - h(j))]
+        over all images.
     """
-    D = _class_values(second, labels) - _class_values(first, labels)  # [C, N]
-    variances = np.array([image_variance(torch.from_numpy(row), labels) for row in D])
-    delta, error = D.mean(axis=1), np.sqrt(variances)
-    sizes = classes_of(labels, None).counts.tolist()
-    p = np.array([_p_value(d, e, n - 1) for d, e, n in zip(delta, error, sizes, strict=True)])
-    told = np.array([n > 2 and first[0].shape[1] > 1 for n in sizes])
+    of_runs = [np.stack([_class_values(run, labels) for run in runs]) for runs in (first, second)]  # [R, C, N]
+    R, k = len(first), first[0][0].shape[1]
+    D = of_runs[1].mean(axis=0) - of_runs[0].mean(axis=0)  # [C, N]
+    sizes = classes_of(labels, None).counts.cpu().numpy()
+    images = np.array([image_variance(torch.from_numpy(row), labels) for row in D])
+    parts: list[tuple[np.ndarray, Any]] = [(images, sizes - 1)]
+    if R >= RUNS:
+        parts += [(values.mean(axis=2).var(axis=0, ddof=1) / R, R - 1) for values in of_runs]
+    variance, weight = sum(part for part, _ in parts), sum(part**2 / degrees for part, degrees in parts)
+    df = np.divide(variance**2, weight, out=sizes - 1.0, where=weight > 0)
+    delta, error = D.mean(axis=1), np.where(1 < R < RUNS, math.nan, np.sqrt(variance))
+    p = np.array([_p_value(*one) for one in zip(delta.tolist(), error.tolist(), df.tolist(), strict=True)])
+    told = (sizes > 2) & (k > 1) & ~np.isnan(error)
     p[told] = stats.false_discovery_control(p[told]) if told.any() else p[told]
     return delta, error, np.where(told, p, math.nan)
 

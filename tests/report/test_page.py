@@ -28,7 +28,7 @@ from qdv_gpu.report.charts import Series, line_chart, shade
 from qdv_gpu.report.linked import DARK, colours
 from qdv_gpu.report.packed import Packed
 from qdv_gpu.report.page import SCRIPTS, Page, _script
-from qdv_gpu.report.sections import SCORES
+from qdv_gpu.report.sections import SCORES, comparison_section
 from qdv_gpu.report.swept import sweep_section
 from qdv_gpu.report.thumbnails import pictures_of
 
@@ -302,6 +302,24 @@ def test_hits_are_exact(tmp_path):
     with (folder / "predictions.csv").open() as file:
         hits = [float(row["cnn conv1"]) for row in csv.DictReader(file)]
     assert np.abs(arrays[about["panels"][0]["hits"]] / about["steps"] - hits).max() < 5e-5  # four digits
+
+
+def test_only_differences_of_classes_that_have_a_p_get_a_star():
+    side = {"delta": 0.1, "low": 0.0, "high": 0.2}
+
+    def table(p):
+        classes = {"delta": [0.1, 0.3], "error": [0.1, 0.1], "p": p}
+        pair = {"first": "x", "second": "x", "in_maps": side, "in_layer": side, "classes": classes}
+        said = {"first": "a", "second": "b", "margin": 0.02, "k": 5, "classes": ["u", "v"], "pairs": [pair],
+                "cka": [[None]]}  # fmt: skip
+        found = comparison_section(said).tables[0]
+        return found.caption, [row[1].text for row in found.rows]
+
+    assert table([0.2, 0.01]) == (
+        "Difference of NH of each class; * p < 0.05, corrected for the classes of a layer", ["+0.10", "+0.30 *"]
+    )  # fmt: skip
+    assert table([None, 0.01])[1] == ["+0.10", "+0.30 *"]
+    assert table([None, None]) == ("Difference of NH of each class", ["+0.10", "+0.30"])
 
 
 def test_what_is_not_equal_is_said(tmp_path):

@@ -1,6 +1,7 @@
 """Differences of two networks: their arithmetic, their verdicts, and what a single image adds."""
 
 import math
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -115,7 +116,7 @@ def test_runs():
 
 def test_classes_sum_to_the_whole_and_match_brute_force():
     (_, a, labels), (_, b, _) = side(0), side(1, apart=2.6)
-    delta, error, p = class_differences(list(a.neighbors), list(b.neighbors), labels)
+    delta, error, p = class_differences([list(a.neighbors)], [list(b.neighbors)], labels)
     by_class = [[one.hits[:, labels == c].mean().item() for c in range(4)] for one in (a, b)]
     assert delta == pytest.approx(np.subtract(by_class[1], by_class[0]), abs=1e-12)
     assert (error > 0).all()
@@ -141,12 +142,38 @@ def test_small_classes_claim_no_differences():
     generator = torch.Generator().manual_seed(0)
 
     def networks(k):
-        return [[knn(centres + torch.randn(94, 2, generator=generator), k).indices] for _ in range(2)]
+        return [[[knn(centres + torch.randn(94, 2, generator=generator), k).indices]] for _ in range(2)]
 
     p = np.array([class_differences(*networks(5), labels)[2] for _ in range(100)])
     assert np.isnan(p[:, 30:]).all()
     assert (p[:, :30] <= 0.05).any(axis=1).mean() <= 0.05
     assert np.isnan(class_differences(*networks(1), labels)[2]).all()
+
+
+def test_classes_of_networks_whose_runs_differ():
+    """Three runs of each, in which a class is near another or not, by chance: nothing of networks trained so."""
+    labels, random = torch.arange(200) % 4, np.random.default_rng(0)
+    shared = random.normal(size=(200, 2))
+
+    def runs(R):
+        found = []
+        for _ in range(R):
+            apart = (2.5 + 0.5 * random.normal(size=4))[labels]
+            angle = 2 * np.pi * labels.numpy() / 4
+            Z = apart[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1) + shared
+            found.append([knn(torch.from_numpy(Z), 5).indices])
+        return found
+
+    p = np.array([class_differences(runs(3), runs(3), labels)[2] for _ in range(60)])
+    assert (p <= 0.05).any(axis=1).mean() <= 0.1
+    a, b = runs(3), runs(3)
+    delta, error, _ = class_differences(a, b, labels)
+    ones = [[class_differences([one], [own], labels)[0] for one in b] for own in a]
+    assert delta == pytest.approx(-np.mean(ones, axis=(0, 1)), abs=1e-12)
+    assert (error > class_differences([[*chain(*a)]], [[*chain(*b)]], labels)[1]).all()  # as if of one run
+    delta, error, p = class_differences(a[:2], b[:2], labels)
+    assert np.isfinite(delta).all()
+    assert np.isnan([error, p]).all()
 
 
 def test_spread_values_need_no_neighbours_twice():
