@@ -117,7 +117,7 @@ def scored(layer: ViewedLayer) -> str:
         return f"trustworthiness {layer.scores['trustworthiness']:.3f}"
     if error != error:
         return f"NH {nh:.3f}"
-    return f"NH {nh:.3f} ({nh - 1.96 * error:.3f} to {nh + 1.96 * error:.3f})"
+    return f"NH {nh:.3f} ({max(nh - 1.96 * error, 0):.3f} to {min(nh + 1.96 * error, 1):.3f})"
 
 
 def colours(count: int, *, dark: bool) -> list[str]:

@@ -40,7 +40,7 @@ def said_of(runs: Sequence[RunView]) -> list[str]:
             found.append(f"{name}: trustworthiness of the maps of images without labels: {values}.")
             continue
         best = max(layers, key=lambda layer: layer.scores["nh"])
-        text = f"{name} keeps the classes together best at {best.title}, {scored(best)}, where chance gives "
+        text = f"{name} is highest at {best.title}, {scored(best)}, where chance gives "
         text += f"{best.scores['chance']:.3f}"
         if layers[0] is not best:
             text += f"; its first layer, {layers[0].title}, has {layers[0].scores['nh']:.3f}"
