@@ -67,7 +67,7 @@ def one_repeat(task: tuple[int, int, tuple[float, ...], bool]) -> dict[str, Any]
                     sides[network].append(Side(found.spread, tuple(found.hits.mean(dim=1).tolist())))
                     neighbors[network].append([indices[:, :5] for indices in near])
     result = differences([([a], [b]) for a, b in zip(*sides, strict=True)], labels)
-    of_classes = [class_differences(a, b, labels) for a, b in zip(*neighbors, strict=True)]
+    of_classes = [class_differences([a], [b], labels) for a, b in zip(*neighbors, strict=True)]
     return {
         "nh": {f"{n} {layer} {k}": value for (n, layer, k), value in nh.items()},
         "errors": {f"{n} {layer} {k}": value for (n, layer, k), value in errors.items()},

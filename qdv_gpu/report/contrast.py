@@ -1,5 +1,6 @@
 """A comparison of two networks in words, tables and one figure."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def summary(found: Comparison) -> str:
         )
     for verdict, better, worse in (("ahead", b, a), ("behind", a, b)):
         own = [
-            f"{name} (by {abs(pair.in_maps.delta):.3f}, {_interval(pair)}{_small(found, pair)})"
+            f"{name} (by {_size(pair)}{_small(found, pair)})"
             for name, pair in zip(named, found.pairs, strict=True)
             if pair.in_maps.verdict == verdict
         ]
@@ -153,11 +154,12 @@ def _name(pair: LayerPair) -> str:
     return a if a == b else f"{a}/{b}"
 
 
-def _interval(pair: LayerPair) -> str:
-    """Of the absolute difference."""
+def _size(pair: LayerPair) -> str:
+    """The absolute difference and its interval, which does not begin at 0: to as many digits as show that."""
     one = pair.in_maps
     low, high = sorted((abs(one.low), abs(one.high)))
-    return f"{low:.3f} to {high:.3f}"
+    digits = max(3, math.ceil(-math.log10(2 * low)))
+    return f"{abs(one.delta):.{digits}f}, {low:.{digits}f} to {high:.{digits}f}"
 
 
 def _list(names: Sequence[str]) -> str:
@@ -328,7 +330,7 @@ def plot_comparison(
     _heat(axes[2], delta[order], rows, largest, "RdBu_r")
     drawing.name_ticks(axes[2], range(L), layers, half / L)
     title = "each class" if len(order) == C else f"{len(order)} of {C} classes"
-    title = f"{title}: ±{largest:.2f}, red where {_short(networks[1])} is ahead"
+    title = f"{title}: ±{largest:.2f}, red where {_short(networks[1])} is higher"
     _heat(axes[3], similarity, other, 1.0, "Blues")
     drawing.name_ticks(axes[3], range(similarity.shape[1]), cka_layers[1], half / similarity.shape[1])
     for place, text in ((left, title), (second_left, f"CKA: {_short(networks[0])} down, {_short(networks[1])} across")):

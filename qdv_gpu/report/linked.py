@@ -118,7 +118,7 @@ def scored(layer: ViewedLayer) -> str:
         return f"trustworthiness {layer.scores['trustworthiness']:.3f}"
     if error != error:
         return f"NH {nh:.3f}"
-    return f"NH {nh:.3f} ({nh - NORMAL * error:.3f} to {nh + NORMAL * error:.3f})"
+    return f"NH {nh:.3f} ({max(nh - NORMAL * error, 0):.3f} to {min(nh + NORMAL * error, 1):.3f})"
 
 
 def colours(count: int, *, dark: bool) -> list[str]:

@@ -40,7 +40,7 @@ def said_of(runs: Sequence[RunView]) -> list[str]:
             found.append(f"{name}: trustworthiness of the maps of images without labels: {values}.")
             continue
         best = max(layers, key=lambda layer: layer.scores["nh"])
-        text = f"{name} keeps the classes together best at {best.title}, {scored(best)}, where chance gives "
+        text = f"{name} is highest at {best.title}, {scored(best)}, where chance gives "
         text += f"{best.scores['chance']:.3f}"
         if layers[0] is not best:
             text += f"; its first layer, {layers[0].title}, has {layers[0].scores['nh']:.3f}"
@@ -87,7 +87,9 @@ def scores_section(runs: Sequence[RunView]) -> Section:
         [Cell(name), Cell(layer.title), *map(Cell, cells)]
         for (name, layer), *cells in zip(listed, *columns.values(), strict=True)
     ]
-    caption = f"Mean of {seeds_of(runs)} maps of {len(runs[0].files):,} images; ± is the standard error"
+    seeds = seeds_of(runs)
+    caption = f"{'One map' if seeds == '1' else f'Mean of {seeds} maps'} of {len(runs[0].files):,} images"
+    caption += "; ± is the standard error" + (", without what the map's seed adds" if seeds == "1" else "")
     tables = [Table(caption, header, rows, "layers")]
     said = {names_of(runs)[i, name]: one for i, run in enumerate(runs) for name, one in run.predictions.items()}
     if labelled and said:
@@ -163,7 +165,8 @@ def comparison_section(said: Mapping[str, Any]) -> Section:
         for c in sorted(order)
     ]
     some = f", the {CLASSES} that differ most" if len(delta) > CLASSES else ""
-    caption = f"Difference of NH of each class{some}; * p < 0.05, corrected for the classes"
+    sure = "" if np.isnan(p).all() else "; * p < 0.05, corrected for the classes of a layer"
+    caption = f"Difference of NH of each class{some}{sure}"
     tables.append(Table(caption, ["class", *names], rows, "heat"))
     cka = np.array([[np.nan if v is None else v for v in row] for row in said["cka"]], float)
     if not np.isnan(cka).all():

@@ -59,10 +59,16 @@ def nh_markdown(layers: Sequence[AnalysedLayer], ks: Sequence[int], *, iteration
     text, one = "", layers[0]
     for k in ks:
         text += markdown(nh_table(layers, k)) + (
-            f"\n{caption(layers, k)}, {one.samples} images, mean of {len(one.Z)} t-SNE maps (perplexity "
+            f"\n{caption(layers, k)}, {one.samples} images, {_maps_of(one)} (perplexity "
             f"{one.perplexity:g}, {iterations} iterations).{_about_tokens(layers)}\n\n"
         )
     return text.rstrip() + "\n"
+
+
+def _maps_of(layer: AnalysedLayer) -> str:
+    if len(layer.Z) > 1:
+        return f"mean of {len(layer.Z)} t-SNE maps"
+    return f"one t-SNE map{', ± without what its seed adds' if layer.labelled else ''}"
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

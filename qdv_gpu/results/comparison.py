@@ -33,7 +33,7 @@ class LayerPair:
         NaN where the components are not kept.
     class_delta, class_error, class_p : array
         float64 [C]: the difference of each class in the maps, its standard error, and its p-value after the correction
-        for the classes.
+        for the classes, NaN where there is none.
     """
 
     first: AnalysedLayer
@@ -158,7 +158,7 @@ def compared(
         nh = [float(np.mean([one.mean.nh for one in side])) for side in scores]
         own = [float(np.mean([one.mean.nh_feature_space for one in side])) for side in scores]
         hit += [np.mean([one.hits.mean(dim=0).numpy() for one in side], axis=0) for side in scores]
-        neighbors = [[indices for one in side for indices in one.neighbors] for side in scores]
+        neighbors = [[list(one.neighbors) for one in side] for side in scores]
         of_classes = class_differences(neighbors[0], neighbors[1], y)
         probes = _accuracies(ours[i], theirs[j])
         both = (nh[0], nh[1]), (own[0], own[1])

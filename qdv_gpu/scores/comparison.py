@@ -14,7 +14,7 @@ import torch
 from scipy import stats
 
 from qdv_gpu.errors import InputError, short
-from qdv_gpu.scores.statistics import classes_of, image_variance, matches
+from qdv_gpu.scores.statistics import classes_of, image_variance, matches, one_image
 
 LEVEL = 0.05  # of error, over all layers
 RUNS = 3  # of each network, that speak of more than the networks at hand
@@ -72,9 +72,10 @@ def differences(
     """Compare two networks at L pairs of layers.
 
     The variance of a difference is that of the images, drawn class by class, from D(i) = phi_B(i) - phi_A(i), each
-    averaged over its maps (and runs), and that of the maps' seeds s_A^2 / S + s_B^2 / S, with Welch's degrees of
-    freedom. Of three or more runs of each network that of the runs takes the seeds' place: then it speaks of networks
-    trained so, and not of two of them. Intervals are simultaneous (Bonferroni), p-values Holm's.
+    averaged over its maps (and runs), what each network's own lacks of that of `one_image`, and that of the maps' seeds
+    s_A^2 / S + s_B^2 / S, with Welch's degrees of freedom. Of three or more runs of each network that of the runs takes
+    the seeds' place: then it speaks of networks trained so, and not of two of them. Intervals are simultaneous
+    (Bonferroni), p-values Holm's.
 
     Parameters
     ----------
@@ -139,30 +140,41 @@ def ahead_from(found: Sequence[Difference], *, sign: int = 1) -> int | None:
 
 
 def class_differences(
-    first: Sequence[torch.Tensor], second: Sequence[torch.Tensor], labels: Any
+    first: Sequence[Sequence[torch.Tensor]], second: Sequence[Sequence[torch.Tensor]], labels: Any
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """B's NH less A's of each class, at one layer.
 
     Parameters
     ----------
-    first, second : sequence of torch.Tensor
-        Neighbours int [N, k] in the maps of A, and of B.
+    first, second : sequence of sequence of torch.Tensor
+        Of each run of A, and of B, the neighbours int [N, k] in its maps.
     labels : array
         Integers [N].
 
     Returns
     -------
     delta, standard_error, p : array
-        float64 [C]; p after the correction of Benjamini and Hochberg for the classes. The error is that of the images
-        alone: NH of a class is the mean of psi_c(i) = (N / n_c) [1(y_i = c) h(i) + (1 / k) sum_{j in c : i in N_k(j)}
-        (M_ji - h(j))] over all images.
+        float64 [C]. The error is that of the images and, of three or more runs, of the runs; of two runs it and p are
+        NaN. p is by Student's t with n_c - 1 degrees of freedom (with runs, Welch's), after the correction of Benjamini
+        and Hochberg for the classes; NaN of a class of two images, and for k = 1, where the error is too small. NH of a
+        class is the mean of psi_c(i) = (N / n_c) [1(y_i = c) h(i) + (1 / k) sum_{j in c : i in N_k(j)} (M_ji - h(j))]
+        over all images.
     """
-    D = _class_values(second, labels) - _class_values(first, labels)  # [C, N]
-    C, N = D.shape
-    variances = np.array([image_variance(torch.from_numpy(row), labels) for row in D])
-    delta, error = D.mean(axis=1), np.sqrt(variances)
-    p = np.array([_p_value(d, e, N - C) for d, e in zip(delta, error, strict=True)])
-    return delta, error, stats.false_discovery_control(p) if C > 1 else p
+    of_runs = [np.stack([_class_values(run, labels) for run in runs]) for runs in (first, second)]  # [R, C, N]
+    R, k = len(first), first[0][0].shape[1]
+    D = of_runs[1].mean(axis=0) - of_runs[0].mean(axis=0)  # [C, N]
+    sizes = classes_of(labels, None).counts.cpu().numpy()
+    images = np.array([image_variance(torch.from_numpy(row), labels) for row in D])
+    parts: list[tuple[np.ndarray, Any]] = [(images, sizes - 1)]
+    if R >= RUNS:
+        parts += [(values.mean(axis=2).var(axis=0, ddof=1) / R, R - 1) for values in of_runs]
+    variance, weight = sum(part for part, _ in parts), sum(part**2 / degrees for part, degrees in parts)
+    df = np.divide(variance**2, weight, out=sizes - 1.0, where=weight > 0)
+    delta, error = D.mean(axis=1), np.where(1 < R < RUNS, math.nan, np.sqrt(variance))
+    p = np.array([_p_value(*one) for one in zip(delta.tolist(), error.tolist(), df.tolist(), strict=True)])
+    told = (sizes > 2) & (k > 1) & ~np.isnan(error)
+    p[told] = stats.false_discovery_control(p[told]) if told.any() else p[told]
+    return delta, error, np.where(told, p, math.nan)
 
 
 def _class_values(neighbors: Sequence[torch.Tensor], labels: Any) -> np.ndarray:
@@ -195,6 +207,7 @@ def _difference(a: Sequence[Side], b: Sequence[Side], labels: Any) -> tuple[floa
     phi = [torch.stack([side.spread.mean(dim=0) for side in sides]).mean(dim=0) for sides in (a, b)]
     classes, _, _ = classes_of(labels, phi[0])
     images, freedom = image_variance(phi[1] - phi[0], labels), len(phi[0]) - len(classes)
+    images += sum(one_image(image_variance(own, labels), len(own)) for own in phi)
     repeats = [np.asarray(sides[0].nh) for sides in (a, b)] if R == 1 else means
     parts = [(images, freedom)]
     parts += [(float(values.var(ddof=1)) / len(values), len(values) - 1) for values in repeats if len(values) > 1]

@@ -14,7 +14,7 @@ from scipy import stats
 
 from qdv_gpu.errors import InputError
 from qdv_gpu.scores.comparison import LEVEL, RUNS, Side
-from qdv_gpu.scores.statistics import classes_of, image_covariance
+from qdv_gpu.scores.statistics import classes_of, image_covariance, one_image
 
 DRAWS = 20_000  # of the Gaussian maxima: the level is met to within 0.15 %
 BLOCK = 2**22  # numbers held at once
@@ -108,7 +108,8 @@ def estimates(candidates: Sequence[Sequence[Side]], labels: Any) -> Estimates:
 
     Sigma_ij = sum_c n_c / N^2 cov_c(phi_i, phi_j) + [i = j] s^2 / S, with phi the spread values averaged over maps
     and runs and s^2 the variance of NH over the S seeds, pooled over the candidates. Of three or more runs of each
-    that over the runs takes its place. It is pooled since three runs alone say little of their variance.
+    that over the runs takes its place. It is pooled since three runs alone say little of their variance. The images'
+    part of Sigma_ii is at least 1 / N^2 (`one_image`).
 
     Parameters
     ----------
@@ -143,9 +144,11 @@ def estimates(candidates: Sequence[Sequence[Side]], labels: Any) -> Estimates:
     squares = sum(float(((values - values.mean()) ** 2).sum()) for values in repeats)
     pooled = math.nan if 1 < R < RUNS else squares / df if df else 0.0
     classes, _, _ = classes_of(labels, phi[0])
+    images = image_covariance(phi, labels)
+    images += np.diag([one_image(variance, phi.shape[1]) for variance in np.diag(images).tolist()])
     return Estimates(
         nh=np.array([values.mean() for values in means]),
-        images=image_covariance(phi, labels),
+        images=images,
         noise=np.array([pooled / len(values) for values in repeats]),
         images_df=float(phi.shape[1] - len(classes)),
         noise_df=float(df) if df else math.inf,

@@ -60,6 +60,7 @@ def influence_values(indices: torch.Tensor, labels: Any) -> torch.Tensor:
 
 ERROR_NEIGHBORS = 31  # of each point at least, that its error needs
 NEAR = 15  # neighbours whose share of a class says what is expected of a link
+FEW = 2  # times k: of classes with no more others neighbours cannot say what is expected of a link
 
 
 def error_neighbors(k: int, N: int) -> int:
@@ -71,7 +72,8 @@ def spread_values(indices: torch.Tensor, labels: Any, *, k: int) -> torch.Tensor
     """What each point adds to NH, for its error: as `influence_values`, but not with h(j) of the k nearest themselves.
 
     Of k = 1 these h(j) are M_ji, and nothing would be left of what neighbours share. Here the share of j's class is
-    taken from its neighbours k + 1, k + 2, ... instead.
+    taken from its neighbours k + 1, k + 2, ... instead, no more of them than there are others of its class: beyond
+    these a class that is all together has no one left. Of a class with at most 2 k others it is h(j) after all.
 
     Parameters
     ----------
@@ -83,16 +85,21 @@ def spread_values(indices: torch.Tensor, labels: Any, *, k: int) -> torch.Tensor
     Returns
     -------
     torch.Tensor
-        float64 [N]; the sums are of integers, hence the same bits on every run.
+        float64 [N], on the CPU, where sums have an order.
     """
-    m = indices.shape[1]
+    N, m = indices.shape
     if m == k:
         return influence_values(indices, labels)
-    agree = matches(indices, labels).to(torch.int64)  # [N, m]
-    own, further = agree[:, :k].sum(dim=1), agree[:, k:].sum(dim=1)
-    balance = (m - k) * agree[:, :k] - further[:, None]  # [N, k], (m - k) (M_ji - share of j's class)
-    received = torch.zeros_like(own).index_add_(0, indices[:, :k].reshape(-1), balance.reshape(-1))
-    return ((m - k) * own + received).to(torch.float64) / (k * (m - k))
+    indices = indices.cpu()
+    _, members, counts = classes = classes_of(labels, indices)
+    others = (counts - 1)[members]
+    agree = matches(indices, classes).to(torch.int64)  # [N, m]
+    h = agree[:, :k].sum(dim=1).double() / k
+    further = others.clamp(max=m) - k
+    near = _first(agree, further + k) - agree[:, :k].sum(dim=1)
+    expected = torch.where(others > FEW * k, near.double() / further.clamp(min=1), h)
+    balance = agree[:, :k] - expected[:, None]  # [N, k], M_ji - share of j's class
+    return h + _sums(balance.reshape(-1), indices[:, :k].reshape(-1), N) / k
 
 
 def link_variance(neighbors: Sequence[torch.Tensor], labels: Any, *, k: int) -> float:
@@ -100,7 +107,8 @@ def link_variance(neighbors: Sequence[torch.Tensor], labels: Any, *, k: int) -> 
 
     (N k)^-2 sum over linked pairs of (w_ij g_ij)^2, with w the number of directions of the link and
     g_ij = M_ij - a(i) - a(j) + (p(i) + p(j)) / 2, where a is the share of a point's class among its 15 nearest (for
-    k >= 15 among the next 15) and p the mean of a over the class. Of several maps w g is averaged first.
+    k >= 15 among the next 15; no more than there are others of its class) and p the mean of a over the class. Links of
+    classes with at most 2 k others are left out. Of several maps w g is averaged first.
 
     Parameters
     ----------
@@ -112,12 +120,16 @@ def link_variance(neighbors: Sequence[torch.Tensor], labels: Any, *, k: int) -> 
     for indices in (one.cpu() for one in neighbors):
         classes = _, members, counts = classes_of(labels, indices)
         agree = matches(indices, classes).to(torch.float64)
+        others = (counts - 1)[members]
         start = k if k >= NEAR and indices.shape[1] > k else 0
-        a = agree[:, start : start + NEAR].mean(dim=1)
+        within = agree[:, start : start + NEAR]
+        window = others.clamp(1, within.shape[1])
+        a = _first(within, window) / window
         p = (_sums(a, members, len(counts)) / counts)[members]
         expected = (a - p / 2).numpy()
         rows, columns = np.repeat(np.arange(N), k), indices[:, :k].reshape(-1).numpy()
-        links = agree[:, :k].reshape(-1).numpy() - expected[rows] - expected[columns]
+        many = (others > FEW * k).numpy()
+        links = (agree[:, :k].reshape(-1).numpy() - expected[rows] - expected[columns]) * (many[rows] & many[columns])
         total = total + csr_array((links, (rows, columns)), shape=(N, N))
     both = (total + total.T) / len(neighbors)  # each pair twice
     return float(both.power(2).sum()) / 2 / (N * k) ** 2
@@ -127,7 +139,7 @@ def standard_error(phi: Any, labels: Any, *, seed_values: Any = None, links: flo
     """Standard error of NH, for the test images drawn class by class and the seeds of the map.
 
     sqrt(sum_c (n_c / N)^2 s_c^2 / n_c - V_2 + s_seeds^2 / S), with s_c^2 the variance of phi within class c and
-    s_seeds^2 that of NH over the S seeds.
+    s_seeds^2 that of NH over the S seeds. The images' part is at least 1 / N^2: see `one_image`.
 
     Parameters
     ----------
@@ -143,6 +155,7 @@ def standard_error(phi: Any, labels: Any, *, seed_values: Any = None, links: flo
     """
     variance = image_variance(phi, labels)
     variance = max(variance - links, variance / 4)
+    variance += one_image(variance, to_tensor(phi).shape[-1])
     if seed_values is not None:
         nh = to_tensor(seed_values).to(torch.float64)
         if nh.numel() > 1:
@@ -158,6 +171,15 @@ def image_variance(phi: Any, labels: Any) -> float:
     means = _sums(values, members, len(counts)) / counts
     variances = _sums((values - means[members]).square(), members, len(counts)) / (counts - 1)
     return float((counts * variances).sum()) / len(values) ** 2
+
+
+def one_image(variance: float, N: int) -> float:
+    """What a variance of NH over N images lacks of 1 / N^2, that of one image's hit.
+
+    Where all images hit nothing varies, which does not say that images like these all hit: the one that does not may
+    not have been drawn.
+    """
+    return max(0.0, N**-2 - variance)
 
 
 def image_covariance(phi: Any, labels: Any) -> np.ndarray:
@@ -232,6 +254,11 @@ def classes_of(labels: Any, rows: torch.Tensor | None) -> Classes:
     if len(found.labels) < 2:
         raise InputError(f"at least two classes are needed, all {len(y)} labels are the same")
     return found
+
+
+def _first(values: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Sums [N] of the first `counts` [N], at least one, of each row of values [N, m]."""
+    return values.cumsum(dim=1).gather(1, counts.clamp(min=1)[:, None] - 1)[:, 0]
 
 
 def _sums(values: torch.Tensor, members: torch.Tensor, n_classes: int) -> torch.Tensor:

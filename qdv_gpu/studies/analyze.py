@@ -40,6 +40,7 @@ from qdv_gpu.studies.settings import Settings, changed, preset
 from qdv_gpu.tsne.estimator import EXAGGERATED, warn_if_short
 
 logger = logging.getLogger(__name__)
+COPIES = 0.01  # share of the images beyond which copies of others are warned of
 SOURCE = 9  # bytes for each byte of an image of its own size: it, and two copies in float32
 DECODED = 16  # and of those that wait, where files are decoded batch by batch
 # Bytes of neighbours, affinities and their copies for each image and unit of perplexity; of blocks of distances.
@@ -210,6 +211,7 @@ def find_jobs(
     limit = settings.memory and settings.memory // 2
     views = {network.name: shown(images, network, settings.image_size, crop=settings.crop) for network in loaded}
     views = {one: view.hashed().to(device, limit=limit) for one, view in views.items()}
+    _check_drawn(next(iter(views.values())))
     jobs = [
         Job.find(network, views[network.name], layers, asked=asked, settings=settings, store=store)
         for network, layers in zip(loaded, selected, strict=True)
@@ -233,6 +235,22 @@ def _check_floats(images: Images, settings: Settings) -> None:
             "which is right only if they were trained so",
             images.name, "0..1, as ToTensor leaves them" if some.max() <= 1 else f"0..{some.max():g}",
         )  # fmt: skip
+
+
+def _check_drawn(images: Images) -> None:
+    """Warn of images for which the standard error of NH is too small, as it takes each for one drawn by itself."""
+    if images.labels is None:
+        return
+    copies = len(images) - len({images.hashes[i] for i in images.indices.tolist()})
+    if copies > COPIES * len(images):
+        logger.warning(
+            "%d of the %d images of %s are copies of others: as neighbours they raise NH, and its error is too small",
+            copies, len(images), images.name,
+        )  # fmt: skip
+    sizes = torch.bincount(images.labels)
+    pairs = int((sizes == 2).sum())
+    if 4 * pairs >= len(images):
+        logger.warning("%d of the classes of %s have two images: the error of NH is too small", pairs, images.name)
 
 
 def images_of(data: Any, settings: Settings, *, skip_bad: bool) -> Images:

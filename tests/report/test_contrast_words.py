@@ -13,7 +13,7 @@ from qdv_gpu.results.comparison import Comparison, LayerPair, as_json
 from qdv_gpu.results.records import AnalysedLayer
 from qdv_gpu.scores.comparison import Side, differences
 
-N = 60
+N = 6_000
 
 
 def layer(name, position):
@@ -100,8 +100,11 @@ def check(text, said):
                 one = named[name]["in_maps"]
                 assert float(low) <= float(by) <= float(high)
                 ends = sorted(sign * one[end] for end in ("low", "high"))
-                assert [by, low, high] == [f"{value:.3f}" for value in (sign * one["delta"], *ends)]
+                digits = len(low) - 2  # as many as show that it is not 0
+                assert [by, low, high] == [f"{value:.{digits}f}" for value in (sign * one["delta"], *ends)]
                 assert ends[0] > 0
+                assert float(low) > 0
+                assert digits == 3 or float(f"{ends[0]:.{digits - 1}f}") == 0
                 assert (small == f", less than the margin of {margin:g}") if one["equivalent"] else small is None
                 said_names.append(name)
             assert said_names == of(verdict)
@@ -155,7 +158,7 @@ def check(text, said):
         assert sentences.pop(0).startswith("Where a layer has one map, ")
     assert len(sentences) == 1
     number = said["runs"] if said["runs"] > 1 else said["images"]
-    assert re.findall(r"\d+", sentences[0]) == [str(number)]
+    assert re.findall(r"[\d,]*\d", sentences[0]) == [f"{number:,}"]
 
 
 def joined(names):

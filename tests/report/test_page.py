@@ -12,6 +12,7 @@ import zlib
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,10 +26,10 @@ from qdv_gpu.data.images import Images
 from qdv_gpu.errors import InputError
 from qdv_gpu.report import thumbnails
 from qdv_gpu.report.charts import Series, line_chart, shade
-from qdv_gpu.report.linked import DARK, colours
+from qdv_gpu.report.linked import DARK, colours, scored
 from qdv_gpu.report.packed import Packed
 from qdv_gpu.report.page import SCRIPTS, Page, _script
-from qdv_gpu.report.sections import SCORES
+from qdv_gpu.report.sections import SCORES, comparison_section
 from qdv_gpu.report.swept import sweep_section
 from qdv_gpu.report.thumbnails import pictures_of
 
@@ -304,12 +305,43 @@ def test_hits_are_exact(tmp_path):
     assert np.abs(arrays[about["panels"][0]["hits"]] / about["steps"] - hits).max() < 5e-5  # four digits
 
 
+@pytest.mark.parametrize(
+    ("nh", "said"), [(0.999, "0.989 to 1.000"), (0.004, "0.000 to 0.014"), (0.5, "0.490 to 0.510")]
+)
+def test_intervals_of_nh_are_of_a_share(nh, said):
+    layer = SimpleNamespace(scores={"nh": nh, "standard_error": 0.01 / 1.96})
+    assert scored(layer) == f"NH {nh:.3f} ({said})"
+
+
+def test_only_differences_of_classes_that_have_a_p_get_a_star():
+    side = {"delta": 0.1, "low": 0.0, "high": 0.2}
+
+    def table(p):
+        classes = {"delta": [0.1, 0.3], "error": [0.1, 0.1], "p": p}
+        pair = {"first": "x", "second": "x", "in_maps": side, "in_layer": side, "classes": classes}
+        said = {"first": "a", "second": "b", "margin": 0.02, "k": 5, "classes": ["u", "v"], "pairs": [pair],
+                "cka": [[None]]}  # fmt: skip
+        found = comparison_section(said).tables[0]
+        return found.caption, [row[1].text for row in found.rows]
+
+    assert table([0.2, 0.01]) == (
+        "Difference of NH of each class; * p < 0.05, corrected for the classes of a layer", ["+0.10", "+0.30 *"]
+    )  # fmt: skip
+    assert table([None, 0.01])[1] == ["+0.10", "+0.30 *"]
+    assert table([None, None]) == ("Difference of NH of each class", ["+0.10", "+0.30"])
+
+
 def test_what_is_not_equal_is_said(tmp_path):
     few = made_run(tmp_path / "few", networks=("cnn",), seeds=1)
     many = made_run(tmp_path / "many", networks=("cnn",), seeds=3)
     html = write_report([few, many]).read_text()
     assert "Mean of 1 to 3 maps of 60 images" in html
     assert "1 of 1 to 3 maps of each layer are here" in html
+    assert "seed adds" not in html
+    caption = "One map of 60 images; ± is the standard error, without what the map&#39;s seed adds"
+    alone = write_report(few).read_text()
+    assert caption in alone
+    assert re.search(r"cnn is highest at \w+, NH 0\.\d{3} \(0\.\d{3} to [01]\.\d{3}\), where chance gives 0\.", alone)
 
 
 def test_trainings_in_folders_of_one_name(tmp_path):

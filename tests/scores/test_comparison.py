@@ -1,6 +1,7 @@
 """Differences of two networks: their arithmetic, their verdicts, and what a single image adds."""
 
 import math
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -64,6 +65,23 @@ def test_verdicts():
     assert (tiny.verdict, tiny.equivalent) == ("ahead", True)  # surely, and surely by little
 
 
+def test_networks_of_which_every_image_hits_are_not_surely_alike_on_few():
+    """Of 60 images none missed: of others one in 25 may."""
+
+    def perfect(N):
+        return Side(torch.ones(3, N, dtype=torch.float64), (1.0,) * 3), torch.arange(N) % 3
+
+    for N, verdict in ((60, "undecided"), (600, "equivalent")):
+        all_hit, labels = perfect(N)
+        (found,) = differences([([all_hit], [all_hit])], labels)
+        assert (found.verdict, found.p) == (verdict, 1)
+        assert found.standard_error == pytest.approx(2**0.5 / N, rel=1e-12)
+    own, _, labels = side(0)
+    one = Side(own.spread[:1], own.nh[:1])
+    (found,) = differences([([one], [one])], labels)
+    assert (found.verdict, found.standard_error) == ("equivalent", 0)  # the same layer, on any images
+
+
 def test_from_which_layer_on():
     def verdict(delta, error):
         rest = dict.fromkeys(("low", "high", "p", "p_holm", "equivalent", "verdict"), 0)
@@ -98,7 +116,7 @@ def test_runs():
 
 def test_classes_sum_to_the_whole_and_match_brute_force():
     (_, a, labels), (_, b, _) = side(0), side(1, apart=2.6)
-    delta, error, p = class_differences(list(a.neighbors), list(b.neighbors), labels)
+    delta, error, p = class_differences([list(a.neighbors)], [list(b.neighbors)], labels)
     by_class = [[one.hits[:, labels == c].mean().item() for c in range(4)] for one in (a, b)]
     assert delta == pytest.approx(np.subtract(by_class[1], by_class[0]), abs=1e-12)
     assert (error > 0).all()
@@ -115,6 +133,49 @@ def test_classes_sum_to_the_whole_and_match_brute_force():
         assert torch.allclose(torch.from_numpy(comparison._class_values([indices], labels)[c]), psi * 4, atol=1e-12)
 
 
+def test_small_classes_claim_no_differences():
+    """30 classes of 3 and two of 2 images on a circle; two networks, neither of which is better at any."""
+    labels = torch.arange(30).repeat_interleave(3)
+    labels = torch.cat([labels, torch.tensor([30, 30, 31, 31])])
+    angle = 2 * torch.pi * labels / 32
+    centres = 5 * torch.stack([angle.cos(), angle.sin()], dim=1)
+    generator = torch.Generator().manual_seed(0)
+
+    def networks(k):
+        return [[[knn(centres + torch.randn(94, 2, generator=generator), k).indices]] for _ in range(2)]
+
+    p = np.array([class_differences(*networks(5), labels)[2] for _ in range(100)])
+    assert np.isnan(p[:, 30:]).all()
+    assert (p[:, :30] <= 0.05).any(axis=1).mean() <= 0.05
+    assert np.isnan(class_differences(*networks(1), labels)[2]).all()
+
+
+def test_classes_of_networks_whose_runs_differ():
+    """Three runs of each, in which a class is near another or not, by chance: nothing of networks trained so."""
+    labels, random = torch.arange(200) % 4, np.random.default_rng(0)
+    shared = random.normal(size=(200, 2))
+
+    def runs(R):
+        found = []
+        for _ in range(R):
+            apart = (2.5 + 0.5 * random.normal(size=4))[labels]
+            angle = 2 * np.pi * labels.numpy() / 4
+            Z = apart[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1) + shared
+            found.append([knn(torch.from_numpy(Z), 5).indices])
+        return found
+
+    p = np.array([class_differences(runs(3), runs(3), labels)[2] for _ in range(60)])
+    assert (p <= 0.05).any(axis=1).mean() <= 0.1
+    a, b = runs(3), runs(3)
+    delta, error, _ = class_differences(a, b, labels)
+    ones = [[class_differences([one], [own], labels)[0] for one in b] for own in a]
+    assert delta == pytest.approx(-np.mean(ones, axis=(0, 1)), abs=1e-12)
+    assert (error > class_differences([[*chain(*a)]], [[*chain(*b)]], labels)[1]).all()  # as if of one run
+    delta, error, p = class_differences(a[:2], b[:2], labels)
+    assert np.isfinite(delta).all()
+    assert np.isnan([error, p]).all()
+
+
 def test_spread_values_need_no_neighbours_twice():
     """For k = 1 the influence values are the hits alone; the spread values are not."""
     points, labels = blobs(3)
@@ -126,6 +187,12 @@ def test_spread_values_need_no_neighbours_twice():
     for j in range(len(points)):
         expected[near[j, 0]] += M[j, 0] - M[j, 1:].mean()
     assert torch.allclose(spread, expected, atol=1e-12)
+    few = torch.cat([labels[:-9] % 2, torch.tensor([2] * 3 + [3] * 6)])  # 2 and 5 others: h(j) itself, and 4 neighbours
+    M = (few[near] == few[:, None]).double()
+    expected = M[:, 0].clone()
+    for j in range(len(points)):
+        expected[near[j, 0]] += M[j, 0] - (M[j, 1:], M[j, 1:], M[j, :1], M[j, 1:5])[few[j]].mean()
+    assert torch.allclose(statistics.spread_values(near, few, k=1), expected, atol=1e-12)
     assert torch.equal(
         statistics.spread_values(near[:, :3], labels, k=3), statistics.influence_values(near[:, :3], labels)
     )
@@ -138,12 +205,13 @@ def test_link_variance_by_brute_force():
         M = (labels[:, None] == labels[None]).double()
         agree = (labels[near] == labels[:, None]).double()
         start = k if k >= 15 else 0
-        a = agree[:, start : start + 15].mean(1)
+        others = 14 if k < 15 else 15  # of each class; with k = 15 they are too few
+        a = agree[:, start : start + others].mean(1)
         p = torch.stack([a[labels == c].mean() for c in range(4)])[labels]
         w = torch.zeros(60, 60, dtype=torch.float64).scatter_(1, near[:, :k], 1)
         w = w + w.T
         g = M - a[:, None] - a[None] + (p[:, None] + p[None]) / 2
-        expected = ((w * g) ** 2).triu(1).sum() / (60 * k) ** 2
+        expected = ((w * g) ** 2).triu(1).sum() / (60 * k) ** 2 * (k < 15)
         assert statistics.link_variance([near], labels, k=k) == pytest.approx(float(expected), rel=1e-9)
 
 

@@ -84,6 +84,31 @@ def test_standard_error_is_the_spread_over_fresh_samples():
     assert 0.85 < ratio < 1.15
 
 
+@pytest.mark.parametrize(
+    ("sizes", "k", "apart"),
+    [([5] * 40, 5, 4), ([5] * 40, 15, 4), ([3] * 40, 5, 4), ([10] * 20, 5, 18), ([14] * 20, 5, 15), ([20] * 5, 40, 2),
+     ([6] * 20, 2, 11), ([4] * 20, 1, 6), ([100] + [2] * 10, 5, 2), ([100, 30, 10, 6, 4, 3, 2], 5, 2)],
+)  # fmt: skip
+def test_standard_error_of_small_classes(sizes, k, apart):
+    """100 samples from as many classes on a circle, of which most have few images, or hardly more than k."""
+    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    angle = 2 * torch.pi * labels / len(sizes)
+    centres = apart * torch.stack([angle.cos(), angle.sin()], dim=1)
+    hits, errors = [], []
+    for seed in range(100):
+        near = knn(centres + _normal(len(labels), 2, seed=seed), statistics.error_neighbors(k, len(labels))).indices
+        found = quality.hit_values([near], labels, k=k)
+        hits.append(float(found.hits.mean()))
+        errors.append(found.standard_error)
+    assert 0.8 < np.mean(errors) / np.std(hits, ddof=1) < 1.35
+
+
+def test_standard_error_where_all_hit_is_that_of_one_image():
+    labels = torch.arange(4).repeat_interleave(40)
+    Z = 100 * torch.nn.functional.one_hot(labels) + _normal(160, 4)
+    assert quality.hit_values([knn(Z, 31).indices], labels, k=5).standard_error == pytest.approx(1 / 160, rel=1e-12)
+
+
 def test_standard_error_of_seeds():
     labels = torch.tensor([0] * 30 + [1] * 50)
     phi = _normal(3, 80).double()

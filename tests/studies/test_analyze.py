@@ -69,7 +69,7 @@ def test_run_folder(finished):
         reader = csv.DictReader(file)
         rows = list(reader)
     header = "network,layer,features,samples,perplexity,seed,k,nh,nh_feature_space,chance,tied,trustworthiness"
-    assert (VERSIONS["scores"], ",".join(reader.fieldnames or ())) == (2, header + ",continuity,kl,seconds"), (
+    assert (VERSIONS["scores"], ",".join(reader.fieldnames or ())) == (3, header + ",continuity,kl,seconds"), (
         'the columns are public, and scores are kept: if they change, raise VERSIONS["scores"] in '
         "qdv_gpu/results/stages.py, or what a store holds is called damaged; then write both here"
     )
@@ -141,6 +141,20 @@ def test_no_predictions_where_some_are_nan(tmp_path, caplog):
             analyze(network, "digits", tmp_path / "run", settings=replace(TINY, iterations=10, seeds=1))
         assert "Tiny gives NaN for 100 of 100 images: its predictions are left out" in caplog.text
         assert "accuracy" not in caplog.text.replace("no accuracy, since it has not one number", "")
+
+
+def test_images_that_are_not_drawn_one_by_one_are_warned_of(tmp_path, caplog):
+    random = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (60, 1, 8, 8), generator=random, dtype=torch.uint8)
+    labels, small = torch.arange(60) % 3, replace(TINY, samples="all", iterations=10, seeds=1)
+    analyze(SPECS[0], (pixels, labels), tmp_path / "run", settings=small)
+    assert "too small" not in caplog.text
+    assert "60 images, one t-SNE map, ± without what its seed adds (perp" in (tmp_path / "run/table3.md").read_text()
+    analyze(SPECS[0], (torch.cat([pixels[:57], pixels[:3]]), labels), tmp_path / "copies", settings=small)
+    assert "3 of the 60 images of arrays are copies of others: as neighbours they raise NH" in caplog.text
+    assert "have two images" not in caplog.text
+    analyze(SPECS[0], (pixels, (torch.arange(60) // 2).clamp(max=20)), tmp_path / "pairs", settings=small)
+    assert "20 of the classes of arrays have two images: the error of NH is too small" in caplog.text
 
 
 def test_floating_point_images_are_not_normalised(tmp_path, caplog):
