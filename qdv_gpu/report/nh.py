@@ -35,7 +35,7 @@ def plot_nh(
     nh : mapping of str to array
         By network, float [L], one for each of its layers.
     errors : mapping of str to array, optional
-        Standard errors float [L]; the bars are 1.96 of them.
+        Standard errors float [L]; the bars are `NORMAL` of them.
     layers : mapping of str to sequence of str
         Names of each network's layers. They are written below the axis where the networks agree on them, else the
         layers' positions are.
