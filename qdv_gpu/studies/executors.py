@@ -30,7 +30,7 @@ from qdv_gpu.studies.point import ERROR, LOG, Point, compute, keep_error, read_p
 logger = logging.getLogger(__name__)
 Task = tuple[Point, ...]
 POLL = 0.1  # seconds between looks at processes
-SLURM_POLL = 2.0  # and at Slurm's queue
+SLURM_POLL, SLURM_POLL_MOST = 2.0, 30.0  # and at Slurm's queue, at first and after some minutes: its server is everybody's
 ATTEMPTS = 2  # of a point in one call
 
 
@@ -236,8 +236,10 @@ def on_slurm(out: Path, tasks: Sequence[Task], progress: Progress, options: Mapp
         jobs |= {task: job.job_id for task, job in zip(fresh, submitted, strict=True)}
         write_sealed(known, before | {point.name: job for task, job in jobs.items() for point in task})
         logger.info("%d tasks are in Slurm's queue as job %s", len(fresh), submitted[0].job_id.partition("_")[0])
+    pause = SLURM_POLL
     while jobs:
-        time.sleep(SLURM_POLL)
+        time.sleep(pause)
+        pause = min(1.1 * pause, SLURM_POLL_MOST)
         found = queued()
         for task, job in list(jobs.items()):
             if found is not None and job not in found:
