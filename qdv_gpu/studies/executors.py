@@ -30,7 +30,7 @@ from qdv_gpu.studies.point import ERROR, LOG, Point, compute, keep_error, read_p
 logger = logging.getLogger(__name__)
 Task = tuple[Point, ...]
 POLL = 0.1  # seconds between looks at processes
-SLURM_POLL, SLURM_POLL_MOST = 2.0, 30.0  # and at Slurm's queue, at first and after some minutes: its server is everybody's
+SLURM_POLL, SLURM_POLL_MOST = 2.0, 30.0  # and at Slurm's queue, at first and after minutes: it is everybody's
 ATTEMPTS = 2  # of a point in one call
 
 
