@@ -75,7 +75,8 @@ def show_sweep(result: "Sweep") -> None:
     for path in (*written, *result.figures):
         print(path)
     for point, state in result.failed:
-        say(f"{point.label}, run {point.run}: {state.kind}: {state.about.get('message', '')} ({result.log(point)})")
+        said = f": {state.about['message']}" if "message" in state.about else ""
+        say(f"{point.label}, run {point.run}: {state.kind}{said} ({result.log(point)})")
 
 
 _bar: Any = None  # the progress bar, while it is drawn

@@ -140,7 +140,8 @@ class State:
     seconds : float
         It took, or since it was started; NaN if it was not.
     about : dict
-        result.json of one that is done, error.json of one that failed, else started.json.
+        result.json of one that is done, error.json of one that failed, else started.json; a message that says why
+        where there is a result that does not count.
     """
 
     kind: str
@@ -165,7 +166,16 @@ def state_of(out: Path, point: Point, store: Store | None) -> State:
         return State("done", sum(result["seconds"].values()), result)
     if error and not result:
         return State("failed", error["seconds"], error)
-    return State("lost", since, started) if started and not result else State("waiting", math.nan, {})
+    if started and not result:
+        return State("lost", since, started)
+    return State("waiting", math.nan, {"message": _why_not(result)} if result else {})
+
+
+def _why_not(result: Mapping[str, Any]) -> str:
+    """Why a result that is there does not count."""
+    if result["versions"] != VERSIONS:
+        return "what computed it was another version of qdv_gpu"
+    return "its analysis is damaged, or stages of it have gone from the store"
 
 
 def _is_done(folder: Path, result: Mapping[str, Any], store: Store) -> bool:

@@ -53,7 +53,7 @@ class Status:
         rows = [["point", "state", "seconds", ""]]
         for point, state in zip(self.points, self.states, strict=True):
             seconds = "" if math.isnan(state.seconds) else f"{state.seconds:.0f}"
-            message = f"{state.about['message']} ({point.folder(self.out) / LOG})" if state.kind == "failed" else ""
+            message = f"{state.about['message']} ({point.folder(self.out) / LOG})" if "message" in state.about else ""
             rows.append([point.name, state.kind, seconds, message])
         return rows
 

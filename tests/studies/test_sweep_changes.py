@@ -5,6 +5,8 @@ import torch
 from tiny_sweep import changed, drawn, kinds, plain, rows
 
 from qdv_gpu.networks.load import load_network
+from qdv_gpu.studies import point
+from qdv_gpu.studies.status import status
 from qdv_gpu.studies.sweep import sweep
 
 
@@ -15,9 +17,19 @@ def test_a_stage_that_is_gone_is_computed_again(tmp_path, trained):
     [stage] = (tmp_path / ".qdv-store" / "scores").glob("*pool_1*")
     (stage / "arrays.npz").write_bytes(b"")
     assert kinds(tmp_path / "one") == ["waiting"]
+    assert "stages of it have gone from the store" in status(tmp_path / "one").table()[1][-1]
     sweep(table, tmp_path / "one")
     assert rows(tmp_path / "one") == before
     assert len(trained) == 1
+
+
+def test_points_of_another_version_say_so(tmp_path, monkeypatch):
+    """As where workers run another environment: they are done, and count for nothing here."""
+    sweep(plain(), tmp_path / "one")
+    monkeypatch.setattr(point, "VERSIONS", {**point.VERSIONS, "map": 0})
+    rows = status(tmp_path / "one").table()[1:]
+    assert {row[1] for row in rows} == {"waiting"}
+    assert all("what computed it was another version of qdv_gpu (" in row[-1] for row in rows)
 
 
 def test_a_checkpoint_that_has_changed_is_noticed(tmp_path, lines):
