@@ -180,7 +180,7 @@ def test_tiles_out_of_reach_are_left_out(monkeypatch):
 
 def test_odd_sizes_of_the_kernels():
     for N in (2, kernels.ROWS - 1, kernels.ROWS + 1, kernels.NEAR + 1, kernels.COLUMNS + 1):
-        for d in (1, kernels.DEPTH, kernels.DEPTH + 1):
+        for d in (0, 1, kernels.SORTED, kernels.SORTED + 1, kernels.DEPTH, kernels.DEPTH + 1):
             X = _normal(N, d)
             assert torch.equal(knn(X, N - 1, engine="direct").indices, reference_all(X))
 
