@@ -21,6 +21,7 @@ from qdv_gpu.kernels.rows import compiled, inner, spread
 
 ROWS, COLUMNS, DEPTH = 16, 256, 64
 NEAR = 64  # columns of a tile where most are out of reach
+SORTED = 16  # coordinates up to which two of them put tiles out of reach: of more they are too small a part
 
 
 def listed(X, indices, out):
@@ -79,27 +80,30 @@ def nearest(XT, rows, indices, distances):
     """Write the indices.shape[1] nearest points of each point in `rows`, by (distance, index), over all points.
 
     `indices` and `distances` are [len(rows), k]; where there are fewer than k other points, the last ones stay
-    -1 and infinity. Points that are near in their two widest coordinates lie in one tile of NEAR; a tile is left out
-    where these two alone, terms of every sum, put all of it farther away than what has been found.
+    -1 and infinity. Of up to SORTED coordinates, points that are near in the two widest lie in one tile of NEAR; a
+    tile is left out where these two alone, terms of every sum, put all of it farther away than what has been found.
     """
-    N = XT.shape[1]
-    wide = (XT.max(axis=1) - XT.min(axis=1)).argsort()[-2:]
-    strips = np.empty(N, np.int64)
-    strips[XT[wide[-1]].argsort()] = np.arange(N) * math.ceil(math.sqrt(N / NEAR)) // N
-    order = np.lexsort((XT[wide[0]], strips))
+    d, N = XT.shape
+    wide, order, width = np.empty(0, np.int64), np.arange(N), COLUMNS
+    if 0 < d <= SORTED:
+        wide, width = (XT.max(axis=1) - XT.min(axis=1)).argsort()[-2:], NEAR
+        strips = np.empty(N, np.int64)
+        strips[XT[wide[-1]].argsort()] = np.arange(N) * math.ceil(math.sqrt(N / NEAR)) // N
+        order = np.lexsort((XT[wide[0]], strips))
+        XT = np.ascontiguousarray(XT[:, order])
     places = np.empty_like(order)
     places[order] = np.arange(N)
     turn = places[rows].argsort()
-    XT, starts = np.ascontiguousarray(XT[:, order]), np.arange(0, N, NEAR)
+    starts = np.arange(0, N, width)
     lower, upper = (f.reduceat(XT[wide], starts, axis=1) for f in (np.minimum, np.maximum))
-    arguments = (XT, wide, lower, upper, order, places[rows[turn]], turn, indices, distances)
+    arguments = (XT, width, wide, lower, upper, order, places[rows[turn]], turn, indices, distances)
     spread(_nearest, (rows.size + ROWS - 1) // ROWS, *arguments, work=3 * ROWS * XT.size)
 
 
 @compiled
-def _nearest(begin, end, XT, wide, lower, upper, order, places, turn, indices, distances):
+def _nearest(begin, end, XT, width, wide, lower, upper, order, places, turn, indices, distances):
     N, k, tiles = XT.shape[1], indices.shape[1], lower.shape[1]
-    tile, low_edge, high_edge = np.empty((ROWS, NEAR)), np.empty(wide.size), np.empty(wide.size)
+    tile, low_edge, high_edge = np.empty((ROWS, width)), np.empty(wide.size), np.empty(wide.size)
     for block in range(begin, end):
         own, turns = places[block * ROWS : (block + 1) * ROWS], turn[block * ROWS : (block + 1) * ROWS]
         for i in range(own.size):
@@ -112,14 +116,14 @@ def _nearest(begin, end, XT, wide, lower, upper, order, places, turn, indices, d
                 distances[turns[i], c] = np.inf
         reach = np.inf  # how far the farthest is of those that have been found
         for step in range(tiles):  # from their own tile on, to both sides
-            t = (own[0] // NEAR + (step + 1) // 2 * (1 - step % 2 * 2)) % tiles
+            t = (own[0] // width + (step + 1) // 2 * (1 - step % 2 * 2)) % tiles
             away = 0.0
             for a in range(wide.size):
                 gap = max(lower[a, t] - high_edge[a], low_edge[a] - upper[a, t], 0.0)
                 away += gap * gap
             if away > reach:
                 continue
-            first, last = t * NEAR, min((t + 1) * NEAR, N)
+            first, last = t * width, min((t + 1) * width, N)
             _tile(XT, own, first, last, tile)
             reach = 0.0
             for i in range(own.size):

@@ -74,12 +74,15 @@ class InvertedFile:
 class InvertedCells:
     """The same by torch's operators, on any device, with all lists of one length: longer ones are cut into cells.
 
-    Points of a cell share the cells that they search, those whose centroids are nearest to their own.
+    Points of a cell share the cells that they search, those whose centroids are nearest to their own. The points are
+    float64, as what is found is measured by: float32, in which the cells are searched, may not tell near ones apart.
     """
 
-    def __init__(self, points: torch.Tensor, width: int) -> None:
-        (N, d), device = points.shape, points.device
-        self.width, lists = width, int(4 * math.sqrt(N))
+    def __init__(self, exact: torch.Tensor, width: int) -> None:
+        (N, d), device = exact.shape, exact.device
+        self.width, lists = width, _lists(N)
+        self._points = torch.zeros((N + 1, d), dtype=torch.float32, device=device)
+        points = self._points[:N].copy_(exact)
         centroids = _centroids(points, lists)
         own = _nearest(points, centroids, 1)[:, 0]
         order, counts = own.argsort(stable=True), own.bincount(minlength=lists)
@@ -91,17 +94,16 @@ class InvertedCells:
         self._centroids = centroids.repeat_interleave(cells, dim=0)
         self._members = torch.full((len(self._centroids), length), N, device=device)  # N stands for no point
         self._members[self._cell[order], place % length] = order
-        self._points = torch.cat([points, points.new_zeros(1, d)])
         self._norms = torch.cat([points.square().sum(1), points.new_full((1,), torch.inf)])
         sample = torch.from_numpy(_sample(N, SAMPLE)).to(device)
 
         def searched(probes: int | None) -> torch.Tensor:
             if probes is None:
-                return _nearest(points[sample], points, width)
+                return _nearest(exact[sample], exact, width)
             return self._search(sample[:, None], self._cell[sample], probes)[:, 0]
 
         least = max(8, -(-2 * width // length))
-        self.probes, self.recall = _probes(points, sample, searched, least, len(self._centroids))
+        self.probes, self.recall = _probes(exact, sample, searched, least, len(self._centroids))
         self._candidates = torch.empty((N + 1, width), dtype=torch.int32, device=device)
         every = torch.arange(len(self._members), device=device)
         for some in every.split(max(1, BLOCK // (width * length))):
@@ -150,6 +152,10 @@ def _centroids(points: torch.Tensor, lists: int) -> torch.Tensor:
     return centroids
 
 
+def _lists(N: int) -> int:
+    return min(N, int(4 * math.sqrt(N)))
+
+
 def _sample(N: int, count: int) -> np.ndarray:
     return np.random.default_rng(1).choice(N, min(count, N), replace=False)
 
@@ -179,7 +185,8 @@ def _probes(
         if recall >= RECALL or probes >= most:
             break
         probes *= 2
-    logger.info("%.1f %% of the nearest neighbours are found, by an inverted file", 100 * recall)
+    share = f"{100 * recall:.1f} % of the nearest neighbours are found, by an inverted file"
+    logger.info("%s", share if recall >= RECALL else f"only {share}: all pairs are searched")
     return probes, recall
 
 
@@ -187,7 +194,7 @@ def _index(points: np.ndarray) -> Any:
     import faiss
 
     N, d = points.shape
-    lists = int(4 * math.sqrt(N))
+    lists = _lists(N)
     clusters = faiss.Kmeans(d, lists, niter=TURNS, seed=1, min_points_per_centroid=1, max_points_per_centroid=TRAINING)
     clusters.train(points)
     centroids = faiss.IndexFlatL2(d)

@@ -318,14 +318,16 @@ def _faiss_proposer(X: torch.Tensor, width: int) -> tuple[int, Proposer]:
 
 
 def _inverted_proposer(X: torch.Tensor, width: int) -> tuple[int, Proposer]:
-    """As `_torch_proposer`, nearly complete, by an inverted file."""
-    from qdv_gpu.inverted import InvertedCells, InvertedFile
+    """As `_torch_proposer`, nearly complete, by an inverted file; complete where its float32 is too coarse for that."""
+    from qdv_gpu.inverted import RECALL, InvertedCells, InvertedFile
 
-    points = _centred(X)[0].to(torch.float32).contiguous()
-    if not X.is_cuda:
-        return FAISS_QUERIES, InvertedFile(points, width).propose
+    points = _centred(X)[0]
     with product_precision("ieee"):
-        return _block_size(X, width), InvertedCells(points, width).propose
+        found = InvertedCells(points, width) if X.is_cuda else InvertedFile(points.float().contiguous(), width)
+    if found.recall >= RECALL:
+        return _block_size(X, width) if X.is_cuda else FAISS_QUERIES, found.propose
+    del found, points
+    return _torch_proposer(X, width) if X.is_cuda else _faiss_proposer(X, width)
 
 
 PROPOSERS = {"torch": _torch_proposer, "faiss": _faiss_proposer, "inverted": _inverted_proposer}

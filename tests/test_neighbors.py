@@ -180,7 +180,7 @@ def test_tiles_out_of_reach_are_left_out(monkeypatch):
 
 def test_odd_sizes_of_the_kernels():
     for N in (2, kernels.ROWS - 1, kernels.ROWS + 1, kernels.NEAR + 1, kernels.COLUMNS + 1):
-        for d in (1, kernels.DEPTH, kernels.DEPTH + 1):
+        for d in (0, 1, kernels.SORTED, kernels.SORTED + 1, kernels.DEPTH, kernels.DEPTH + 1):
             X = _normal(N, d)
             assert torch.equal(knn(X, N - 1, engine="direct").indices, reference_all(X))
 
@@ -287,7 +287,7 @@ def test_cells_find_nearly_all(name):
     X = {"one place": torch.zeros(500, 3), "many neighbours": _normal(400, 5)}.get(name)
     X = CLOUDS[name][::2] if X is None else X
     k = 300 if name == "many neighbours" else 30
-    cells = InvertedCells(_centred(X.double())[0].float(), k + 1)
+    cells = InvertedCells(_centred(X.double())[0], k + 1)
     own = torch.arange(len(X))
     found, outside = cells.propose(own)
     assert found.shape == (len(X), k + 1)
@@ -304,7 +304,7 @@ def test_cells_find_nearly_all(name):
 
 def test_cells_search_no_more_than_they_must():
     X = CLOUDS["clusters"][::2]
-    cells = InvertedCells(_centred(X)[0].float(), 31)
+    cells = InvertedCells(_centred(X.double())[0], 31)
     assert cells.probes < len(cells._members) / 2
 
 
@@ -316,6 +316,27 @@ def test_an_inverted_file_on_a_gpu(name, cuda):
     again = knn(X.to(cuda), 30, engine="inverted")
     assert torch.equal(nearly.indices, again.indices)
     assert torch.equal(nearly.squared_distances, again.squared_distances)
+
+
+@pytest.mark.parametrize("place", ["cpu", "cuda"])
+def test_an_inverted_file_of_few_points(place, request):
+    """Fewer than 16, of which there are no 4 sqrt(N) lists."""
+    if place == "cpu":
+        pytest.importorskip("faiss")
+    device = torch.device("cpu") if place == "cpu" else request.getfixturevalue("gpu") and torch.device("cuda", 0)
+    for N in (4, 9, 15):
+        X = _normal(N, 3)
+        assert torch.equal(knn(X.to(device), 3, engine="inverted").indices.cpu(), knn(X, 3).indices)
+
+
+def test_all_pairs_are_searched_where_float32_is_too_coarse(cuda, caplog):
+    """Two clusters so far apart that products in float32 do not tell their points from each other."""
+    X = 1e-3 * _normal(1200, 5).double()
+    X[::2] += 100
+    with caplog.at_level("INFO", "qdv_gpu"):
+        found = knn(X.to(cuda), 15, engine="inverted")
+    assert torch.equal(found.indices.cpu(), knn(X, 15).indices)
+    assert caplog.messages[-1].endswith("inverted file: all pairs are searched")
 
 
 def test_an_inverted_file_says_what_it_finds(caplog):
