@@ -295,12 +295,9 @@ FAULTS = {
     "divergence read chunk by chunk": Fault(
         "qdv_gpu/tsne/objective.py", "total += p.sum()", "total += float(p.sum())", "the GPU idles after each chunk",
         f"{BUDGETS} -k divergence"),
-    "ranks read column by column": Fault(
-        "qdv_gpu/scores/quality.py", "= closer.sum(dim=1) + 1", "= closer.sum(dim=1) + 1 if closer.any() else 1",
-        "the same", f"{BUDGETS} -k scores"),
     "loss read step by step": Fault(
         "qdv_gpu/studies/finetune.py", "loss_sum += loss * len(batch)", "loss_sum += loss.item() * len(batch)",
-        "the same", f"{BUDGETS} -k training"),
+        "the host waits for each", f"{BUDGETS} -k training"),
     "constants made on the device": Fault(
         "qdv_gpu/arrays.py", "torch.tensor(values, dtype=dtype).to(device, non_blocking=True)",
         "torch.tensor(values, dtype=dtype, device=device)", "the host waits for each", f"{BUDGETS} -k activations"),
@@ -311,9 +308,6 @@ FAULTS = {
         "qdv_gpu/data/images.py", "batch.pin_memory().to(", "batch.to(", "copies do not run beside the network",
         f"{BUDGETS} -k page_locked"),
     # Places
-    "index on the CPU": Fault(
-        "qdv_gpu/neighbors.py", "result[torch.arange(len(rows), device=XT.device), rows]",
-        "result[torch.arange(len(rows)), rows]", "torch copies it, and waits, each time", f"{BUDGETS} -k affinities"),
     "queries on the CPU": Fault(
         "qdv_gpu/neighbors.py", "missing = torch.arange(N, device=X.device)", "missing = torch.arange(N)",
         "torch refuses to mix devices", f"{BUDGETS} -k neighbours"),
