@@ -238,10 +238,14 @@ class ForwardPass:
         self.copies: list[nn.Module] = []
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        return self.batches(_copied)
+        for tiles in self.batches(_copied):
+            batch = _together(tiles)
+            tiles.clear()  # or they would stay as long as the batch
+            yield batch
+            del batch
 
-    def batches(self, store: Store) -> Iterator[dict[str, Tensor]]:
-        """Run the images and yield, batch by batch, what `store` returns.
+    def batches(self, store: Store) -> Iterator[list[dict[str, Tensor]]]:
+        """Run the images and yield, batch by batch, what `store` returns of each tile.
 
         It is called as soon as a layer is computed, with the layer, the number of the call, the first image and the
         output [b, ...], and returns a copy [b, D]: the network may overwrite the output. On a CPU several threads call
@@ -251,7 +255,6 @@ class ForwardPass:
         step = -(-(self.batch_size or 1) // tile) * tile
         order = torch.arange(len(self.images)).split(step)
         for rows, pixels in zip(order, self.images.batches(order, self.network.device), strict=True):
-            # what is yielded has no name here, or it would stay while the next batch is computed
             fresh = not self.calls
             with product_precision("tf32" if self.precision == "tf32" else "ieee"):
                 if pixels.is_cuda:
@@ -264,12 +267,12 @@ class ForwardPass:
                 if fresh:
                     self._compare_alone(pixels, rows, found[0])
             advance("activations", int(rows[-1]) + 1, len(self.images))
-            yield _together(found)
-            del found
+            yield found
+            found.clear()  # or it would stay while the next batch is computed
 
     def run(self) -> None:
         """Run the pass for what it finds out: `calls`, and whether the layers are such as can be analysed."""
-        for _ in self:
+        for _ in self.batches(_copied):
             pass
 
     @property
