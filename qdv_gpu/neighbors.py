@@ -80,7 +80,7 @@ def knn(X: torch.Tensor, k: int, *, engine: str = "auto") -> Neighbors:
     MissingPackageError
         If faiss is asked for and absent.
     """
-    X, k = _validated(X, k), int(k)
+    home, X, k = X.device, reachable(_validated(X, k)), int(k)
     N = len(X)
     result = Neighbors(
         torch.empty((N, k), dtype=torch.int64, device=X.device),
@@ -90,7 +90,7 @@ def knn(X: torch.Tensor, k: int, *, engine: str = "auto") -> Neighbors:
     for rows, indices, distances in _blocks(X, k + 1, _resolved_engine(X, k, engine)):
         result.indices[rows], result.squared_distances[rows] = indices[:, :k], distances[:, :k]
         result.tied[rows] = distances[:, k - 1] == distances[:, k]  # never for k = N - 1: the last one is infinite
-    return result
+    return Neighbors(*(part.to(home) for part in result))
 
 
 def neighbor_blocks(X: torch.Tensor, k: int, *, engine: str = "auto") -> Iterator[Block]:
@@ -99,8 +99,9 @@ def neighbor_blocks(X: torch.Tensor, k: int, *, engine: str = "auto") -> Iterato
     Yields the points int64 [n], in any order, their k nearest other points int64 and the squared distances float64
     [n, k].
     """
-    points, k = _validated(X, k), int(k)
-    return _blocks(points, k, _resolved_engine(points, k, engine))
+    home, points, k = X.device, reachable(_validated(X, k)), int(k)
+    blocks = _blocks(points, k, _resolved_engine(points, k, engine))
+    return ((rows.to(home), indices.to(home), distances.to(home)) for rows, indices, distances in blocks)
 
 
 def _blocks(X: torch.Tensor, k: int, engine: str) -> Iterator[Block]:
@@ -151,6 +152,11 @@ def distances_to_all(XT: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     grid = (-(-N // 128), -(-n // 4))
     launch_distances("to_all", XT, rows.contiguous(), out, np.int64(n), np.int64(N), np.int32(d), grid=grid)
     return out
+
+
+def reachable(X: torch.Tensor) -> torch.Tensor:
+    """X where the kernels reach it: on its own device, or, on a GPU without CuPy, on the CPU."""
+    return X.cpu() if X.is_cuda and importlib.util.find_spec("cupy") is None else X
 
 
 def launch_distances(kernel: str, X: torch.Tensor, *arguments: Any, grid: tuple[int, ...]) -> None:

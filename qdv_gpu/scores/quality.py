@@ -10,7 +10,7 @@ import torch
 
 from qdv_gpu.arrays import to_tensor
 from qdv_gpu.errors import InputError
-from qdv_gpu.neighbors import as_points, knn, launch_distances, listed_distances
+from qdv_gpu.neighbors import as_points, knn, launch_distances, listed_distances, reachable
 from qdv_gpu.scores.statistics import (
     classes_of,
     error_neighbors,
@@ -121,9 +121,9 @@ def neighbor_ranks(X: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     """
     if len(X) != len(indices):
         raise InputError(f"points and neighbours must be equally many, got {len(X)} and {len(indices)}")
-    X = X.detach().to(torch.float64)
+    home, X = X.device, reachable(X.detach().to(torch.float64))
     XT = X.T.contiguous()  # [d, N]
-    indices = indices.contiguous()
+    indices = indices.to(X.device).contiguous()
     limits, out = listed_distances(X, indices), torch.empty_like(indices)
     if not X.is_cuda:
         from qdv_gpu.kernels import distances
@@ -133,7 +133,7 @@ def neighbor_ranks(X: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
         (d, N), m = XT.shape, indices.shape[1]
         sizes, grid = (np.int64(N), np.int32(m), np.int32(d)), (-(-N // 16),)
         launch_distances("ranks", XT, indices, limits, out, *sizes, grid=grid)
-    return out
+    return out.to(home)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import torch
 
 from qdv_gpu.errors import InputError, check_among, short
 from qdv_gpu.kernels import bandwidths
-from qdv_gpu.neighbors import distances_to_all, has_faiss, neighbor_blocks
+from qdv_gpu.neighbors import distances_to_all, has_faiss, neighbor_blocks, reachable
 
 KINDS = ("knn", "full")
 EXACT_UP_TO = 20_000  # points whose neighbours are searched among all pairs on a CPU
@@ -194,7 +194,7 @@ def _symmetrised_by_sorting(indices: torch.Tensor, shares: torch.Tensor) -> Spar
 
 def _dense(X: torch.Tensor, perplexity: float) -> torch.Tensor:
     """Affinities of every pair, float32 [N, N]; only a few rows of distances are held at once."""
-    N = len(X)
+    N, home, X = len(X), X.device, reachable(X)
     XT = X.to(torch.float64).T.contiguous()
     P = torch.zeros((N, N), dtype=torch.float32, device=X.device)
     if X.is_cuda:
@@ -209,4 +209,4 @@ def _dense(X: torch.Tensor, perplexity: float) -> torch.Tensor:
         found = np.empty(N, dtype=bool)
         bandwidths.search_all_pairs(XT.numpy(), perplexity, P.numpy(), found)
         assert found.all(), UNREACHED
-    return P.add_(P.T.clone()).div_(2 * N)
+    return P.add_(P.T.clone()).div_(2 * N).to(home)

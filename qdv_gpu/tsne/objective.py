@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from qdv_gpu.errors import check_among
+from qdv_gpu.neighbors import reachable
 from qdv_gpu.tsne.affinities import Affinities, SparseAffinities
 
 SIMILARITIES = ("student-t", "gaussian")
@@ -48,6 +49,7 @@ def kl_divergence(P: Affinities, Z: torch.Tensor, *, similarity: str = "student-
 
 def log_normaliser(x: torch.Tensor, y: torch.Tensor, *, gaussian: bool) -> torch.Tensor:
     """log of the sum of the similarity over all pairs i != j, float64 [], for coordinates float64 [N]."""
+    home, x, y = x.device, reachable(x), reachable(y)
     result = torch.empty_like(x)
     if x.is_cuda:
         from qdv_gpu import kernels
@@ -60,7 +62,7 @@ def log_normaliser(x: torch.Tensor, y: torch.Tensor, *, gaussian: bool) -> torch
 
     if gaussian:
         cpu.gaussian_normalisers(x.numpy(), y.numpy(), result.numpy())
-        return result.logsumexp(0)
+        return result.logsumexp(0).to(home)
     shares = result[: (len(x) + 1) // 2]
     cpu.student_normalisers(x.numpy(), y.numpy(), shares.numpy())
-    return shares.sum().mul_(2).log_()
+    return shares.sum().mul_(2).log_().to(home)

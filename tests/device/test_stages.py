@@ -1,5 +1,7 @@
 """Every stage on a device gives what it gives on the CPU, and stays on its device."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 import torch
@@ -22,8 +24,11 @@ from qdv_gpu.features.pca import reduce
 from qdv_gpu.machine import measured
 from qdv_gpu.neighbors import knn
 from qdv_gpu.networks.weights import read_weights
+from qdv_gpu.scores.quality import neighbor_ranks
 from qdv_gpu.studies import peaks
 from qdv_gpu.studies import profile as throughput
+from qdv_gpu.tsne.affinities import joint_affinities
+from qdv_gpu.tsne.objective import SIMILARITIES, kl_divergence
 
 SPEC = "tiny_networks:cnn"
 
@@ -35,6 +40,25 @@ def blobs(N=60, d=6):
 def relative(found, truth):
     found, truth = found.detach().double().cpu(), truth.detach().double().cpu()
     return float((found - truth).norm() / truth.norm())
+
+
+def test_without_cupy_the_cpu_does_what_kernels_do(gpu, monkeypatch, tmp_path):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "cupy" else find(name, *rest))
+    X, Z = blobs(), blobs()[:, :2].contiguous()
+    for found, truth in zip(knn(X.cuda(), 5), knn(X, 5), strict=True):
+        assert found.is_cuda
+        assert torch.equal(found.cpu(), truth)
+    near = knn(Z, 5).indices
+    assert torch.equal(neighbor_ranks(X.cuda(), near.cuda()).cpu(), neighbor_ranks(X, near))
+    for kind in ("knn", "full"):
+        P, there = (joint_affinities(points, perplexity=8, kind=kind) for points in (X, X.cuda()))
+        for similarity in SIMILARITIES:
+            divergence = kl_divergence(there, Z.cuda(), similarity=similarity)
+            assert divergence == pytest.approx(kl_divergence(P, Z, similarity=similarity), rel=1e-6)
+    settings = Settings(layers=("pool",), samples=80, pca=10, perplexity=8, iterations=30, seeds=1, k=(3,))
+    analyze(SPEC, "digits", tmp_path / "run", settings=settings, device="cuda")
+    assert not gpu.counts.kernels
 
 
 @pytest.mark.parametrize("affinities", ["knn", "full"])
