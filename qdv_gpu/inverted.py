@@ -28,30 +28,32 @@ class InvertedFile:
 
     Parameters
     ----------
-    points : float32 [N, d]
-        Centred, contiguous.
+    points : float64 [N, d]
+        Centred. They are searched in float32, which may not tell near ones apart, and what is found is measured in
+        float64.
     width : int
-        How many points `propose` finds for each.
+        How many points `propose` finds for each, itself among them.
+    sample, radii : int64 [n], float64 [n]
+        Some points, and how far the nearest width - 1 others of each reach, squared.
 
     Attributes
     ----------
     probes : int
-        Lists that a query searches: as many, doubled from 8 on, as find 98.5 % of the neighbours of 1,000 points.
+        Lists that a query searches: as many, doubled from 8 on, as find 98.5 % of the neighbours of the sample.
     recall : float
         The share of them that is found.
     """
 
-    def __init__(self, points: torch.Tensor, width: int) -> None:
-        self.points, self.width = points.numpy(), width
+    def __init__(self, points: torch.Tensor, width: int, sample: torch.Tensor, radii: torch.Tensor) -> None:
+        self.points, self.width = points.to(torch.float32).contiguous().numpy(), width
         self._index = _in_blocks(_index, [self.points])[0]
-        sample = _sample(len(points), SAMPLE)
 
-        def searched(probes: int | None) -> torch.Tensor:
-            self._index.nprobe = probes or 1
-            search = self._search if probes else self._exact
-            return torch.from_numpy(np.concatenate(_in_blocks(search, np.array_split(sample, 8))))
+        def searched(probes: int) -> torch.Tensor:
+            self._index.nprobe = probes
+            found = np.concatenate(_in_blocks(self._search, np.array_split(sample.numpy(), 8)))
+            return torch.from_numpy(np.where(found < 0, len(points), found))
 
-        self.probes, self.recall = _probes(points, torch.from_numpy(sample), searched, 8, self._index.nlist)
+        self.probes, self.recall = _probes(points, sample, radii, searched, 8, self._index.nlist)
 
     def propose(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Candidates int64 [n, width] of the points int64 [n], and infinity [n]: nothing is known of other points.
@@ -65,20 +67,14 @@ class InvertedFile:
     def _search(self, rows: np.ndarray) -> np.ndarray:
         return self._index.search(self.points[rows], self.width)[1]
 
-    def _exact(self, rows: np.ndarray) -> np.ndarray:
-        import faiss
-
-        return faiss.knn(self.points[rows], self.points, self.width)[1]
-
 
 class InvertedCells:
     """The same by torch's operators, on any device, with all lists of one length: longer ones are cut into cells.
 
-    Points of a cell share the cells that they search, those whose centroids are nearest to their own. The points are
-    float64, as what is found is measured by: float32, in which the cells are searched, may not tell near ones apart.
+    Points of a cell share the cells that they search, those whose centroids are nearest to their own.
     """
 
-    def __init__(self, exact: torch.Tensor, width: int) -> None:
+    def __init__(self, exact: torch.Tensor, width: int, sample: torch.Tensor, radii: torch.Tensor) -> None:
         (N, d), device = exact.shape, exact.device
         self.width, lists = width, _lists(N)
         self._points = torch.zeros((N + 1, d), dtype=torch.float32, device=device)
@@ -95,15 +91,12 @@ class InvertedCells:
         self._members = torch.full((len(self._centroids), length), N, device=device)  # N stands for no point
         self._members[self._cell[order], place % length] = order
         self._norms = torch.cat([points.square().sum(1), points.new_full((1,), torch.inf)])
-        sample = torch.from_numpy(_sample(N, SAMPLE)).to(device)
 
-        def searched(probes: int | None) -> torch.Tensor:
-            if probes is None:
-                return _nearest(exact[sample], exact, width)
+        def searched(probes: int) -> torch.Tensor:
             return self._search(sample[:, None], self._cell[sample], probes)[:, 0]
 
         least = max(8, -(-2 * width // length))
-        self.probes, self.recall = _probes(exact, sample, searched, least, len(self._centroids))
+        self.probes, self.recall = _probes(exact, sample, radii, searched, least, len(self._centroids))
         self._candidates = torch.empty((N + 1, width), dtype=torch.int32, device=device)
         every = torch.arange(len(self._members), device=device)
         for some in every.split(max(1, BLOCK // (width * length))):
@@ -142,7 +135,7 @@ def _nearest(points: torch.Tensor, others: torch.Tensor, k: int) -> torch.Tensor
 
 def _centroids(points: torch.Tensor, lists: int) -> torch.Tensor:
     """Means [lists, d] of points that are nearest to them, by Lloyd's algorithm on some of the points."""
-    some = points[torch.from_numpy(_sample(len(points), TRAINING * lists)).to(points.device)]
+    some = points[sample_of(len(points), TRAINING * lists).to(points.device)]
     centroids = some[:lists].clone()
     for _ in range(TURNS):
         own = _nearest(some, centroids, 1)[:, 0]
@@ -156,32 +149,34 @@ def _lists(N: int) -> int:
     return min(N, int(4 * math.sqrt(N)))
 
 
-def _sample(N: int, count: int) -> np.ndarray:
-    return np.random.default_rng(1).choice(N, min(count, N), replace=False)
+def sample_of(N: int, count: int) -> torch.Tensor:
+    """Indices int64 of some of N points, the same each time."""
+    return torch.from_numpy(np.random.default_rng(1).choice(N, min(count, N), replace=False))
 
 
 def _probes(
     points: torch.Tensor,
     sample: torch.Tensor,
-    searched: Callable[[int | None], torch.Tensor],
+    radii: torch.Tensor,
+    searched: Callable[[int], torch.Tensor],
     probes: int,
     most: int,
 ) -> tuple[int, float]:
     """How many lists must be searched, doubled from `probes` up to `most`, and the share of neighbours then found.
 
-    `searched` gives the neighbours of the sample, int64 [n, width], in so many lists or (None) among all points. Found
-    is what is no farther than the last of these: of points that are equally far any will do.
+    `searched` gives what is found for the sample in so many lists, int64 [n, width], N where that is no point. Found is
+    what is no farther than the last of the neighbours: of points that are equally far any will do.
     """
-
-    def distances(indices: torch.Tensor) -> torch.Tensor:
-        pairs = zip(sample.split(100), indices.split(100), strict=True)
-        return torch.cat([(points[rows, None] - points[some]).square().sum(2) for rows, some in pairs])
-
-    farthest = distances(searched(None)).amax(1, keepdim=True)
+    bounds = radii[:, None] * (1 + 1e-12)  # that were summed in another order
     while True:
-        some = searched(probes)
-        there = (some >= 0) & (some < len(points))
-        recall = float(((distances(some * there) <= farthest) & there).double().mean())
+        found = searched(probes)
+        there = found < len(points)
+        within = there & (found != sample[:, None])
+        for block in torch.arange(len(sample), device=sample.device).split(100):
+            differences = points[sample[block], None] - points[found[block] * there[block]]
+            within[block] &= differences.square().sum(2) <= bounds[block]
+        others = found.shape[1] - 1
+        recall = float(within.sum(1).clamp(max=others).double().mean()) / others
         if recall >= RECALL or probes >= most:
             break
         probes *= 2

@@ -325,11 +325,12 @@ def _faiss_proposer(X: torch.Tensor, width: int) -> tuple[int, Proposer]:
 
 def _inverted_proposer(X: torch.Tensor, width: int) -> tuple[int, Proposer]:
     """As `_torch_proposer`, nearly complete, by an inverted file; complete where its float32 is too coarse for that."""
-    from qdv_gpu.inverted import RECALL, InvertedCells, InvertedFile
+    from qdv_gpu.inverted import RECALL, SAMPLE, InvertedCells, InvertedFile, sample_of
 
-    points = _centred(X)[0]
+    points, sample = _centred(X)[0], sample_of(len(X), SAMPLE).to(X.device)
+    radii = _search_all(points, sample, width - 1)[1][:, -1]
     with product_precision("ieee"):
-        found = InvertedCells(points, width) if X.is_cuda else InvertedFile(points.float().contiguous(), width)
+        found = (InvertedCells if X.is_cuda else InvertedFile)(points, width, sample, radii)
     if found.recall >= RECALL:
         return _block_size(X, width) if X.is_cuda else FAISS_QUERIES, found.propose
     del found, points

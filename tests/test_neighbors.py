@@ -10,11 +10,11 @@ import torch
 
 from qdv_gpu import neighbors
 from qdv_gpu.errors import InputError, MissingPackageError
-from qdv_gpu.inverted import InvertedCells
+from qdv_gpu.inverted import InvertedCells, sample_of
 from qdv_gpu.kernels import distances as kernels
 from qdv_gpu.kernels import rows
 from qdv_gpu.machine import on_threads
-from qdv_gpu.neighbors import _centred, knn
+from qdv_gpu.neighbors import _centred, _search_all, knn
 from qdv_gpu.scores.quality import neighbor_ranks
 
 ENGINES = ["torch", "direct"] + (["faiss"] if importlib.util.find_spec("faiss") else [])
@@ -265,7 +265,13 @@ CLOUDS = {
     "clusters": torch.cat([_normal(400, 20, seed=c) * 0.3 + 10 * _normal(1, 20, seed=c + 50) for c in range(8)]),
     "copies": _normal(40, 20).repeat(60, 1),
     "a point and far ones": torch.cat([torch.zeros(1500, 20), 1e9 * _normal(10, 20)]),
+    "an outlier": torch.cat([_normal(2000, 20).double(), torch.full((1, 20), 1e12, dtype=torch.float64)]),
 }
+
+
+def _cells(X, k):
+    points, sample = _centred(X.double())[0], sample_of(len(X), 300)
+    return InvertedCells(points, k + 1, sample, _search_all(points, sample, k)[1][:, -1])
 
 
 @pytest.mark.parametrize("name", CLOUDS)
@@ -287,7 +293,7 @@ def test_cells_find_nearly_all(name):
     X = {"one place": torch.zeros(500, 3), "many neighbours": _normal(400, 5)}.get(name)
     X = CLOUDS[name][::2] if X is None else X
     k = 300 if name == "many neighbours" else 30
-    cells = InvertedCells(_centred(X.double())[0], k + 1)
+    cells = _cells(X, k)
     own = torch.arange(len(X))
     found, outside = cells.propose(own)
     assert found.shape == (len(X), k + 1)
@@ -297,14 +303,14 @@ def test_cells_find_nearly_all(name):
     assert len(others) >= 0.9 * len(X) * k
     kth = knn(X, k).squared_distances[:, -1:]
     D = (X[:, None].double() - X[found].double()).square().sum(2).masked_fill(found == own[:, None], torch.inf)
-    nearly = (D <= kth * (1 + 1e-6)).sum() / (len(X) * k)
-    assert nearly >= 0.98
-    assert cells.recall >= 0.98
+    nearly = float((D <= kth * (1 + 1e-6)).sum() / (len(X) * k))
+    assert nearly >= 0.98 or name == "an outlier"  # beside which float32 does not tell the others apart
+    assert cells.recall == pytest.approx(min(1, nearly), abs=0.01)
 
 
 def test_cells_search_no_more_than_they_must():
     X = CLOUDS["clusters"][::2]
-    cells = InvertedCells(_centred(X.double())[0], 31)
+    cells = _cells(X, 30)
     assert cells.probes < len(cells._members) / 2
 
 
