@@ -53,6 +53,8 @@ class Window:
 
     def crop(self, maps: Tensor, which: Tensor) -> Tensor:
         """The rectangles of maps [K, C, H, W], signal m from map which[m]: [M, C, h, w], 0 beyond the edges."""
+        if maps.is_cpu:
+            return self._crop_each(maps, which)
         rows, columns = self._places()
         H, W = maps.shape[2:]
         cropped = maps[
@@ -62,6 +64,16 @@ class Window:
             columns.clamp(0, W - 1)[:, None, None],
         ]
         return cropped * self.inside((H, W))
+
+    def _crop_each(self, maps: Tensor, which: Tensor) -> Tensor:
+        """The same by a copy for each signal, where that needs no launch."""
+        (h, w), (H, W) = self.size, maps.shape[2:]
+        cropped = maps.new_zeros(len(which), maps.shape[1], h, w)
+        for signal, k, (top, left) in zip(cropped, which.tolist(), self.start.tolist(), strict=True):
+            rows, columns = slice(max(top, 0), max(min(top + h, H), 0)), slice(max(left, 0), max(min(left + w, W), 0))
+            seen = maps[k, :, rows, columns]
+            signal[:, rows.start - top :, columns.start - left :][:, : seen.shape[1], : seen.shape[2]] = seen
+        return cropped
 
     def _places(self) -> list[Tensor]:
         """Rows [M, h] and columns [M, w]."""
