@@ -53,7 +53,7 @@ class InvertedFile:
             found = np.concatenate(_in_blocks(self._search, np.array_split(sample.numpy(), 8)))
             return torch.from_numpy(np.where(found < 0, len(points), found))
 
-        self.probes, self.recall = _probes(points, sample, radii, searched, 8, self._index.nlist)
+        self.probes, self.recall = _probes(points, sample, radii, searched, probes=8, most=self._index.nlist)
 
     def propose(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Candidates int64 [n, width] of the points int64 [n], and infinity [n]: nothing is known of other points.
@@ -96,7 +96,7 @@ class InvertedCells:
             return self._search(sample[:, None], self._cell[sample], probes)[:, 0]
 
         least = max(8, -(-2 * width // length))
-        self.probes, self.recall = _probes(exact, sample, radii, searched, least, len(self._centroids))
+        self.probes, self.recall = _probes(exact, sample, radii, searched, probes=least, most=len(self._centroids))
         self._candidates = torch.empty((N + 1, width), dtype=torch.int32, device=device)
         every = torch.arange(len(self._members), device=device)
         for some in every.split(max(1, BLOCK // (width * length))):
@@ -159,6 +159,7 @@ def _probes(
     sample: torch.Tensor,
     radii: torch.Tensor,
     searched: Callable[[int], torch.Tensor],
+    *,
     probes: int,
     most: int,
 ) -> tuple[int, float]:
