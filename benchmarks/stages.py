@@ -97,9 +97,7 @@ def run_forward(options: argparse.Namespace, stage: Stage) -> None:
         handle = last.register_forward_hook(stop)
         with torch.inference_mode(), computing("fp32", device):
             for part in pixels.split(batch):
-                inputs = network_input(network, part, side)
-                if inputs.is_cuda:
-                    inputs = inputs.contiguous(memory_format=torch.channels_last)
+                inputs = network_input(network, part, side).contiguous(memory_format=torch.channels_last)
                 with suppress(StopIteration):
                     network.module(inputs)
         handle.remove()
@@ -115,7 +113,8 @@ def run_forward(options: argparse.Namespace, stage: Stage) -> None:
         kept: dict[str, list[Tensor]] = {layer: [] for layer in layers}
         with torch.inference_mode(), computing("fp32", device):
             for part in pixels.split(batch):
-                for layer, output in extractor(network_input(network, part, side)).items():
+                inputs = network_input(network, part, side).contiguous(memory_format=torch.channels_last)
+                for layer, output in extractor(inputs).items():
                     kept[layer].append(output.flatten(1))
         return {layer: torch.cat(parts) for layer, parts in kept.items()}
 

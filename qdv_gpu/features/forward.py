@@ -227,7 +227,7 @@ class ForwardPass:
     calls: dict[str, list[int]] = field(default_factory=dict)  # features of each call of each layer, once known
     taken: dict[tuple[str, int], str | None] = field(default_factory=dict)  # of the tokens of each layer's calls
     halving: Halving = field(default_factory=Halving)  # shared by passes over parts of the layers
-    channels_last: bool = True  # on a GPU, where convolutions are fastest on it, unless the network turns out to refuse
+    channels_last: bool = True  # the layout that convolutions are fastest on, unless the network turns out to refuse it
 
     def __post_init__(self) -> None:
         self.size = self.image_size or self.network.image_size
@@ -317,15 +317,15 @@ class ForwardPass:
                 hooked(module, names, after=keep),
             ):
                 inputs = network_input(network, pixels, self.image_size)
-                if inputs.is_cuda and self.channels_last:  # convolutions pass it on
-                    inputs = inputs.contiguous(memory_format=torch.channels_last)
+                if self.channels_last:  # convolutions pass it on
+                    inputs = inputs.clone(memory_format=torch.channels_last)  # `contiguous` leaves gray ones
                 with guarded(f"{network.name} cannot be run on a batch of {len(inputs)}"):
                     module(inputs)
         except _LastLayerSeenError:
             pass
         except InputError as error:
             if error.__cause__ is not None:  # raised by the network's code
-                if pixels.is_cuda and self.channels_last:  # of which `Tensor.view` cannot flatten a map
+                if self.channels_last:  # of which `Tensor.view` cannot flatten a map
                     self.channels_last = False
                     return self._forward(store, pixels, rows)
                 trace_calls(network, self.size)  # which says so if it is the size that the network cannot take
@@ -348,14 +348,17 @@ class ForwardPass:
         return self.labelled(seen)
 
     def _compare_alone(self, pixels: Tensor, rows: Tensor, found: Mapping[str, Tensor]) -> None:
-        """Run the last image of the first tile again, alone; warn if a layer gives it other numbers than before."""
-        last = len(next(iter(found.values()))) - 1
+        """Run the last image of the first tile again, alone and in torch's default layout; warn of other numbers."""
+        last, layout = len(next(iter(found.values()))) - 1, self.channels_last
+        self.channels_last = False
         try:
             alone = self._forward(_copied, pixels[last : last + 1], rows[last : last + 1])
         except InputError as error:
             if error.__cause__ is None:
                 raise
             return  # a network that takes no single image
+        finally:
+            self.channels_last = layout
         pairs = [(found[name][last].float(), X[0].float()) for name, X in alone.items()]
         sizes = torch.stack([torch.stack([(a - b).abs().amax(), a.abs().amax()]) for a, b in pairs]).tolist()
         spacing = max(PRECISIONS[self.precision], torch.finfo(self.network.dtype).eps)
@@ -363,8 +366,8 @@ class ForwardPass:
             if difference > spacing**0.5 * largest:
                 logger.warning(
                     "layer %s of %s gives an image other numbers when it is run again alone (by %.1g of the largest): "
-                    "it draws random numbers, keeps something from batch to batch or takes statistics of a batch, and "
-                    "its scores depend on that",
+                    "it draws random numbers, keeps something from batch to batch, takes statistics of a batch or reads "
+                    "maps as they lie in memory, and its scores depend on that",
                     name, self.network.name, difference / largest if largest else 1,
                 )  # fmt: skip
                 return

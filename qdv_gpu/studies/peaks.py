@@ -30,8 +30,7 @@ def measured_peaks(device: torch.device, precision: str, dtype: torch.dtype = to
     images = max(1, side**3 // (maps**2 * 9 * 32**2))
     x = torch.randn(images, maps, 32, 32, device=device, dtype=kind)
     weight = torch.randn(maps, maps, 3, 3, device=device, dtype=kind)
-    if device.type == "cuda":  # as networks run there
-        x, weight = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, weight))
+    x, weight = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, weight))  # as networks run
     with torch.inference_mode(), computing(precision, device):
         products = 2 * side**3 / timed(lambda: a @ b, device, of=min)
         convolved = 2 * x.numel() * maps * 9 / timed(lambda: functional.conv2d(x, weight, padding=1), device, of=min)

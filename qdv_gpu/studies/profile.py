@@ -219,7 +219,7 @@ def _profiles(loaded: Network, batch_sizes: Sequence[int], size: int, precision:
         f"{bandwidth / 1e9:,.1f}",
     )
     profiles = []
-    channels_last = target.type == "cuda" and _takes_channels_last(loaded, size)  # as the forward passes of an analysis
+    channels_last = _takes_channels_last(loaded, size)  # as the forward passes of an analysis
     for batch in batch_sizes:
         images = torch.randn(batch, loaded.channels, size, size, device=target).to(loaded.dtype)
         if channels_last:

@@ -158,6 +158,7 @@ DEPENDENT = {
     "statistics": lambda _, x: torch.nn.functional.batch_norm(x, None, None, training=True),
     "state": lambda network, x: (x + 1) * network.batches,
     "order": lambda _, x: x.flip(0),
+    "layout": lambda network, x: torch.as_strided(network.conv1(x), (len(x), 6, 8, 8), (384, 64, 8, 1)),
 }
 
 
@@ -166,6 +167,20 @@ def test_numbers_of_more_than_the_image_are_said_once(images, caplog, change):
     activations(Between(DEPENDENT[change]), images, layers=["conv1", "between"])
     (record,) = caplog.records
     assert record.getMessage().startswith("layer between of Between gives an image other numbers when it is run again")
+
+
+def test_a_network_that_refuses_channels_last(images):
+    """Its convolutions get images with channels last until its view of their maps fails."""
+    layouts = []
+
+    class Viewing(tiny_networks.Viewing):
+        def forward(self, x):
+            layouts.append(self.conv1(x).is_contiguous())
+            return super().forward(x)
+
+    found = activations(Viewing(), images, layers=["conv2", "fc"])
+    assert layouts == [True, False, True, True, True, True]  # to find layers; the first tile, twice; the others; alone
+    assert found["conv2"].isfinite().all()
 
 
 def test_rounding_that_depends_on_the_batch_is_not_said(images, caplog):

@@ -68,7 +68,7 @@ def test_default_layers_and_their_activations(name, folder):
     ]
     with torch.inference_mode(), on_threads(1):
         for tile in inputs.split(tile_images(network.device, network.image_size)):  # on which the rounding depends
-            network.module(tile)
+            network.module(tile.contiguous(memory_format=torch.channels_last))  # and on that
     for handle in handles:
         handle.remove()
     for row in rows:
