@@ -366,8 +366,8 @@ class ForwardPass:
             if difference > spacing**0.5 * largest:
                 logger.warning(
                     "layer %s of %s gives an image other numbers when it is run again alone (by %.1g of the largest): "
-                    "it draws random numbers, keeps something from batch to batch, takes statistics of a batch or reads "
-                    "maps as they lie in memory, and its scores depend on that",
+                    "it draws random numbers, keeps something from batch to batch, takes statistics of a batch or "
+                    "reads maps as they lie in memory, and its scores depend on that",
                     name, self.network.name, difference / largest if largest else 1,
                 )  # fmt: skip
                 return
