@@ -136,7 +136,8 @@ class Store:
         """The store at `path`, or that of $QDV_GPU_STORE, or `.qdv-store` in the folder that holds `out`."""
         if path is not None and not (isinstance(path, str) and not path):
             return cls(as_path("store", path))
-        return cls(os.environ.get(VARIABLE) or out.absolute().parent / ".qdv-store")
+        named = os.path.expanduser(os.environ.get(VARIABLE, ""))  # which no shell does in a file of variables
+        return cls(named or out.absolute().parent / ".qdv-store")
 
     def read(self, key: Key, check: Callable[[Record], object] | None = None) -> Record | None:
         """The stage of a key; None if it is absent, or was damaged and is hence removed, with a warning.

@@ -42,6 +42,8 @@ Affinities = SparseAffinities | torch.Tensor
 def check_perplexity(perplexity: Any, N: int) -> float:
     """Return the perplexity as a float, or raise InputError unless 1 <= perplexity <= (N - 1) / 3."""
     try:
+        if isinstance(perplexity, bool | str | bytes):  # which float() takes
+            raise TypeError
         value = float(perplexity)
     except Exception:  # of somebody's own class
         raise InputError(f"perplexity must be a number, got {short(perplexity)}") from None

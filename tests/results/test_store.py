@@ -38,6 +38,15 @@ def test_files_have_the_permissions_of_any_other_and_the_mask_is_not_touched(tmp
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
+def test_where_it_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("QDV_GPU_STORE", "~/kept")
+    assert Store.beside(tmp_path / "runs" / "a").path == tmp_path / "kept"
+    assert Store.beside(tmp_path / "runs" / "a", "own").path.name == "own"
+    monkeypatch.setenv("QDV_GPU_STORE", "")
+    assert Store.beside(tmp_path / "runs" / "a").path == tmp_path / "runs" / ".qdv-store"
+
+
 def test_what_is_written_is_read(store):
     record = store.read(KEY)
     assert record.about == {"kl": 1.25}

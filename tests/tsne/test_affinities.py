@@ -174,7 +174,7 @@ def test_duplicates_in_the_data(kind):
     assert abs(values.double().sum() - 1) < 1e-6
 
 
-@pytest.mark.parametrize("perplexity", [0, 0.99, 10.1, math.nan, math.inf, -3, "thirty", None])
+@pytest.mark.parametrize("perplexity", [0, 0.99, 10.1, math.nan, math.inf, -3, "thirty", "5", True, None])
 def test_perplexity_out_of_range(perplexity):
     with pytest.raises(InputError, match="perplexity"):
         joint_affinities(points(31), perplexity=perplexity)
