@@ -137,7 +137,7 @@ def test_bits_depend_on_no_thread_and_no_batch(similarity, affinities, monkeypat
     monkeypatch.setattr(engine, "POINTS_PER_THREAD", 100)
     model = TSNE(engine="fft", iterations=60, exaggeration_iterations=20, similarity=similarity, affinities=affinities)
     results = []
-    for threads in (1, 2, 3):
+    for threads in (1, 2, 3, 7):  # the last: two for each embedding, and one idle
         with on_threads(threads):
             results.append(model.fit_transform(DIGITS[:1203], seeds=3))
             results.append(np.stack([model.set_params(seed=seed).fit_transform(DIGITS[:1203]) for seed in range(3)]))

@@ -46,22 +46,23 @@ def always_exact(N: int) -> bool:
 def descend_cpu(problem: Problem, motion: Motion, done: Callable[[int], None], repulsion: Repulsion) -> Motion:
     """The phase's iterations from `motion` on; `done` is called with the number of those just done.
 
-    Embeddings know nothing of each other: as many as there are threads are moved side by side, each by one thread, and
-    those left over one by one, by all threads.
+    Embeddings know nothing of each other, and each gains less by each further thread: as many as there are threads are
+    moved side by side, each by one thread, and then those left over, which share the threads.
     """
     E, N, _ = motion.Z.shape
     threads = torch.get_num_threads()
     embeddings = [
         _Embedding(problem, e, Motion(*(part[e] for part in motion)), replace(repulsion, used={})) for e in range(E)
     ]
-    alone = E % threads
+    left = E % threads
+    share = threads // max(1, left)
     try:
-        with ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(max(1, left)) as leaders:
             for turns in _stretches(problem.phase.iterations, N, exact=repulsion.engine == "exact"):
-                for _ in pool.map(lambda one, turns=turns: one.move(turns), embeddings[alone:]):
+                for _ in pool.map(lambda one, turns=turns: one.move(turns), embeddings[left:]):
                     pass
-                for one in embeddings[:alone]:
-                    one.move(turns, pool, threads)
+                for _ in leaders.map(lambda one, turns=turns: one.move(turns, pool, share), embeddings[:left]):
+                    pass
                 done(turns)
     finally:
         kernel_for.cache_clear()  # up to 430 MB each
