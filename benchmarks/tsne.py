@@ -101,6 +101,7 @@ def cuml(X: torch.Tensor, n_iter: int, seed: int) -> torch.Tensor:
     settings = TSNE(perplexity=PERPLEXITY, iterations=n_iter).get_params()
     columns = X.T.contiguous().T  # column-major, which cuML reads without a copy
     torch.cuda.current_stream().synchronize()
+    torch.cuda.empty_cache()  # cuML allocates beside torch
     model = cuml_model(settings, seed, rate(len(X)), None)
     found = torch.from_dlpack(model.fit_transform(cupy.from_dlpack(columns)))
     torch.cuda.synchronize()

@@ -20,7 +20,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from qdv_gpu.errors import InputError, MissingPackageError, as_path, check_among, check_count, reason
+from qdv_gpu.errors import InputError, MissingPackageError, as_path, check_among, check_count, reason, short
 from qdv_gpu.files import contents_of
 from qdv_gpu.machine import SHARED, threads
 from qdv_gpu.results.store import Store
@@ -322,10 +322,14 @@ def read_slurm(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         raise MissingPackageError('--slurm needs submitit: pip install "qdv_gpu[cluster]"') from None
     try:
         options = dict(source) if isinstance(source, Mapping) else _of_toml(as_path("slurm", source))
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"--slurm {source} cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, or an integer of thousands of digits
         raise InputError(f"--slurm {source}: {error}") from None
+    except Exception:  # of somebody's own class
+        raise InputError(f"--slurm must be a file or a dict of Slurm's options, got {short(source)}") from None
     allowed = SlurmExecutor._valid_parameters()
     for name in options:
         check_among("option of Slurm", name, allowed)
@@ -353,8 +357,8 @@ def on_dask(out: Path, tasks: Sequence[Task], progress: Progress, address: str) 
         raise MissingPackageError('--dask needs distributed: pip install "qdv_gpu[cluster]"') from None
     try:
         client = Client(address, timeout=10, set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"no Dask scheduler answers at {address} ({error})") from None
+    except Exception as error:  # it asserts something of addresses, too
+        raise InputError(f"no Dask scheduler answers at {address} ({reason(error)})") from None
     with client:
         running: dict[Any, tuple[Task, bool]] = {}
 
