@@ -29,6 +29,8 @@ LINEAR = {
     "UpsampleNearest2D", "View",
 }  # fmt: skip
 
+FEW = 4  # channels of an image
+
 # Operations that give each unit what it needs from the units at the same place: a field stays what it is.
 POINTWISE = {"Add", "Cat", "CopyBackwards", "Div", "Mul", "Neg", "Rsub", "Split", "SplitWithSizes", "Sub", "ToCopy"}
 
@@ -156,19 +158,36 @@ def _average(step: Step) -> list[Signal | None] | None:
 def _transposed(signal: Signal, weight: Tensor, pool: Pool, groups: int, size: Sequence[int]) -> Signal:
     """Through a convolution of maps of `size`, whose geometry is `pool`."""
     field = signal.field and signal.field.before(pool)
+    spans = pool.span(signal.data.shape[2:])
     if signal.window is None:
-        spans = pool.span(signal.data.shape[2:])
         rest = [n - (span - 2 * p) for n, span, p in zip(size, spans, pool.padding, strict=True)]
-        data = functional.conv_transpose2d(
-            signal.data, weight, None, pool.stride, pool.padding, rest, groups, pool.dilation
-        )
-        return Signal(data, None, field)
+        return Signal(_conv_transpose(signal.data, weight, pool, groups, rest), None, field)
     window = signal.window.before(pool)
-    data = functional.conv_transpose2d(signal.data, weight, None, pool.stride, 0, 0, groups, pool.dilation)
+    data = _conv_transpose(signal.data, weight, replace(pool, padding=(0, 0)), groups, (0, 0))
     sent = Signal(data, window, field)
     if not window.smaller(size):
         return Signal(sent.whole(size), None, field)
     return replace(sent, data=data.mul_(window.inside(size)))
+
+
+def _conv_transpose(data: Tensor, weight: Tensor, pool: Pool, groups: int, rest: Sequence[int]) -> Tensor:
+    """`conv_transpose2d` with `rest` as its output padding.
+
+    To the few channels of an image and with a stride s, a CPU's library takes several times as long as to many: there,
+    pixels that are s apart become channels of a convolution of stride 1.
+    """
+    s = pool.stride[0]
+    few = data.is_cpu and weight.shape[1] <= FEW and groups == 1 and pool.dilation == (1, 1)
+    if s == 1 or pool.stride[1] != s or not few:
+        return functional.conv_transpose2d(data, weight, None, pool.stride, pool.padding, rest, groups, pool.dilation)
+    C, channels, kh, kw = weight.shape
+    rows, columns = -(-kh // s), -(-kw // s)
+    filled = functional.pad(weight, (0, columns * s - kw, 0, rows * s - kh)).view(C, channels, rows, s, columns, s)
+    kernel = filled.flip(2, 4).permute(1, 3, 5, 0, 2, 4).reshape(channels * s * s, C, rows, columns)
+    whole = functional.pixel_shuffle(functional.conv2d(data, kernel, padding=(rows - 1, columns - 1)), s)
+    sizes = zip(pool.span(data.shape[2:]), whole.shape[2:], pool.padding, rest, strict=True)
+    (top, bottom), (left, right) = ((-p, span - p + r - have) for span, have, p, r in sizes)
+    return functional.pad(whole, (left, right, top, bottom))
 
 
 POOL = "max-pooling with switches"

@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from qdv_gpu import Deconvnet, load_network
 from qdv_gpu.data.convert import as_images
-from qdv_gpu.deconv.unpool import max_pool, unpool
+from qdv_gpu.deconv.rules import _conv_transpose
+from qdv_gpu.deconv.unpool import Pool, max_pool, unpool
 from qdv_gpu.errors import InputError
 
 
@@ -60,6 +61,18 @@ def test_trained_convnext_gradient(monkeypatch):
     found = Deconvnet(net).reconstruct(normal(3, 64, 64), "features.1", maps=[0, 5], mode="gradient")
     assert not found.requires_grad
     assert close(found, by_autograd(monkeypatch, net, normal(3, 64, 64), "features.1", mode="gradient", maps=[0, 5]))
+
+
+@pytest.mark.parametrize("kernel", [(1, 1), (2, 3), (3, 3), (5, 2), (7, 7), (11, 11)])
+@pytest.mark.parametrize("stride", [2, 3, 4])
+def test_strided_convolutions_of_an_image(kernel, stride):
+    data = torch.randn(3, 5, 6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(5, 3, *kernel, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for padding in {(0, 0), (kernel[0] // 2, 0), (kernel[0] // 2, kernel[1] // 2)}:
+        for rest in ((0, 0), (stride - 1, 0), (1, stride - 1)):
+            pool = Pool(kernel, (stride, stride), padding, (1, 1))
+            expected = functional.conv_transpose2d(data, weight, None, stride, padding, rest)
+            torch.testing.assert_close(_conv_transpose(data, weight, pool, 1, rest), expected)
 
 
 @pytest.mark.parametrize(
