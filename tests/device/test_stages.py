@@ -1,6 +1,7 @@
 """Every stage on a device gives what it gives on the CPU, and stays on its device."""
 
 import importlib.util
+from functools import partial
 
 import numpy as np
 import pytest
@@ -28,7 +29,10 @@ from qdv_gpu.scores.quality import neighbor_ranks
 from qdv_gpu.studies import peaks
 from qdv_gpu.studies import profile as throughput
 from qdv_gpu.tsne.affinities import joint_affinities
+from qdv_gpu.tsne.engines.cuda import descend_cuda
+from qdv_gpu.tsne.engines.fft_cuda import descend_fft_cuda
 from qdv_gpu.tsne.objective import SIMILARITIES, kl_divergence
+from qdv_gpu.tsne.problem import Motion, Phase, Problem, Repulsion, stacked
 
 SPEC = "tiny_networks:cnn"
 
@@ -93,6 +97,31 @@ def test_tsne_where_torch_makes_tensors_of_float64(cuda):
         torch.set_default_dtype(torch.float32)
     assert found.dtype == torch.float32
     assert relative(found, truth) < 1e-6
+
+
+def moved(E, *, N=4, engine=descend_cuda):
+    """E embeddings of N points after 30 iterations."""
+    P = joint_affinities(torch.randn(N, 3, generator=torch.Generator().manual_seed(0)), perplexity=1)
+    rows = stacked([P._make(part.cuda() for part in P)], copies=E)
+    start = torch.randn(E, N, 2, generator=torch.Generator().manual_seed(1)).cuda()
+    problem = Problem(rows, Phase(30, 1.0, 0.5), learning_rate=1.0, gaussian=False)
+    return engine(problem, Motion.at_rest(start), lambda done: None).Z
+
+
+def test_more_embeddings_than_blocks_along_y(cuda, monkeypatch):
+    truth = moved(5, N=20)
+    monkeypatch.setattr(kernels, "MAX_GRID", 2)
+    assert torch.equal(moved(5, N=20), truth)
+
+
+def test_no_launch_is_larger_than_cuda_allows(gpu, monkeypatch):
+    grids = []
+    monkeypatch.setattr(kernels, "launch", lambda *args, grid, block: grids.append((args[1], grid[1])))
+    moved(70_000)
+    for kernel in ("repel", "attract", "update"):
+        assert {size for name, size in grids if name == kernel} == {65_535, 70_000 - 65_535}
+    with pytest.raises(InputError, match="at most 65,535 embeddings at once, got 65,536"):
+        moved(65_536, engine=partial(descend_fft_cuda, repulsion=Repulsion("fft")))
 
 
 @pytest.fixture
