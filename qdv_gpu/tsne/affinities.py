@@ -154,7 +154,8 @@ def _shares(X: torch.Tensor, perplexity: float) -> tuple[torch.Tensor, torch.Ten
     N, k = len(X), int(3 * perplexity)
     indices = torch.empty((N, k), dtype=torch.int32, device=X.device)
     shares = torch.empty((N, k), dtype=torch.float32, device=X.device)
-    nearly = N > CUDA_EXACT_UP_TO if X.is_cuda else N > EXACT_UP_TO and has_faiss(X.device)
+    place = reachable(X[:0]).device  # where they are searched
+    nearly = N > CUDA_EXACT_UP_TO if place.type == "cuda" else N > EXACT_UP_TO and has_faiss(place)
     for rows, found, squared_distances in neighbor_blocks(X, k, engine="inverted" if nearly else "auto"):
         indices[rows] = found.to(torch.int32)
         shares[rows] = (conditional_affinities(squared_distances, perplexity=perplexity) / (2 * N)).to(torch.float32)

@@ -28,6 +28,7 @@ from qdv_gpu.networks.weights import read_weights
 from qdv_gpu.scores.quality import neighbor_ranks
 from qdv_gpu.studies import peaks
 from qdv_gpu.studies import profile as throughput
+from qdv_gpu.tsne import affinities
 from qdv_gpu.tsne.affinities import joint_affinities
 from qdv_gpu.tsne.engines.cuda import descend_cuda
 from qdv_gpu.tsne.engines.fft_cuda import descend_fft_cuda
@@ -63,6 +64,17 @@ def test_without_cupy_the_cpu_does_what_kernels_do(gpu, monkeypatch, tmp_path):
     settings = Settings(layers=("pool",), samples=80, pca=10, perplexity=8, iterations=30, seeds=1, k=(3,))
     analyze(SPEC, "digits", tmp_path / "run", settings=settings, device="cuda")
     assert not gpu.counts.kernels
+
+
+def test_without_cupy_and_faiss_all_neighbours_are_found(gpu, monkeypatch):
+    """Of any number of points: the CPU's inverted file is faiss's."""
+    find = importlib.util.find_spec
+    absent = ("cupy", "faiss")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in absent else find(name, *rest))
+    for limit in ("EXACT_UP_TO", "CUDA_EXACT_UP_TO"):
+        monkeypatch.setattr(affinities, limit, 50)
+    P, there = (joint_affinities(points, perplexity=8) for points in (blobs(), blobs().cuda()))
+    assert torch.equal(there.indices.cpu(), P.indices)
 
 
 @pytest.mark.parametrize("affinities", ["knn", "full"])
