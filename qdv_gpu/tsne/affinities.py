@@ -180,10 +180,11 @@ def _symmetrised(indices: torch.Tensor, shares: torch.Tensor) -> SparseAffinitie
 def _symmetrised_by_sorting(indices: torch.Tensor, shares: torch.Tensor) -> SparseAffinities:
     """The same by torch operations, on any device."""
     N, k = indices.shape
-    rows = torch.arange(N, device=indices.device).repeat_interleave(k)
-    cols, values = indices.reshape(-1).long(), shares.reshape(-1)
-    keys, order = torch.cat([rows * N + cols, cols * N + rows]).sort()
-    values = torch.cat([values, values])[order]
+    rows = torch.arange(N, device=indices.device)[:, None]
+    # What sorting needs beside them is most of the affinities' memory: nothing else is kept meanwhile.
+    keys, order = torch.cat([(rows * N + indices).view(-1), (indices.long() * N + rows).view(-1)]).sort()
+    values = shares.reshape(-1)[order.remainder_(N * k)]
+    del order
     # A key comes once or twice: where it comes again, the second value joins the first.
     again = torch.zeros_like(keys, dtype=torch.bool)
     again[1:] = keys[1:] == keys[:-1]

@@ -16,7 +16,7 @@ from qdv_gpu.features.pca import principal_components
 from qdv_gpu.machine import product_precision
 from qdv_gpu.neighbors import knn
 from qdv_gpu.scores.quality import score_maps
-from qdv_gpu.tsne.affinities import joint_affinities
+from qdv_gpu.tsne.affinities import _symmetrised_by_sorting, joint_affinities
 from qdv_gpu.tsne.engines.cuda import descend_cuda
 from qdv_gpu.tsne.engines.fft_cuda import descend_fft_cuda
 from qdv_gpu.tsne.objective import kl_divergence
@@ -109,6 +109,17 @@ def test_stage(gpu, stage):
     assert not counts.tf32
     assert not counts.unordered
     assert not counts.pageable
+
+
+def test_affinities_are_symmetrised_beside_little_else(gpu):
+    """Bytes for each neighbour: two keys, what sorting makes of them, and the numbers of their places."""
+    k = 30
+    indices = torch.stack([torch.arange(1, k + 1).add(i) % 400 for i in range(400)]).int().cuda()
+    shares = torch.rand(400, k).cuda()
+    pool = gpu.memory[0]
+    before = pool.peak = pool.allocated
+    _symmetrised_by_sorting(indices, shares)
+    assert pool.peak - before <= 400 * k * 2 * (8 + 8 + 8) * 1.1
 
 
 def test_images_of_the_host_go_up_page_locked(gpu):
