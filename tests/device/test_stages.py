@@ -1,6 +1,7 @@
 """Every stage on a device gives what it gives on the CPU, and stays on its device."""
 
 import importlib.util
+import re
 from functools import partial
 
 import numpy as np
@@ -13,7 +14,9 @@ from qdv_gpu import (
     Settings,
     activations,
     analyze,
+    doctor,
     finetune,
+    inverted,
     kernels,
     load_images,
     load_network,
@@ -134,6 +137,39 @@ def test_no_launch_is_larger_than_cuda_allows(gpu, monkeypatch):
         assert {size for name, size in grids if name == kernel} == {65_535, 70_000 - 65_535}
     with pytest.raises(InputError, match="at most 65,535 embeddings at once, got 65,536"):
         moved(65_536, engine=partial(descend_fft_cuda, repulsion=Repulsion("fft")))
+
+
+def test_doctor_holds_kernels_to_the_cpu(cuda, monkeypatch):
+    class Map:
+        """In the place of an embedding: three clusters, and KL as the device has it."""
+
+        def __init__(self, **_):
+            pass
+
+        def fit_transform(self, X):
+            Z = 20.0 * (torch.arange(600) % 3)[:, None] + torch.randn(
+                600, 2, generator=torch.Generator().manual_seed(0)
+            )
+            self.kl_divergence_ = kl_divergence(joint_affinities(X, perplexity=20), Z.to(X.device))
+            return Z.to(X.device)
+
+    monkeypatch.setattr(doctor, "TSNE", Map)
+    tests = {name: test for name, test in doctor._tests(cuda) if name.endswith("cuda:0")}
+    names = [f"{name}, cuda:0" for name in ("ranks", "neighbours, inverted file", "t-SNE, exact")]
+    assert [tests[name]() for name in names] == ["", "", ""]
+    launch = kernels.launch
+
+    def wrong(module, kernel, *args, **sizes):
+        launch(module, kernel, *args, **sizes)
+        if kernel in ("ranks", "similarities"):
+            args[{"ranks": 3, "similarities": 2}[kernel]].mul_(2)
+
+    monkeypatch.setattr(kernels, "launch", wrong)
+    assert tests[names[0]]() == "other ranks than by all distances in float64"
+    assert tests[names[2]]().startswith("KL divergence")
+    monkeypatch.setattr(inverted, "_nearest", lambda points, others, k: torch.arange(k).expand(len(points), k).to(cuda))
+    monkeypatch.setattr(inverted, "RECALL", 0)
+    assert re.fullmatch(r"finds only \d+\.\d% of the neighbours", tests[names[1]]())
 
 
 @pytest.fixture
