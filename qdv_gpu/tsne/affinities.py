@@ -9,7 +9,7 @@ import torch
 
 from qdv_gpu.errors import InputError, check_among, short
 from qdv_gpu.kernels import bandwidths
-from qdv_gpu.neighbors import distances_to_all, has_faiss, neighbor_blocks, reachable
+from qdv_gpu.neighbors import as_points, distances_to_all, has_faiss, neighbor_blocks, reachable
 
 KINDS = ("knn", "full")
 EXACT_UP_TO = 20_000  # points whose neighbours are searched among all pairs on a CPU
@@ -196,8 +196,8 @@ def _symmetrised_by_sorting(indices: torch.Tensor, shares: torch.Tensor) -> Spar
 
 def _dense(X: torch.Tensor, perplexity: float) -> torch.Tensor:
     """Affinities of every pair, float32 [N, N]; only a few rows of distances are held at once."""
-    N, home, X = len(X), X.device, reachable(X)
-    XT = X.to(torch.float64).T.contiguous()
+    N, home, X = len(X), X.device, reachable(as_points(X))
+    XT = X.T.contiguous()
     P = torch.zeros((N, N), dtype=torch.float32, device=X.device)
     if X.is_cuda:
         columns = torch.arange(N, device=X.device)

@@ -78,7 +78,7 @@ STAGES = {
     "neighbours": (lambda: partial(knn, points(), 5), Budget(61, 1, 6, 0)),
     "neighbours, nearly all": (lambda: partial(knn, points(), 5, engine="inverted"), Budget(232, 1, 17, 0)),
     "affinities, knn": (lambda: partial(joint_affinities, points(), perplexity=8, kind="knn"), Budget(514, 1, 17, 0)),
-    "affinities, full": (lambda: partial(joint_affinities, points(), perplexity=8, kind="full"), Budget(488, 1, 12, 0)),
+    "affinities, full": (lambda: partial(joint_affinities, points(), perplexity=8, kind="full"), Budget(491, 1, 13, 0)),
     "descent, knn": (partial(descent, "knn"), Budget(8, 150, 1, 0)),
     "descent, full": (partial(descent, "full"), Budget(8, 150, 1, 0)),
     "descent on grids": (descent_on_grids, Budget(410, 26 * (5 + 2 * 2), 15, 4096)),
