@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 FOLDER = Path(__file__).parent
+MAX_GRID = 65_535  # blocks along y and z
 
 
 def load(name: str, /, *, fast_math: bool = False, **defines: int) -> Any:

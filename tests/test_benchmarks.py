@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -268,6 +269,15 @@ def test_errors_are_counted_only_of_what_came_to_its_end():
     assert count("memcheck", "5 passed") == []
     assert count("tests", "2 failed, 90 passed, 1 error in 3 s") == [3]
     assert count("tests", "no tests ran in 1 s") == []
+
+
+def test_what_a_sanitizer_runs_is_there():
+    """Of each file some test, and none by a name that it no longer has."""
+    files = [(readme.ROOT / name).read_text() for name in check.KERNEL_TESTS if name.endswith(".py")]
+    tests = [" ".join(re.findall(r"def (test_\w+)", text)) for text in files]
+    names = re.findall(r"[a-z_]{6,}", check.KERNEL_TESTS[-1])
+    assert all(any(name in one for one in tests) for name in names)
+    assert all(any(name in one for name in names) for one in tests)
 
 
 def test_gpu_check_is_a_script_that_knows_its_stages():

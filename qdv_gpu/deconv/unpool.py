@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, library
 
 from qdv_gpu.errors import InputError, MissingPackageError, short
+from qdv_gpu.kernels import MAX_GRID
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # in the order of TYPE in unpool.cu
-MAX_GRID = 65_535  # blocks along y and z
 CHANNELS = 16  # of one thread, as in unpool.cu
 THREADS = 256
 

@@ -9,7 +9,7 @@ import torch
 
 from qdv_gpu.errors import InputError, check_among, short
 from qdv_gpu.kernels import bandwidths
-from qdv_gpu.neighbors import distances_to_all, has_faiss, neighbor_blocks, reachable
+from qdv_gpu.neighbors import as_points, distances_to_all, has_faiss, neighbor_blocks, reachable
 
 KINDS = ("knn", "full")
 EXACT_UP_TO = 20_000  # points whose neighbours are searched among all pairs on a CPU
@@ -156,7 +156,8 @@ def _shares(X: torch.Tensor, perplexity: float) -> tuple[torch.Tensor, torch.Ten
     N, k = len(X), int(3 * perplexity)
     indices = torch.empty((N, k), dtype=torch.int32, device=X.device)
     shares = torch.empty((N, k), dtype=torch.float32, device=X.device)
-    nearly = N > CUDA_EXACT_UP_TO if X.is_cuda else N > EXACT_UP_TO and has_faiss(X.device)
+    place = reachable(X[:0]).device  # where they are searched
+    nearly = N > CUDA_EXACT_UP_TO if place.type == "cuda" else N > EXACT_UP_TO and has_faiss(place)
     for rows, found, squared_distances in neighbor_blocks(X, k, engine="inverted" if nearly else "auto"):
         indices[rows] = found.to(torch.int32)
         shares[rows] = (conditional_affinities(squared_distances, perplexity=perplexity) / (2 * N)).to(torch.float32)
@@ -181,10 +182,11 @@ def _symmetrised(indices: torch.Tensor, shares: torch.Tensor) -> SparseAffinitie
 def _symmetrised_by_sorting(indices: torch.Tensor, shares: torch.Tensor) -> SparseAffinities:
     """The same by torch operations, on any device."""
     N, k = indices.shape
-    rows = torch.arange(N, device=indices.device).repeat_interleave(k)
-    cols, values = indices.reshape(-1).long(), shares.reshape(-1)
-    keys, order = torch.cat([rows * N + cols, cols * N + rows]).sort()
-    values = torch.cat([values, values])[order]
+    rows = torch.arange(N, device=indices.device)[:, None]
+    # What sorting needs beside them is most of the affinities' memory: nothing else is kept meanwhile.
+    keys, order = torch.cat([(rows * N + indices).view(-1), (indices.long() * N + rows).view(-1)]).sort()
+    values = shares.reshape(-1)[order.remainder_(N * k)]
+    del order
     # A key comes once or twice: where it comes again, the second value joins the first.
     again = torch.zeros_like(keys, dtype=torch.bool)
     again[1:] = keys[1:] == keys[:-1]
@@ -196,8 +198,8 @@ def _symmetrised_by_sorting(indices: torch.Tensor, shares: torch.Tensor) -> Spar
 
 def _dense(X: torch.Tensor, perplexity: float) -> torch.Tensor:
     """Affinities of every pair, float32 [N, N]; only a few rows of distances are held at once."""
-    N, home, X = len(X), X.device, reachable(X)
-    XT = X.to(torch.float64).T.contiguous()
+    N, home, X = len(X), X.device, reachable(as_points(X))
+    XT = X.T.contiguous()
     P = torch.zeros((N, N), dtype=torch.float32, device=X.device)
     if X.is_cuda:
         columns = torch.arange(N, device=X.device)

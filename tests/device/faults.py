@@ -74,13 +74,13 @@ FAULTS = {
         "qdv_gpu/tsne/engines/cuda.py", "with torch.cuda.device(Z.device):", "if True:",
         "streams and graphs are made on cuda:0", SECOND),
     "grid a block short": Fault(
-        "qdv_gpu/tsne/engines/cuda.py", "grid=(-(-N // 16), E)", "grid=(N // 16, E)", "the last rows are not computed",
+        "qdv_gpu/tsne/engines/cuda.py", "grid=(-(-N // 16), B)", "grid=(N // 16, B)", "the last rows are not computed",
         DESCENT),
     "grid of pixels a block short": Fault(
         "qdv_gpu/deconv/unpool.py", "grid = (-(-math.prod(out) // THREADS),", "grid = (math.prod(out) // THREADS,",
         "the last pixels are not written", UNPOOL),
     "grid axes exchanged": Fault(
-        "qdv_gpu/tsne/engines/cuda.py", "grid=(-(-N // 4), E)", "grid=(E, -(-N // 4))",
+        "qdv_gpu/tsne/engines/cuda.py", "grid=(-(-N // 4), B)", "grid=(B, -(-N // 4))",
         "reads starts that are not there", DESCENT),
     "grid beyond 65,535": Fault(
         "qdv_gpu/deconv/unpool.py", "min(B, MAX_GRID)", "B", "CUDA refuses it", OFFSETS),
@@ -88,8 +88,8 @@ FAULTS = {
         "qdv_gpu/tsne/engines/cuda.py", "phase.momentum], dtype=np.float32)", "phase.momentum], dtype=np.float64)",
         "arguments are copied by the bytes that the kernel declares", START),
     "argument left out": Fault(
-        "qdv_gpu/tsne/engines/cuda.py", "attraction, repulsion, weight, bounds, *scalars,",
-        "attraction, repulsion, bounds, *scalars,", "each pointer stands for the next", START),
+        "qdv_gpu/tsne/engines/cuda.py", "attraction, repulsion, weight, start, *scalars,",
+        "attraction, repulsion, start, *scalars,", "each pointer stands for the next", START),
     "int64 where int32 is read": Fault(
         "qdv_gpu/tsne/affinities.py", "(keys % N).to(torch.int32)", "keys % N", "every other index is 0",
         f"{START} tests/tsne/test_affinities.py::test_cuda_agrees_with_cpu"),

@@ -1,6 +1,8 @@
 """Every stage on a device gives what it gives on the CPU, and stays on its device."""
 
 import importlib.util
+import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +14,9 @@ from qdv_gpu import (
     Settings,
     activations,
     analyze,
+    doctor,
     finetune,
+    inverted,
     kernels,
     load_images,
     load_network,
@@ -27,8 +31,12 @@ from qdv_gpu.networks.weights import read_weights
 from qdv_gpu.scores.quality import neighbor_ranks
 from qdv_gpu.studies import peaks
 from qdv_gpu.studies import profile as throughput
+from qdv_gpu.tsne import affinities
 from qdv_gpu.tsne.affinities import joint_affinities
+from qdv_gpu.tsne.engines.cuda import descend_cuda
+from qdv_gpu.tsne.engines.fft_cuda import descend_fft_cuda
 from qdv_gpu.tsne.objective import SIMILARITIES, kl_divergence
+from qdv_gpu.tsne.problem import Motion, Phase, Problem, Repulsion, stacked
 
 SPEC = "tiny_networks:cnn"
 
@@ -59,6 +67,17 @@ def test_without_cupy_the_cpu_does_what_kernels_do(gpu, monkeypatch, tmp_path):
     settings = Settings(layers=("pool",), samples=80, pca=10, perplexity=8, iterations=30, seeds=1, k=(3,))
     analyze(SPEC, "digits", tmp_path / "run", settings=settings, device="cuda")
     assert not gpu.counts.kernels
+
+
+def test_without_cupy_and_faiss_all_neighbours_are_found(gpu, monkeypatch):
+    """Of any number of points: the CPU's inverted file is faiss's."""
+    find = importlib.util.find_spec
+    absent = ("cupy", "faiss")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in absent else find(name, *rest))
+    for limit in ("EXACT_UP_TO", "CUDA_EXACT_UP_TO"):
+        monkeypatch.setattr(affinities, limit, 50)
+    P, there = (joint_affinities(points, perplexity=8) for points in (blobs(), blobs().cuda()))
+    assert torch.equal(there.indices.cpu(), P.indices)
 
 
 @pytest.mark.parametrize("affinities", ["knn", "full"])
@@ -93,6 +112,64 @@ def test_tsne_where_torch_makes_tensors_of_float64(cuda):
         torch.set_default_dtype(torch.float32)
     assert found.dtype == torch.float32
     assert relative(found, truth) < 1e-6
+
+
+def moved(E, *, N=4, engine=descend_cuda):
+    """E embeddings of N points after 30 iterations."""
+    P = joint_affinities(torch.randn(N, 3, generator=torch.Generator().manual_seed(0)), perplexity=1)
+    rows = stacked([P._make(part.cuda() for part in P)], copies=E)
+    start = torch.randn(E, N, 2, generator=torch.Generator().manual_seed(1)).cuda()
+    problem = Problem(rows, Phase(30, 1.0, 0.5), learning_rate=1.0, gaussian=False)
+    return engine(problem, Motion.at_rest(start), lambda done: None).Z
+
+
+def test_more_embeddings_than_blocks_along_y(cuda, monkeypatch):
+    truth = moved(5, N=20)
+    monkeypatch.setattr(kernels, "MAX_GRID", 2)
+    assert torch.equal(moved(5, N=20), truth)
+
+
+def test_no_launch_is_larger_than_cuda_allows(gpu, monkeypatch):
+    grids = []
+    monkeypatch.setattr(kernels, "launch", lambda *args, grid, block: grids.append((args[1], grid[1])))
+    moved(70_000)
+    for kernel in ("repel", "attract", "update"):
+        assert {size for name, size in grids if name == kernel} == {65_535, 70_000 - 65_535}
+    with pytest.raises(InputError, match="at most 65,535 embeddings at once, got 65,536"):
+        moved(65_536, engine=partial(descend_fft_cuda, repulsion=Repulsion("fft")))
+
+
+def test_doctor_holds_kernels_to_the_cpu(cuda, monkeypatch):
+    class Map:
+        """In the place of an embedding: three clusters, and KL as the device has it."""
+
+        def __init__(self, **_):
+            pass
+
+        def fit_transform(self, X):
+            Z = 20.0 * (torch.arange(600) % 3)[:, None] + torch.randn(
+                600, 2, generator=torch.Generator().manual_seed(0)
+            )
+            self.kl_divergence_ = kl_divergence(joint_affinities(X, perplexity=20), Z.to(X.device))
+            return Z.to(X.device)
+
+    monkeypatch.setattr(doctor, "TSNE", Map)
+    tests = {name: test for name, test in doctor._tests(cuda) if name.endswith("cuda:0")}
+    names = [f"{name}, cuda:0" for name in ("ranks", "neighbours, inverted file", "t-SNE, exact")]
+    assert [tests[name]() for name in names] == ["", "", ""]
+    launch = kernels.launch
+
+    def wrong(module, kernel, *args, **sizes):
+        launch(module, kernel, *args, **sizes)
+        if kernel in ("ranks", "similarities"):
+            args[{"ranks": 3, "similarities": 2}[kernel]].mul_(2)
+
+    monkeypatch.setattr(kernels, "launch", wrong)
+    assert tests[names[0]]() == "other ranks than by all distances in float64"
+    assert tests[names[2]]().startswith("KL divergence")
+    monkeypatch.setattr(inverted, "_nearest", lambda points, others, k: torch.arange(k).expand(len(points), k).to(cuda))
+    monkeypatch.setattr(inverted, "RECALL", 0)
+    assert re.fullmatch(r"finds only \d+\.\d% of the neighbours", tests[names[1]]())
 
 
 @pytest.fixture

@@ -186,6 +186,14 @@ def test_unknown_kind():
 
 
 @pytest.mark.parametrize("kind", ["knn", "full"])
+def test_points_that_are_not_finite_are_refused(kind):
+    X = points(40)
+    X[7, 1] = torch.nan
+    with pytest.raises(InputError, match="row 7 is not"):
+        joint_affinities(X, perplexity=5, kind=kind)
+
+
+@pytest.mark.parametrize("kind", ["knn", "full"])
 def test_cuda_agrees_with_cpu(kind, cuda):
     X = points(500)
     on_cpu, on_cuda = (joint_affinities(x, perplexity=30, kind=kind) for x in (X, X.to(cuda)))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from qdv_gpu import kernels
 from qdv_gpu.tsne.problem import Motion, Problem
 
 GRAPH_ITERATIONS = 25  # in one CUDA graph
@@ -13,8 +14,6 @@ GRAPH_ITERATIONS = 25  # in one CUDA graph
 def descend_cuda(problem: Problem, motion: Motion, done: Callable[[int], None]) -> Motion:
     """As `descend_cpu`, with CUDA kernels; most iterations are replays of a graph of 25."""
     rows, phase, learning_rate, gaussian = problem
-    from qdv_gpu import kernels
-
     E, N, _ = motion.Z.shape
     Z, velocity, gains = moving = [
         part.reshape(E * N, 2).clone(memory_format=torch.contiguous_format) for part in motion
@@ -22,17 +21,21 @@ def descend_cuda(problem: Problem, motion: Motion, done: Callable[[int], None]) 
     attraction, repulsion = torch.empty_like(Z), torch.empty_like(Z)
     weight, bounds = torch.empty_like(Z[:, 0]), torch.arange(E + 1, device=Z.device) * N
     scalars = np.array([phase.exaggeration, learning_rate, phase.momentum], dtype=np.float32)
+    most = kernels.MAX_GRID
+    batches = [(bounds[b : b + most + 1], rows.first[b : b + most]) for b in range(0, E, most)]
     dense = int(rows.indices.numel() == 0)
     replays = max(0, phase.iterations - 1) // GRAPH_ITERATIONS
     single = phase.iterations - replays * GRAPH_ITERATIONS  # what is captured has run before
 
     def step() -> None:
-        kernels.launch(module, "repel", Z, bounds, repulsion, weight, grid=(-(-N // 16), E), block=128)
-        kernels.launch(module, "attract", Z, bounds, *rows, attraction, grid=(-(-N // 4), E), block=128)
-        kernels.launch(
-            module, "update", Z, velocity, gains, attraction, repulsion, weight, bounds, *scalars,
-            grid=(-(-N // 256), E), block=256,
-        )  # fmt: skip
+        for start, first in batches:
+            B = len(first)
+            kernels.launch(module, "repel", Z, start, repulsion, weight, grid=(-(-N // 16), B), block=128)
+            kernels.launch(module, "attract", Z, start, first, *rows[1:], attraction, grid=(-(-N // 4), B), block=128)
+            kernels.launch(
+                module, "update", Z, velocity, gains, attraction, repulsion, weight, start, *scalars,
+                grid=(-(-N // 256), B), block=256,
+            )  # fmt: skip
 
     with torch.cuda.device(Z.device):
         module = kernels.load("tsne", fast_math=True, GAUSSIAN=int(gaussian), DENSE=dense)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from qdv_gpu.errors import InputError
+from qdv_gpu.kernels import MAX_GRID
 from qdv_gpu.tsne.engines.grid import (
     Grid,
     factors_for,
@@ -54,8 +55,10 @@ def always_exact(N: int) -> bool:
 
 
 def descend_fft_cuda(problem: Problem, motion: Motion, done: Callable[[int], None], repulsion: Repulsion) -> Motion:
-    """As `descend_cpu`, with CUDA kernels; InputError where a node's charge could overflow."""
-    N = motion.Z.shape[1]
+    """As `descend_cpu`, with CUDA kernels; InputError where a node's charge or a grid of blocks would be too large."""
+    E, N, _ = motion.Z.shape
+    if E > MAX_GRID:
+        raise InputError(f"engine fft on a GPU takes at most {MAX_GRID:,} embeddings at once, got {E:,}")
     if N > MOST_POINTS:
         raise InputError(f"engine fft on a GPU takes at most {MOST_POINTS:,} points, got {N:,}")
     with torch.cuda.device(motion.Z.device):
