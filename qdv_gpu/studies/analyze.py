@@ -339,6 +339,7 @@ def _compute(job: Job, planned: Plan, store: Store, also: Sequence[Settings]) ->
         pass_ = ForwardPass(
             network, images, {source: job.path(source) for source in group}, settings.image_size,
             planned.batches[group[0]], settings.precision, settings.tokens, job.calls(group),
+            channels_last=job.found["channels_last"],
         )  # fmt: skip
         held: dict[str, Tensor] = {}
         timing: dict[str, float] = {"seconds": 0.0, "peak_bytes": 0.0}

@@ -223,7 +223,7 @@ def _profiles(loaded: Network, batch_sizes: Sequence[int], size: int, precision:
     for batch in batch_sizes:
         images = torch.randn(batch, loaded.channels, size, size, device=target).to(loaded.dtype)
         if channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+            images = images.clone(memory_format=torch.channels_last)
         try:
             with guarded(f"{loaded.name} cannot be run on a batch of {batch}"):
                 found = _profile(loaded, images, precision, operations, bandwidth)
@@ -249,10 +249,10 @@ def _profiles(loaded: Network, batch_sizes: Sequence[int], size: int, precision:
 
 def _takes_channels_last(network: Network, size: int) -> bool:
     """Whether the network takes images in that layout: `Tensor.view` cannot flatten maps of it."""
-    image = torch.zeros(1, network.channels, size, size, dtype=network.dtype, device=network.device)
+    two = torch.zeros(2, network.channels, size, size, dtype=network.dtype, device=network.device)  # one is in both
     try:
         with torch.inference_mode():
-            network.module(image.contiguous(memory_format=torch.channels_last))
+            network.module(two.clone(memory_format=torch.channels_last))
     except RuntimeError:
         return False
     return True
