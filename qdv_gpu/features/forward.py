@@ -50,6 +50,11 @@ def tile_images(device: torch.device, size: int) -> int:
     return 1 << (max(1, min(CPU_TILE, CPU_PIXELS // size**2)).bit_length() - 1)
 
 
+def gains_by_channels_last(network: Network) -> bool:
+    """Whether its convolutions may be faster on that layout: not oneDNN's of float64, which it does not have."""
+    return network.device.type != "cpu" or network.dtype != torch.float64
+
+
 def default_batch(device: torch.device, size: int) -> int:
     """Images of a batch: enough for each thread of a CPU to have several tiles, since all wait for the last one."""
     if device.type != "cpu":
@@ -231,6 +236,7 @@ class ForwardPass:
 
     def __post_init__(self) -> None:
         self.size = self.image_size or self.network.image_size
+        self.channels_last = self.channels_last and gains_by_channels_last(self.network)
         if self.batch_size is None:
             self.batch_size = default_batch(self.network.device, self.size)
         self.batch_size = check_count("batch size", self.batch_size)

@@ -184,6 +184,15 @@ def test_a_network_that_refuses_channels_last(images):
     assert found["conv2"].isfinite().all()
 
 
+def test_float64_stays_in_the_default_layout(images):
+    """Convolutions of it that are grouped took three times as long with channels last."""
+    layouts = []
+    network = tiny_networks.cnn().double()
+    network.conv1.register_forward_pre_hook(lambda _, inputs: layouts.append(inputs[0].stride(1)))
+    activations(network, images, layers=["conv1"])
+    assert set(layouts) == {64}
+
+
 def test_tiles_that_refuse_channels_last_together(images, monkeypatch):
     """With calls known before, as in an analysis, there is no first tile that runs alone."""
     together = threading.Barrier(2, timeout=5)
