@@ -157,6 +157,18 @@ def test_images_that_are_not_drawn_one_by_one_are_warned_of(tmp_path, caplog):
     assert "20 of the classes of arrays have two images: the error of NH is too small" in caplog.text
 
 
+def test_neighbours_that_are_an_arbitrary_choice_are_said(tmp_path, caplog):
+    """In a layer of two values."""
+    network = torch.nn.Sequential(OrderedDict(conv=torch.nn.Conv2d(1, 1, 8), sign=torch.nn.Hardtanh(0, 1e-30)))
+    settings = replace(TINY, iterations=10, seeds=1, layers=("conv", "sign"), image_size=8)
+    with caplog.at_level("WARNING", logger="qdv_gpu.studies.analyze"):
+        analyze(network, "digits", tmp_path / "run", settings=settings)
+    [said] = [record.getMessage() for record in caplog.records if "equally far" in record.getMessage()]
+    assert said.startswith(
+        "Sequential sign: for 100 % of the images the nearest neighbours are a choice among equally far"
+    )
+
+
 def test_floating_point_images_are_not_normalised(tmp_path, caplog):
     pixels, labels = torch.rand(60, 1, 8, 8), [0, 1, 2] * 20
     small = replace(TINY, samples="all", iterations=10, seeds=1)
