@@ -219,13 +219,12 @@ def _profiles(loaded: Network, batch_sizes: Sequence[int], size: int, precision:
         f"{bandwidth / 1e9:,.1f}",
     )
     profiles = []
-    channels_last = gains_by_channels_last(loaded) and _takes_channels_last(
-        loaded, size
-    )  # as the forward passes of an analysis
+    # As the forward passes of an analysis.
+    channels_last = gains_by_channels_last(loaded) and _takes_channels_last(loaded, size)
     for batch in batch_sizes:
         images = torch.randn(batch, loaded.channels, size, size, device=target).to(loaded.dtype)
         if channels_last:
-            images = images.clone(memory_format=torch.channels_last)
+            images = images.contiguous(memory_format=torch.channels_last)
         try:
             with guarded(f"{loaded.name} cannot be run on a batch of {batch}"):
                 found = _profile(loaded, images, precision, operations, bandwidth)
@@ -254,7 +253,7 @@ def _takes_channels_last(network: Network, size: int) -> bool:
     two = torch.zeros(2, network.channels, size, size, dtype=network.dtype, device=network.device)  # one is in both
     try:
         with torch.inference_mode():
-            network.module(two.clone(memory_format=torch.channels_last))
+            network.module(two.contiguous(memory_format=torch.channels_last))
     except RuntimeError:
         return False
     return True
