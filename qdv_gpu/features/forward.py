@@ -50,6 +50,11 @@ def tile_images(device: torch.device, size: int) -> int:
     return 1 << (max(1, min(CPU_TILE, CPU_PIXELS // size**2)).bit_length() - 1)
 
 
+def gains_by_channels_last(network: Network) -> bool:
+    """Whether its convolutions may be faster on that layout: not oneDNN's of float64, which it does not have."""
+    return network.device.type != "cpu" or network.dtype != torch.float64
+
+
 def default_batch(device: torch.device, size: int) -> int:
     """Images of a batch: enough for each thread of a CPU to have several tiles, since all wait for the last one."""
     if device.type != "cpu":
@@ -231,6 +236,7 @@ class ForwardPass:
 
     def __post_init__(self) -> None:
         self.size = self.image_size or self.network.image_size
+        self.channels_last = self.channels_last and gains_by_channels_last(self.network)
         if self.batch_size is None:
             self.batch_size = default_batch(self.network.device, self.size)
         self.batch_size = check_count("batch size", self.batch_size)
@@ -295,7 +301,18 @@ class ForwardPass:
         return LayerTiles(replace(self, layers={source: self.layers[source]}, calls=calls), layer)
 
     def _forward(self, store: Store, pixels: Tensor, rows: Tensor) -> dict[str, Tensor]:
-        """One tile through the network."""
+        """One tile through the network, in the other layout if it refuses the first."""
+        if self.channels_last:
+            try:
+                return self._run(store, pixels, rows, torch.channels_last)
+            except InputError as error:
+                if error.__cause__ is None:
+                    raise
+                if not self.calls:  # of the first tile, alone: later ones do not depend on each other
+                    self.channels_last = False
+        return self._run(store, pixels, rows, torch.contiguous_format)
+
+    def _run(self, store: Store, pixels: Tensor, rows: Tensor, layout: torch.memory_format) -> dict[str, Tensor]:
         network = self.network
         seen: dict[str, list[Tensor]] = {name: [] for name in self.layers}
         names = {path: [name for name in self.layers if self.layers[name] == path] for path in self.layers.values()}
@@ -316,18 +333,15 @@ class ForwardPass:
                 torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.precision == "bf16"),
                 hooked(module, names, after=keep),
             ):
-                inputs = network_input(network, pixels, self.image_size)
-                if self.channels_last:  # convolutions pass it on
-                    inputs = inputs.clone(memory_format=torch.channels_last)  # `contiguous` leaves gray ones
+                inputs = network_input(network, pixels, self.image_size).clone(
+                    memory_format=layout
+                )  # may be written to
                 with guarded(f"{network.name} cannot be run on a batch of {len(inputs)}"):
                     module(inputs)
         except _LastLayerSeenError:
             pass
         except InputError as error:
-            if error.__cause__ is not None:  # raised by the network's code
-                if self.channels_last:  # of which `Tensor.view` cannot flatten a map
-                    self.channels_last = False
-                    return self._forward(store, pixels, rows)
+            if error.__cause__ is not None and layout == torch.contiguous_format:  # raised by the network's code
                 trace_calls(network, self.size)  # which says so if it is the size that the network cannot take
             raise
         finally:
@@ -349,16 +363,13 @@ class ForwardPass:
 
     def _compare_alone(self, pixels: Tensor, rows: Tensor, found: Mapping[str, Tensor]) -> None:
         """Run the last image of the first tile again, alone and in torch's default layout; warn of other numbers."""
-        last, layout = len(next(iter(found.values()))) - 1, self.channels_last
-        self.channels_last = False
+        last = len(next(iter(found.values()))) - 1
         try:
-            alone = self._forward(_copied, pixels[last : last + 1], rows[last : last + 1])
+            alone = self._run(_copied, pixels[last : last + 1], rows[last : last + 1], torch.contiguous_format)
         except InputError as error:
             if error.__cause__ is None:
                 raise
             return  # a network that takes no single image
-        finally:
-            self.channels_last = layout
         pairs = [(found[name][last].float(), X[0].float()) for name, X in alone.items()]
         sizes = torch.stack([torch.stack([(a - b).abs().amax(), a.abs().amax()]) for a, b in pairs]).tolist()
         spacing = max(PRECISIONS[self.precision], torch.finfo(self.network.dtype).eps)

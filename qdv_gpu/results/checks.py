@@ -98,6 +98,8 @@ def check_outputs(record: Record, *, paths: Sequence[str], classes: int) -> None
         if not all(one is None or isinstance(one, str) for one in tokens):
             raise ValueError(f"tokens of {path} are {tokens!r:.40}")
     check_numbers({name: said[name] for name in ("element", "seconds", "predicts")}, ("element", "seconds", "predicts"))
+    if not isinstance(said["channels_last"], bool):
+        raise ValueError(f"channels_last is {said['channels_last']!r:.40}")
     if said["predicts"] not in (0, classes):
         raise ValueError(f"it predicts {said['predicts']} classes, not {classes}")
 

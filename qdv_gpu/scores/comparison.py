@@ -14,7 +14,7 @@ import torch
 from scipy import stats
 
 from qdv_gpu.errors import InputError, short
-from qdv_gpu.scores.statistics import classes_of, image_variance, matches, one_image
+from qdv_gpu.scores.statistics import classes_of, image_variance, image_variance_and_freedom, matches, one_image
 
 LEVEL = 0.05  # of error, over all layers
 RUNS = 3  # of each network, that speak of more than the networks at hand
@@ -155,8 +155,9 @@ def class_differences(
     -------
     delta, standard_error, p : array
         float64 [C]. The error is that of the images and, of three or more runs, of the runs; of two runs it and p are
-        NaN. p is by Student's t with n_c - 1 degrees of freedom (with runs, Welch's), after the correction of Benjamini
-        and Hochberg for the classes; NaN of a class of two images, and for k = 1, where the error is too small. NH of a
+        NaN. p is by Student's t with n_c - 1 degrees of freedom, or fewer where the images of a smaller class make most
+        of the error (Satterthwaite's; with runs, Welch's), after the correction of Benjamini and Hochberg for the
+        classes; NaN of a class of two images, and for k = 1, where the error is too small. NH of a
         class is the mean of psi_c(i) = (N / n_c) [1(y_i = c) h(i) + (1 / k) sum_{j in c : i in N_k(j)} (M_ji - h(j))]
         over all images.
     """
@@ -164,12 +165,13 @@ def class_differences(
     R, k = len(first), first[0][0].shape[1]
     D = of_runs[1].mean(axis=0) - of_runs[0].mean(axis=0)  # [C, N]
     sizes = classes_of(labels, None).counts.cpu().numpy()
-    images = np.array([image_variance(torch.from_numpy(row), labels) for row in D])
-    parts: list[tuple[np.ndarray, Any]] = [(images, sizes - 1)]
+    images, freedom = np.array([image_variance_and_freedom(torch.from_numpy(row), labels) for row in D]).T
+    freedom = np.minimum(freedom, sizes - 1)
+    parts: list[tuple[np.ndarray, Any]] = [(images, freedom)]
     if R >= RUNS:
         parts += [(values.mean(axis=2).var(axis=0, ddof=1) / R, R - 1) for values in of_runs]
     variance, weight = sum(part for part, _ in parts), sum(part**2 / degrees for part, degrees in parts)
-    df = np.divide(variance**2, weight, out=sizes - 1.0, where=weight > 0)
+    df = np.divide(variance**2, weight, out=freedom, where=weight > 0)
     delta, error = D.mean(axis=1), np.where(1 < R < RUNS, math.nan, np.sqrt(variance))
     p = np.array([_p_value(*one) for one in zip(delta.tolist(), error.tolist(), df.tolist(), strict=True)])
     told = (sizes > 2) & (k > 1) & ~np.isnan(error)

@@ -1,5 +1,6 @@
 """How sure we can be of a score: what each image contributes to it, and how much that varies."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -165,12 +166,21 @@ def standard_error(phi: Any, labels: Any, *, seed_values: Any = None, links: flo
 
 def image_variance(phi: Any, labels: Any) -> float:
     """Variance of the mean of phi [N] or [S, N], averaged over S, for images drawn class by class."""
+    return image_variance_and_freedom(phi, labels)[0]
+
+
+def image_variance_and_freedom(phi: Any, labels: Any) -> tuple[float, float]:
+    """The same and, by Satterthwaite, its degrees of freedom: few where most of it is that of a class of few images.
+
+    Of parts v_c of the variance these are (sum_c v_c)^2 / sum_c v_c^2 / (n_c - 1); infinity where nothing varies.
+    """
     values = to_tensor(phi).to(torch.float64).cpu()  # where sums have an order
     values = values.mean(dim=0) if values.ndim == 2 else values
     members, counts = _classes_of_two(labels, values)
     means = _sums(values, members, len(counts)) / counts
-    variances = _sums((values - means[members]).square(), members, len(counts)) / (counts - 1)
-    return float((counts * variances).sum()) / len(values) ** 2
+    parts = counts * (_sums((values - means[members]).square(), members, len(counts)) / (counts - 1))
+    total, weight = float(parts.sum()), float((parts.square() / (counts - 1)).sum())
+    return total / len(values) ** 2, total**2 / weight if weight > 0 else math.inf
 
 
 def one_image(variance: float, N: int) -> float:

@@ -41,7 +41,8 @@ class Job:
         As this network is shown them.
     found : dict
         calls (features of each call of each path), tokens (what is taken of each call's), element (bytes of an
-        activation), seconds (of an image), predicts (whether the output is of the images' classes).
+        activation), seconds (of an image), predicts (whether the output is of the images' classes), channels_last
+        (whether the whole network takes that layout: a layer's bits shall not depend on those it is computed with).
     looked : Key
         Under which that is kept.
     settings : Settings
@@ -217,20 +218,29 @@ def _tried(network: Network, images: Images, layers: Mapping[str, str], settings
         network, two, dict(layers), settings.image_size, precision=settings.precision, tokens=settings.tokens
     )
     pass_.run()
-    predicts, pixels = 0, torch.stack([two[0], two[1]]).to(network.device)
-    started, before = time.perf_counter(), dict(network.module.named_modules())
-    with (
-        torch.inference_mode(),
-        computing(settings.precision, network.device),
-        suppress(RuntimeError, ValueError, AssertionError),  # it may not run to its end
-    ):
-        output = network(network_input(network, pixels, settings.image_size))
-        if isinstance(output, Tensor) and output.shape == (2, len(images.classes)):
-            predicts = len(images.classes)
+    predicts, channels_last, pixels = 0, False, torch.stack([two[0], two[1]]).to(network.device)
+    before = dict(network.module.named_modules())
+    with torch.inference_mode(), computing(settings.precision, network.device):
+        inputs = network_input(network, pixels, settings.image_size)
+        for layout in (torch.channels_last, torch.contiguous_format):
+            started = time.perf_counter()
+            with suppress(RuntimeError, ValueError, AssertionError):  # it may not run to its end
+                output = network(inputs.clone(memory_format=layout))
+                channels_last = layout == torch.channels_last
+                if isinstance(output, Tensor) and output.shape == (2, len(images.classes)):
+                    predicts = len(images.classes)
+                break
     check_replaced(network.name, before, network.module)
     calls = {path: pass_.calls[name] for name, path in layers.items()} | ({OUTPUT: [predicts]} if predicts else {})
     seconds = (time.perf_counter() - started) / len(two)
     tokens = {
         path: [pass_.taken[name, call] for call in range(len(pass_.calls[name]))] for name, path in layers.items()
     }
-    return {"calls": calls, "tokens": tokens, "element": pass_.element, "predicts": predicts, "seconds": seconds}
+    return {
+        "calls": calls,
+        "tokens": tokens,
+        "element": pass_.element,
+        "predicts": predicts,
+        "seconds": seconds,
+        "channels_last": channels_last,
+    }

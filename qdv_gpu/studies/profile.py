@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import qdv_gpu
 from qdv_gpu.errors import InputError, as_path, check_count, check_whole, listed
-from qdv_gpu.features.forward import check_precision, computing
+from qdv_gpu.features.forward import check_precision, computing, gains_by_channels_last
 from qdv_gpu.files import replacing, write_json
 from qdv_gpu.machine import threads
 from qdv_gpu.networks.guard import guarded
@@ -219,7 +219,8 @@ def _profiles(loaded: Network, batch_sizes: Sequence[int], size: int, precision:
         f"{bandwidth / 1e9:,.1f}",
     )
     profiles = []
-    channels_last = _takes_channels_last(loaded, size)  # as the forward passes of an analysis
+    # As the forward passes of an analysis.
+    channels_last = gains_by_channels_last(loaded) and _takes_channels_last(loaded, size)
     for batch in batch_sizes:
         images = torch.randn(batch, loaded.channels, size, size, device=target).to(loaded.dtype)
         if channels_last:
@@ -249,10 +250,10 @@ def _profiles(loaded: Network, batch_sizes: Sequence[int], size: int, precision:
 
 def _takes_channels_last(network: Network, size: int) -> bool:
     """Whether the network takes images in that layout: `Tensor.view` cannot flatten maps of it."""
-    image = torch.zeros(1, network.channels, size, size, dtype=network.dtype, device=network.device)
+    two = torch.zeros(2, network.channels, size, size, dtype=network.dtype, device=network.device)  # one is in both
     try:
         with torch.inference_mode():
-            network.module(image.contiguous(memory_format=torch.channels_last))
+            network.module(two.contiguous(memory_format=torch.channels_last))
     except RuntimeError:
         return False
     return True

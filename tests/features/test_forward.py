@@ -4,13 +4,14 @@ import os
 import re
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 import tiny_networks
 import torch
 
-from qdv_gpu import activations, load_images, load_network
+from qdv_gpu import activations, load_images, load_network, machine
 from qdv_gpu.data.images import prepare
 from qdv_gpu.errors import InputError
 from qdv_gpu.features.forward import ForwardPass, hold
@@ -181,6 +182,49 @@ def test_a_network_that_refuses_channels_last(images):
     found = activations(Viewing(), images, layers=["conv2", "fc"])
     assert layouts == [True, False, True, True, True, True]  # to find layers; the first tile, twice; the others; alone
     assert found["conv2"].isfinite().all()
+
+
+def test_float64_stays_in_the_default_layout(images):
+    """Convolutions of it that are grouped took three times as long with channels last."""
+    layouts = []
+    network = tiny_networks.cnn().double()
+    network.conv1.register_forward_pre_hook(lambda _, inputs: layouts.append(inputs[0].stride(1)))
+    activations(network, images, layers=["conv1"])
+    assert set(layouts) == {64}
+
+
+def test_tiles_that_refuse_channels_last_together(images, monkeypatch):
+    """With calls known before, as in an analysis, there is no first tile that runs alone."""
+    together = threading.Barrier(2, timeout=5)
+
+    class Viewing(tiny_networks.Viewing):
+        def forward(self, x):
+            if len(x) > 1 and not self.conv1(x).is_contiguous():
+                together.wait()  # until the other is as far
+            return super().forward(x)
+
+    monkeypatch.setattr(machine, "_THREADS", 2)
+    network = load_network(Viewing())
+    found = hold(ForwardPass(network, images.take(torch.arange(64)), {"fc": "fc"}, calls={"fc": [10]}))
+    alone = tiny_networks.Viewing()
+    alone.load_state_dict(network.module.state_dict())
+    expected = activations(alone, images, layers=["fc"])["fc"][:64]
+    assert torch.equal(found["fc"], expected)
+
+
+def test_a_network_that_writes_to_its_images(images, caplog):
+    class Writing(tiny_networks.Viewing):
+        def forward(self, x):
+            return super().forward(x.mul_(2).sub_(1))
+
+    pixels = images.pixels.float()
+    kept, network = pixels.clone(), Writing().eval()
+    found = activations(network, pixels, layers=["fc"])["fc"]
+    with torch.inference_mode():
+        expected = network(pixels.clone())
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(pixels, kept)
+    assert not caplog.records
 
 
 def test_rounding_that_depends_on_the_batch_is_not_said(images, caplog):

@@ -150,6 +150,29 @@ def test_small_classes_claim_no_differences():
     assert np.isnan(class_differences(*networks(1), labels)[2]).all()
 
 
+def test_a_large_class_beside_a_small_one_claims_no_difference():
+    """Which images of the small one are drawn is most of what its hits vary by, and they are three."""
+    labels, generator = (torch.arange(203) >= 200).long(), torch.Generator().manual_seed(7)
+    centres = 2 * torch.randn(2, 2, generator=torch.Generator().manual_seed(5))
+
+    def network():
+        return [[knn(centres[labels] + torch.randn(203, 2, generator=generator), 20).indices]]
+
+    p = np.array([class_differences(network(), network(), labels)[2][0] for _ in range(600)])
+    assert (p <= 0.05).mean() <= 0.06
+
+
+def test_degrees_of_freedom_are_welchs():
+    random = np.random.default_rng(0)
+    a, b = random.normal(size=30), 5 * random.normal(size=4)
+    phi = np.concatenate([a * 34 / 30, b * 34 / 4])  # of which the sum of both means is the mean
+    variance, freedom = statistics.image_variance_and_freedom(phi, np.repeat([0, 1], [30, 4]))
+    welch = stats.ttest_ind(a, b, equal_var=False)
+    assert freedom == pytest.approx(welch.df)
+    assert variance == pytest.approx(((a.mean() - b.mean()) / welch.statistic) ** 2)
+    assert statistics.image_variance_and_freedom(np.ones(4), np.array([0, 0, 1, 1])) == (0, math.inf)
+
+
 def test_classes_of_networks_whose_runs_differ():
     """Three runs of each, in which a class is near another or not, by chance: nothing of networks trained so."""
     labels, random = torch.arange(200) % 4, np.random.default_rng(0)

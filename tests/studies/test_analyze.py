@@ -13,7 +13,7 @@ import tiny_networks
 import torch
 from tiny_analysis import LAYERS, SPECS, TINY, outcome, run
 
-from qdv_gpu import Settings, analyze, load_network
+from qdv_gpu import Settings, analyze, load_images, load_network
 from qdv_gpu.data.images import Images
 from qdv_gpu.errors import InputError
 from qdv_gpu.features import forward
@@ -157,6 +157,18 @@ def test_images_that_are_not_drawn_one_by_one_are_warned_of(tmp_path, caplog):
     assert "20 of the classes of arrays have two images: the error of NH is too small" in caplog.text
 
 
+def test_neighbours_that_are_an_arbitrary_choice_are_said(tmp_path, caplog):
+    """In a layer of two values."""
+    network = torch.nn.Sequential(OrderedDict(conv=torch.nn.Conv2d(1, 1, 8), sign=torch.nn.Hardtanh(0, 1e-30)))
+    settings = replace(TINY, iterations=10, seeds=1, layers=("conv", "sign"), image_size=8)
+    with caplog.at_level("WARNING", logger="qdv_gpu.studies.analyze"):
+        analyze(network, "digits", tmp_path / "run", settings=settings)
+    [said] = [record.getMessage() for record in caplog.records if "equally far" in record.getMessage()]
+    assert said.startswith(
+        "Sequential sign: for 100 % of the images the nearest neighbours are a choice among equally far"
+    )
+
+
 def test_floating_point_images_are_not_normalised(tmp_path, caplog):
     pixels, labels = torch.rand(60, 1, 8, 8), [0, 1, 2] * 20
     small = replace(TINY, samples="all", iterations=10, seeds=1)
@@ -267,6 +279,28 @@ def test_layers_that_do_not_fit_are_recomputed_to_the_same_bits(finished, tmp_pa
     monkeypatch.setattr(study, "hold", None)
     run(tmp_path / "run")
     assert outcome(tmp_path / "run") == outcome(finished.out)
+
+
+@pytest.mark.parametrize("layers", ["conv1", "conv1,fc"])
+def test_a_layer_is_in_the_layout_that_the_whole_network_takes(tmp_path, layers):
+    """Or its bits would depend on what it is computed with."""
+    layouts = []
+
+    class Viewing(tiny_networks.Viewing):
+        def forward(self, x):
+            if x.shape[0] > 2:  # no trial
+                layouts.append(x.stride(1) > 1)
+            return super().forward(x)
+
+    images = load_images("digits").take(torch.arange(64))
+    images = Images.from_arrays(images.pixels, images.labels % 2)  # classes that it does not name
+    analyze(
+        Viewing(),
+        images,
+        tmp_path / "run",
+        settings=replace(TINY, iterations=10, seeds=1, samples="all", layers=layers),
+    )
+    assert layouts == [True, True]
 
 
 def test_networks_of_one_name_are_numbered(tmp_path):

@@ -135,3 +135,13 @@ def test_command_prints_a_table():
     assert "batch of 3" in result.output
     wrong = CliRunner().invoke(app, ["profile", "tiny_networks:cnn", "--batch-sizes", "two"])
     assert "must be integers" in str(wrong.exception)
+
+
+def test_a_network_that_takes_one_image_with_channels_last_but_not_two():
+    class Joining(Functional):
+        def forward(self, x):
+            x = self.stem(x)
+            return x.view(-1, *x.shape[2:]).mean((1, 2))  # maps of all images one behind the other
+
+    [found] = profile(Joining().eval(), batch_sizes=[4], device="cpu")
+    assert "stem" in [layer.layer for layer in found.layers]
