@@ -333,9 +333,8 @@ class ForwardPass:
                 torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.precision == "bf16"),
                 hooked(module, names, after=keep),
             ):
-                inputs = network_input(network, pixels, self.image_size).clone(
-                    memory_format=layout
-                )  # may be written to
+                inputs = network_input(network, pixels, self.image_size)
+                inputs = inputs.clone(memory_format=layout)  # since the network may write to them
                 with guarded(f"{network.name} cannot be run on a batch of {len(inputs)}"):
                     module(inputs)
         except _LastLayerSeenError:
