@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from qdv_gpu.errors import MissingPackageError
+
 FOLDER = Path(__file__).parent
 MAX_GRID = 65_535  # blocks along y and z
 
@@ -28,15 +30,16 @@ def load(name: str, /, *, fast_math: bool = False, **defines: int) -> Any:
 
     Raises
     ------
-    ImportError
-        If CuPy is not installed.
+    MissingPackageError
+        If CuPy is not installed, or finds no folder for what it compiles.
     """
     try:
         import cupy
     except ImportError:
-        raise ImportError('kernels on a GPU need CuPy, which is not installed: pip install "qdv_gpu[cuda13]"') from None
+        command = 'pip install "qdv_gpu[cuda13]"'
+        raise MissingPackageError(f"kernels on a GPU need CuPy, which is not installed: {command}") from None
     except OSError as error:  # it makes a folder for what it compiles
-        raise ImportError(f"CuPy needs a cache, set CUPY_CACHE_DIR to a folder it can write: {error}") from None
+        raise MissingPackageError(f"CuPy needs a cache, set CUPY_CACHE_DIR to a folder it can write: {error}") from None
     return _loaded(cupy, torch.cuda.current_device(), name, options(fast_math=fast_math, **defines))
 
 
@@ -69,6 +72,12 @@ def launch(module: Any, kernel: str, *args: Any, grid: tuple[int, ...], block: i
     stream = torch.cuda.current_stream(device).cuda_stream
     with cupy.cuda.Device(device), cupy.cuda.ExternalStream(stream, device):
         _function(module, kernel)(grid, (block,), pointers)
+
+
+def run(name: str, kernel: str, *args: Any, grid: tuple[int, ...], block: int, **defines: int) -> None:
+    """`load` for the device of the first argument, by IEEE arithmetic, and `launch`."""
+    with torch.cuda.device(args[0].device):
+        launch(load(name, fast_math=False, **defines), kernel, *args, grid=grid, block=block)
 
 
 @functools.cache

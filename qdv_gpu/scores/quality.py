@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from qdv_gpu import kernels
 from qdv_gpu.arrays import to_tensor
 from qdv_gpu.errors import InputError
-from qdv_gpu.neighbors import as_points, knn, launch_distances, listed_distances, reachable
+from qdv_gpu.neighbors import as_points, knn, listed_distances, reachable
 from qdv_gpu.scores.statistics import (
     classes_of,
     error_neighbors,
@@ -132,7 +133,7 @@ def neighbor_ranks(X: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     elif out.numel():
         (d, N), m = XT.shape, indices.shape[1]
         sizes, grid = (np.int64(N), np.int32(m), np.int32(d)), (-(-N // 16),)
-        launch_distances("ranks", XT, indices, limits, out, *sizes, grid=grid)
+        kernels.run("distances", "ranks", XT, indices, limits, out, *sizes, grid=grid, block=128)
     return out.to(home)
 
 

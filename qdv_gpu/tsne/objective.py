@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from qdv_gpu import kernels
 from qdv_gpu.errors import check_among
 from qdv_gpu.neighbors import reachable
 from qdv_gpu.tsne.affinities import Affinities, SparseAffinities
@@ -52,11 +53,8 @@ def log_normaliser(x: torch.Tensor, y: torch.Tensor, *, gaussian: bool) -> torch
     home, x, y = x.device, reachable(x), reachable(y)
     result = torch.empty_like(x)
     if x.is_cuda:
-        from qdv_gpu import kernels
-
-        with torch.cuda.device(x.device):
-            module, grid = kernels.load("objective", GAUSSIAN=int(gaussian)), (-(-len(x) // 32),)
-            kernels.launch(module, "similarities", x, y, result, np.int32(len(x)), grid=grid, block=128)
+        grid, N = (-(-len(x) // 32),), np.int32(len(x))
+        kernels.run("objective", "similarities", x, y, result, N, grid=grid, block=128, GAUSSIAN=int(gaussian))
         return result.logsumexp(0) if gaussian else result.sum().log_()
     from qdv_gpu.kernels import cpu
 
