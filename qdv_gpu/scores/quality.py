@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -232,7 +232,10 @@ class HitValues:
 
 
 def hit_values(neighbors: Sequence[torch.Tensor], labels: Any, *, k: int) -> HitValues:
-    """Hits of maps from their neighbours int64 [N, m] each, m at least what `error_neighbors` says."""
+    """Hits of maps from neighbours int64 [N, m], m at least what `error_neighbors` says; NaN where labels are None."""
+    if labels is None:
+        unknown = torch.full((len(neighbors), len(neighbors[0])), math.nan, dtype=torch.float64)
+        return HitValues(hits=unknown, influence=unknown, spread=unknown, standard_error=math.nan)
     m = error_neighbors(k, len(neighbors[0]))
     labels = classes_of(labels, neighbors[0])
     wide = [indices[:, :m] for indices in neighbors]
@@ -265,9 +268,7 @@ def score_maps(
     >>> scores.influence.shape, abs(float(scores.influence.mean()) - scores.mean.nh) < 1e-12
     (torch.Size([1, 60]), True)
     """
-    if labels is None:
-        return [_unlabelled(scores) for scores in score_maps(X, Z, torch.arange(len(X)) % 2, k=k, seeds=seeds)]
-    classes = classes_of(labels.cpu(), None)
+    classes = None if labels is None else classes_of(labels.cpu(), None)
     most = max(k)
     wide = error_neighbors(most, len(X))
     near_X, near_Z = knn(X, wide), [knn(z, wide) for z in Z]
@@ -277,7 +278,7 @@ def score_maps(
     ranks_X = [ranks.cpu() for ranks in ranks_X]
     tied = {n: [near.first(n).tied.cpu() for near in (near_X, *near_Z)] for n in k}
     own, *in_map = (near.indices.int().cpu().long() for near in (near_X, *near_Z))  # half of the bytes
-    expected = chance(classes)
+    expected = math.nan if classes is None else chance(classes)
     result = []
     for n in k:
         in_maps, in_layer = hit_values(in_map, classes, k=n), hit_values([own], classes, k=n)
@@ -317,27 +318,6 @@ def score_maps(
             )
         )
     return result
-
-
-def _unlabelled(scores: LayerScores) -> LayerScores:
-    """The same without what depends on the labels."""
-    nan = math.nan
-    maps, layer = torch.full_like(scores.hits, nan), torch.full_like(scores.hits_feature_space, nan)
-    return LayerScores(
-        k=scores.k,
-        maps=tuple(replace(row, nh=nan, nh_feature_space=nan, chance=nan) for row in scores.maps),
-        mean=replace(
-            scores.mean, nh=nan, nh_feature_space=nan, chance=nan, standard_error=nan, standard_error_feature_space=nan
-        ),
-        influence=maps,
-        hits=maps,
-        spread=maps,
-        neighbors=scores.neighbors,
-        influence_feature_space=layer,
-        hits_feature_space=layer,
-        spread_feature_space=layer,
-        neighbors_feature_space=scores.neighbors_feature_space,
-    )
 
 
 def _pair(X: Any, Z: Any) -> tuple[torch.Tensor, torch.Tensor]:
