@@ -194,17 +194,16 @@ class TSNE(BaseEstimator):
             Z = torch.cat([cuml_embeddings(x, {**options, "perplexity": p}, chosen, rate) for x, p in pairs])
             done = [self.iterations] * len(Z)
         else:
-            repulsion = Repulsion(engine, float(self.fft_tolerance))
-            Z, done = descend(
+            Z, done, used = descend(
                 P,
                 start,
                 phases=phases(self.iterations, float(self.early_exaggeration), self.exaggeration_iterations),
                 learning_rate=rate,
                 gaussian=self.similarity == "gaussian",
-                repulsion=repulsion,
+                repulsion=Repulsion(engine, float(self.fft_tolerance)),
                 kl_tolerance=None if self.kl_tolerance is None else float(self.kl_tolerance),
             )
-            engine = ", ".join(repulsion.used)
+            engine = ", ".join(used)
         largest = float(Z.abs().max())
         if not math.isfinite(largest):
             raise InputError(f"the embedding overflowed with learning_rate {rate:g}: a smaller one or auto is needed")

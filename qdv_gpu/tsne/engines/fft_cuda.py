@@ -54,7 +54,9 @@ def always_exact(N: int) -> bool:
     return seconds(N, None) <= seconds(N, 32 * 32)
 
 
-def descend_fft_cuda(problem: Problem, motion: Motion, done: Callable[[int], None], repulsion: Repulsion) -> Motion:
+def descend_fft_cuda(
+    problem: Problem, motion: Motion, done: Callable[[int], None], repulsion: Repulsion
+) -> tuple[Motion, list[str]]:
     """As `descend_cpu`, with CUDA kernels; InputError where a node's charge or a grid of blocks would be too large."""
     E, N, _ = motion.Z.shape
     if E > MAX_GRID:
@@ -119,7 +121,7 @@ class _Batch:
         self.grids: list[Grid | None] = [None] * self.E  # of the last round
         self.launched = 0  # its iterations
 
-    def descend(self, done: Callable[[int], None]) -> Motion:
+    def descend(self, done: Callable[[int], None]) -> tuple[Motion, list[str]]:
         """All iterations of the phase."""
         iterations = self.phase.iterations
         completed, exact, told = np.zeros(self.E, dtype=int), np.zeros(self.E, dtype=bool), 0
@@ -137,9 +139,8 @@ class _Batch:
             for e in np.flatnonzero((completed % STRETCH == 0) | (completed == 1)):
                 self._choose(int(e), seen.errors[e])
             if told == iterations:
-                for used in self.used:
-                    self.how.used.update(used)
-                return Motion(*(part.view(self.E, self.N, 2) for part in (self.Z, self.velocity, self.gains)))
+                moved = Motion(*(part.view(self.E, self.N, 2) for part in (self.Z, self.velocity, self.gains)))
+                return moved, list(dict.fromkeys(name for used in self.used for name in used))
             exact = (exact & (completed % STRETCH > 0)) | seen.sparse
             turns = np.minimum(STRETCH - completed % STRETCH, iterations - completed)
             turns[(completed == 0) & (turns > 1)] = 1  # a phase may begin with clusters that its grid does not resolve
