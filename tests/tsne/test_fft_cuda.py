@@ -4,11 +4,10 @@ The kernels run as source on the CPU (cpu), as what the compiler makes of it (pt
 simulated device or, with -m gpu, a real one.
 """
 
-import cuda_shim
 import numpy as np
 import pytest
 import torch
-from device import compile, ptx
+from device.launches import devices, run
 from scipy.interpolate import BSpline
 from tsne.test_fft import DIGITS, clouds, error, on_grid, over_all_pairs, tight_clusters
 
@@ -21,16 +20,7 @@ from qdv_gpu.tsne.engines.grid import grid_for
 from qdv_gpu.tsne.objective import SIMILARITIES
 from qdv_gpu.tsne.problem import Motion, Phase, Problem, Repulsion, Rows
 
-SOURCE = (kernels.FOLDER / "tsne_fft.cu").read_text()
 similarities = pytest.mark.parametrize("similarity", SIMILARITIES)
-devices = pytest.mark.parametrize(
-    "device",
-    [
-        pytest.param("cpu", marks=pytest.mark.skipif(not cuda_shim.HAS_COMPILER, reason="needs g++")),
-        pytest.param("ptx", marks=pytest.mark.skipif(not compile.HAS_COMPILER, reason="needs CuPy")),
-        pytest.param("cuda", marks=pytest.mark.gpu),
-    ],
-)
 
 
 class Kernels:
@@ -59,13 +49,7 @@ class Kernels:
 
     def launch(self, kernel, *args, grid, seed=0):
         args = [self.on(torch.from_numpy(x.view(np.uint8))) if x is self.packed else x for x in args]
-        if self.device == "cpu":
-            cuda_shim.load("tsne_fft").launch(kernel, *args, grid=grid, block=256, seed=seed)
-        elif self.device == "ptx":
-            options = kernels.options(fast_math=True)
-            ptx.launch(SOURCE, options, kernel, *args, grid=grid, block=256)
-        else:
-            kernels.launch(kernels.load("tsne_fft", fast_math=True), kernel, *args, grid=grid, block=256)
+        run(self.device, "tsne_fft", kernel, *args, grid=grid, block=256, fast_math=True, seed=seed)
 
     def by_points(self, points):
         return (-(-max(self.sizes) // points), len(self.sizes))
@@ -115,7 +99,7 @@ def batch():
 def test_numbers_are_packed_as_the_kernels_read_them():
     assert engine.GRID.itemsize == 240
     assert [engine.GRID.fields[name][1] for name in ("nodes", "origin", "ny", "core")] == [8, 16, 32, 48]
-    assert len(mesh.tables()) == int(SOURCE.split("#define TERMS ")[1].split()[0])
+    assert len(mesh.tables()) == int((kernels.FOLDER / "tsne_fft.cu").read_text().split("#define TERMS ")[1].split()[0])
 
 
 def splines(made, e):
