@@ -1,6 +1,7 @@
 """The hot loops: CUDA C++ (`*.cu`) for the GPU and numba (`*.py`) for the CPU."""
 
 import functools
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,16 @@ from qdv_gpu.errors import MissingPackageError
 
 FOLDER = Path(__file__).parent
 MAX_GRID = 65_535  # blocks along y and z
+
+
+def available() -> bool:
+    """Whether CuPy is installed, which compiles and launches them on a GPU."""
+    return importlib.util.find_spec("cupy") is not None
+
+
+def reachable(X: torch.Tensor) -> torch.Tensor:
+    """X where the kernels reach it: on its own device, or, on a GPU without CuPy, on the CPU."""
+    return X.cpu() if X.is_cuda and not available() else X
 
 
 def load(name: str, /, *, fast_math: bool = False, **defines: int) -> Any:

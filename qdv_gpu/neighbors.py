@@ -81,7 +81,7 @@ def knn(X: torch.Tensor, k: int, *, engine: str = "auto") -> Neighbors:
     MissingPackageError
         If faiss is asked for and absent.
     """
-    home, X, k = X.device, reachable(_validated(X, k)), int(k)
+    home, X, k = X.device, kernels.reachable(_validated(X, k)), int(k)
     N = len(X)
     result = Neighbors(
         torch.empty((N, k), dtype=torch.int64, device=X.device),
@@ -100,7 +100,7 @@ def neighbor_blocks(X: torch.Tensor, k: int, *, engine: str = "auto") -> Iterato
     Yields the points int64 [n], in any order, their k nearest other points int64 and the squared distances float64
     [n, k].
     """
-    home, points, k = X.device, reachable(_validated(X, k)), int(k)
+    home, points, k = X.device, kernels.reachable(_validated(X, k)), int(k)
     blocks = _blocks(points, k, _resolved_engine(points, k, engine))
     return ((rows.to(home), indices.to(home), distances.to(home)) for rows, indices, distances in blocks)
 
@@ -154,11 +154,6 @@ def distances_to_all(XT: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     sizes, grid = (np.int64(n), np.int64(N), np.int32(d)), (-(-N // 128), -(-n // 4))
     kernels.run("distances", "to_all", XT, rows.contiguous(), out, *sizes, grid=grid, block=128)
     return out
-
-
-def reachable(X: torch.Tensor) -> torch.Tensor:
-    """X where the kernels reach it: on its own device, or, on a GPU without CuPy, on the CPU."""
-    return X.cpu() if X.is_cuda and importlib.util.find_spec("cupy") is None else X
 
 
 def check_range(X: torch.Tensor) -> None:

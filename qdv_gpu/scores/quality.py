@@ -11,7 +11,7 @@ import torch
 from qdv_gpu import kernels
 from qdv_gpu.arrays import to_tensor
 from qdv_gpu.errors import InputError
-from qdv_gpu.neighbors import as_points, knn, listed_distances, reachable
+from qdv_gpu.neighbors import as_points, knn, listed_distances
 from qdv_gpu.scores.statistics import (
     classes_of,
     error_neighbors,
@@ -122,7 +122,7 @@ def neighbor_ranks(X: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     """
     if len(X) != len(indices):
         raise InputError(f"points and neighbours must be equally many, got {len(X)} and {len(indices)}")
-    home, X = X.device, reachable(X.detach().to(torch.float64))
+    home, X = X.device, kernels.reachable(X.detach().to(torch.float64))
     XT = X.T.contiguous()  # [d, N]
     indices = indices.to(X.device).contiguous()
     limits, out = listed_distances(X, indices), torch.empty_like(indices)

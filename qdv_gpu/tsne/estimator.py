@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 
+from qdv_gpu import kernels
 from qdv_gpu.arrays import like, to_tensor
 from qdv_gpu.errors import LARGEST, InputError, MissingPackageError, check_among, check_count, listed, short
 from qdv_gpu.machine import resolve_device
@@ -173,7 +174,7 @@ class TSNE(BaseEstimator):
         """
         points = _validated(X, self.device)  # [B, N, d]
         home = points.device
-        if home.type == "cuda" and self.engine == "auto" and importlib.util.find_spec("cupy") is None:
+        if home.type == "cuda" and self.engine == "auto" and not kernels.available():
             warnings.warn('t-SNE runs on the CPU without CuPy: pip install "qdv_gpu[cuda13]"', stacklevel=2)
             points = points.cpu()
         B, N, d = points.shape
@@ -262,7 +263,7 @@ class TSNE(BaseEstimator):
 
     def check_engine(self, device: str) -> None:
         """Raise InputError or MissingPackageError if the engine asked for cannot run on "cpu" or "cuda"."""
-        if device == "cuda" and self.engine in ("exact", "fft") and importlib.util.find_spec("cupy") is None:
+        if device == "cuda" and self.engine in ("exact", "fft") and not kernels.available():
             raise MissingPackageError(f'engine {self.engine} on a GPU needs CuPy: pip install "qdv_gpu[cuda13]"')
         hindrance = self._why_not_cuml(device) if self.engine == "cuml" else None
         if hindrance is not None:

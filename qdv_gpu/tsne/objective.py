@@ -5,7 +5,6 @@ import torch
 
 from qdv_gpu import kernels
 from qdv_gpu.errors import check_among
-from qdv_gpu.neighbors import reachable
 from qdv_gpu.tsne.affinities import Affinities, SparseAffinities
 
 SIMILARITIES = ("student-t", "gaussian")
@@ -50,7 +49,7 @@ def kl_divergence(P: Affinities, Z: torch.Tensor, *, similarity: str = "student-
 
 def log_normaliser(x: torch.Tensor, y: torch.Tensor, *, gaussian: bool) -> torch.Tensor:
     """log of the sum of the similarity over all pairs i != j, float64 [], for coordinates float64 [N]."""
-    home, x, y = x.device, reachable(x), reachable(y)
+    home, x, y = x.device, kernels.reachable(x), kernels.reachable(y)
     result = torch.empty_like(x)
     if x.is_cuda:
         grid, N = (-(-len(x) // 32),), np.int32(len(x))
