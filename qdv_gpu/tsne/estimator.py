@@ -211,11 +211,7 @@ class TSNE(BaseEstimator):
         kl = np.array([kl_divergence(P[e // S], z, similarity=self.similarity) for e, z in enumerate(Z)])
         if largest > LARGE:
             together = [kl_divergence(p, torch.zeros_like(Z[0]), similarity=self.similarity) for p in P]
-            if lost := sum(one > together[e // S] for e, one in enumerate(kl)):
-                logger.warning(
-                    "%d of %d maps fit the data worse than one with all points in one place would, and span up to %.1g:"
-                    " learning_rate %g or the start is too large for them", lost, len(kl), 2 * largest, rate,
-                )  # fmt: skip
+            _warn_of_lost(kl.reshape(len(P), S), np.array(together), span=2 * largest, rate=rate)
         single = len(shape) == 2
         self.kl_divergence_ = float(kl[0]) if single else kl.reshape(shape[:-2])
         self.iterations_ = done[0] if single else np.array(done).reshape(shape[:-2])
@@ -349,6 +345,15 @@ def _validated(X: Any, device: str | torch.device) -> torch.Tensor:
     if (points == points[:, :1]).all(dim=-1).all(dim=-1).any():
         warnings.warn("all points are equal: the map shows its start, not the data", stacklevel=3)
     return points
+
+
+def _warn_of_lost(kl: np.ndarray, together: np.ndarray, *, span: float, rate: float) -> None:
+    """Warn of maps whose KL [P, S] is above that of all points `together` in one place [P]."""
+    if lost := int((kl > together[:, None]).sum()):
+        logger.warning(
+            "%d of %d maps fit the data worse than one with all points in one place would, and span up to %.1g:"
+            " learning_rate %g or the start is too large for them", lost, kl.size, span, rate,
+        )  # fmt: skip
 
 
 def _check_number(name: str, value: Any, least: float, most: float = LARGEST, rule: str | None = None) -> None:
