@@ -232,7 +232,7 @@ def _check_different(sheet: Sheet, points: Sequence[Point], part: str) -> None:
             raise sheet.error(f"{pair}: set runs", part)
 
 
-def _check_key(sheet: Sheet, part: str, key: str, number: int = 0) -> None:
+def _check_key(sheet: Sheet, part: str, key: str, number: int) -> None:
     """Refuse a key that is none, or that does not say which of two settings it is."""
     study, dot, name = key.rpartition(".")
     if dot and study in TABLES and name in _names(TABLES[study]):
@@ -255,7 +255,7 @@ def _homes(key: str) -> set[tuple[str, str]]:
     return homes or {("", name)}
 
 
-def _check_once(sheet: Sheet, part: str, keys: Sequence[str], number: int = 0) -> None:
+def _check_once(sheet: Sheet, part: str, keys: Sequence[str], number: int) -> None:
     """Refuse a key of which nothing is left, as others of its table say it for finetune and analyze themselves."""
     for key in keys:
         others = [one for one in keys if "." in one and "." not in key and _homes(one) <= _homes(key)]
