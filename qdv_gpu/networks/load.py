@@ -77,6 +77,8 @@ def load_network(
         Side in pixels of the images that a network will get which does not say its own.
     mean, std : sequence of float, optional
         Of each channel, for pixels in 0..1, instead of the network's own.
+    seed : int
+        Of random weights, a new head and new tensors.
     device : str, torch.device or None
         "auto" is a GPU if there is one; None leaves a module where its weights are.
 

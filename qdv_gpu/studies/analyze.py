@@ -79,6 +79,8 @@ def analyze(
     settings : Settings or "default" or "paper"
     weights : str or Path
         For the networks that name no checkpoint, as for `load_network`.
+    device : str or torch.device
+        "auto" is a GPU if there is one.
     formats : sequence of str
         Of the figures: "png", "pdf", "svg".
     store : str or Path, optional
