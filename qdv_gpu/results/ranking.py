@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from qdv_gpu.errors import InputError, unknown
+from qdv_gpu.results.comparison import side
 from qdv_gpu.results.records import AnalysedLayer
-from qdv_gpu.scores.comparison import Side
 from qdv_gpu.scores.ranking import Estimates, Gains, Ranks, estimates, gains, ranks
 from qdv_gpu.scores.relation import Relation, halves, relation
 
@@ -197,22 +197,12 @@ def ranked(
     y = torch.from_numpy(labels)
     found = []
     for name, places in shared:
-        in_maps, in_layer = (
-            estimates([_sides(one, p, k, maps=m) for one, p in zip(candidates, places, strict=True)], y)
-            for m in (True, False)
-        )
+        own = [[run.layers[p].scored(k) for run in one.runs] for one, p in zip(candidates, places, strict=True)]
+        in_maps, in_layer = (estimates([side(scores, maps=m) for scores in own], y) for m in (True, False))
         over = None if place is None else gains(in_maps, place, layers=len(shared))
         found.append(RankedLayer(name, in_maps, in_layer, over))
     related, apart = _relation(candidates, [places for _, places in shared], found, y, k)
     return Ranking(tuple(candidates), k, len(labels), tuple(found), place, related, apart)
-
-
-def _sides(candidate: Candidate, position: int, k: int, *, maps: bool) -> list[Side]:
-    """The runs of a candidate at one layer."""
-    scores = [run.layers[position].scored(k) for run in candidate.runs]
-    if maps:
-        return [Side(one.spread, tuple(row.nh for row in one.maps)) for one in scores]
-    return [Side(one.spread_feature_space[None], (one.mean.nh_feature_space,)) for one in scores]
 
 
 def _shared(candidates: Sequence[Candidate]) -> list[tuple[str, list[int]]]:
