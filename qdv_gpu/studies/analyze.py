@@ -30,6 +30,7 @@ from qdv_gpu.report.contrast import write_comparison
 from qdv_gpu.report.folder import RunFolder, read_formats
 from qdv_gpu.results.comparison import compared
 from qdv_gpu.results.records import Analysis, Predictions
+from qdv_gpu.results.run import embedding_file
 from qdv_gpu.results.store import Store
 from qdv_gpu.scores.quality import score_maps
 from qdv_gpu.scores.statistics import class_neighbors
@@ -411,13 +412,13 @@ def _view(
     layers = [layer for job in jobs for layer in job.records(len(images))]
     predictions = {job.network.name: said for job in jobs if (said := job.predictions()) is not None}
     labels = None if images.labels is None else images.labels.numpy()
-    folder.claim(*(folder.embedding(layer.network, layer.layer) for layer in layers))
+    folder.claim(*(embedding_file(layer.network, layer.layer) for layer in layers))
     for layer in layers:
         own = {"Z": layer.Z, "indices": images.indices.numpy()}
         if labels is not None:
             near = layer.scores[0].neighbors
             own |= {"labels": labels, "class_neighbors": class_neighbors(near, labels, len(images.classes))}
-        folder.arrays(folder.embedding(layer.network, layer.layer), **own)
+        folder.arrays(embedding_file(layer.network, layer.layer), **own)
     rows = [row for layer in layers for row in layer.rows()]
     folder.text("layers.csv", tables.csv_text(rows, tables.COLUMNS))
     folder.text("table3.csv", tables.scores_csv(layers))
