@@ -336,7 +336,8 @@ def _compute(job: Job, planned: Plan, store: Store, also: Sequence[Settings]) ->
     sizes = {source: row * sum(calls) for source, calls in job.calls(missing).items()}
     for line in planned.lines(network.name, sizes):
         logger.info(line)
-    for number, group in enumerate([*planned.passes, *([source] for source in planned.recomputed)]):
+    groups = [(group, True) for group in planned.passes] + [([source], False) for source in planned.recomputed]
+    for group, fits in groups:
         if network.device.type == "cuda":
             torch.cuda.empty_cache()  # blocks of other sizes, which the budget does not count
         pass_ = ForwardPass(
@@ -345,16 +346,15 @@ def _compute(job: Job, planned: Plan, store: Store, also: Sequence[Settings]) ->
         )  # fmt: skip
         held: dict[str, Tensor] = {}
         timing: dict[str, float] = {"seconds": 0.0, "peak_bytes": 0.0}
-        if number < len(planned.passes):
-            share = len(group) / max(1, sum(map(len, planned.passes)))
+        if fits:
+            share = len(group) / sum(map(len, planned.passes))
             with measured(network.device) as timing, part(job.forward_cost() * share, network.name):
                 held = hold(pass_)
             timing["seconds"] = round(timing["seconds"] / len(held), 3)
         for source in group:
             for output in missing[source]:
-                name, X = str(output.name), held.pop(str(output.name), None)
-                tiles = pass_.tiles(name) if X is None else X.split(planned.batches[source])
-                del X
+                name = str(output.name)
+                tiles = held.pop(name).split(planned.batches[source]) if name in held else pass_.tiles(name)
                 if source == OUTPUT:
                     job.keep_predictions(torch.cat([tile.float() for tile in tiles]), store)
                     continue
