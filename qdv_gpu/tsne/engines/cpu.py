@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from qdv_gpu.tsne.engines.grid import Grid, finest_grid, fits, kernel_for, sample_of, tolerance_after, too_large
+from qdv_gpu.tsne.engines.grid import Grid, grid_or_pairs, kernel_for, sample_of, tolerance_after
 from qdv_gpu.tsne.problem import Motion, Problem, Repulsion
 
 STRETCH = 25  # iterations between two looks at the map: which engine, which grid
@@ -103,23 +103,21 @@ class _Embedding:
     def move(self, turns: int, pool: ThreadPoolExecutor | None = None, threads: int = 1) -> None:
         """Do so many iterations; the choice of engine and grid depends on the map alone."""
         exact = self.repulsion.engine == "exact" or self.tolerance is None
-        N, tolerance = self.Z.shape[1], self.tolerance or self.repulsion.tolerance
+        tolerance, grid = self.tolerance or self.repulsion.tolerance, None
         while turns > 0:
+            grid = None
             if not exact:
                 low, high = self.Z.min(axis=1), self.Z.max(axis=1)
                 if not (np.isfinite(low).all() and np.isfinite(high).all()):
                     return  # nothing brings it back
-                grid = finest_grid(low, high, tolerance, self.repulsion.tolerance, gaussian=self.gaussian)
-                if self.repulsion.engine == "auto":
-                    exact = not fits(grid) or seconds(N, None) <= seconds(N, grid.ny * grid.nx)
-                else:
-                    exact = too_large(grid, torch.from_numpy(self.Z.T), gaussian=self.gaussian)
-            moved = self._exact(turns, pool, threads) if exact else self._on_grid(turns, grid, pool, threads)
+                Z = torch.from_numpy(self.Z.T)
+                grid = grid_or_pairs(Z, low, high, tolerance, self.repulsion, seconds=seconds, gaussian=self.gaussian)
+            moved = self._on_grid(turns, grid, pool, threads) if grid else self._exact(turns, pool, threads)
             if moved:
-                self.used["exact" if exact else "fft"] = None
-            exact |= not moved  # too sparse for a grid
+                self.used["fft" if grid else "exact"] = None
+            exact = grid is None or not moved  # too sparse for a grid
             turns -= moved
-        if not exact:
+        if grid and not exact:
             self._check(grid)
 
     def _check(self, grid: Grid) -> None:

@@ -14,15 +14,7 @@ import torch
 
 from qdv_gpu.errors import InputError
 from qdv_gpu.kernels import MAX_GRID
-from qdv_gpu.tsne.engines.grid import (
-    Grid,
-    factors_for,
-    finest_grid,
-    fits,
-    sample_of,
-    tolerance_after,
-    too_large,
-)
+from qdv_gpu.tsne.engines.grid import Grid, factors_for, grid_or_pairs, sample_of, tolerance_after
 from qdv_gpu.tsne.problem import Motion, Problem, Repulsion
 
 STRETCH = 25  # iterations of an embedding between two choices of its engine
@@ -189,12 +181,8 @@ class _Batch:
         tolerance = self.tolerances[e]
         if tolerance is None:
             return None
-        grid = finest_grid(low, high, tolerance, self.how.tolerance, gaussian=self.gaussian)
-        if self.how.engine == "auto":
-            better = fits(grid) and seconds(self.N, grid.ny * grid.nx) < seconds(self.N, None)
-            return grid if better else None
         own = self.Z[e * self.N : (e + 1) * self.N]
-        return None if too_large(grid, own, gaussian=self.gaussian) else grid
+        return grid_or_pairs(own, low, high, tolerance, self.how, seconds=seconds, gaussian=self.gaussian)
 
     def _round(self, turns: np.ndarray, grids: list[Grid | None], *, hasty: bool) -> None:
         """Launch up to so many iterations of each embedding; if hasty, look now and then whether all have halted."""
