@@ -1,13 +1,26 @@
 """The hot loops: CUDA C++ (`*.cu`) for the GPU and numba (`*.py`) for the CPU."""
 
 import functools
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from qdv_gpu.errors import MissingPackageError
+
 FOLDER = Path(__file__).parent
 MAX_GRID = 65_535  # blocks along y and z
+
+
+def available() -> bool:
+    """Whether CuPy is installed, which compiles and launches them on a GPU."""
+    return importlib.util.find_spec("cupy") is not None
+
+
+def reachable(X: torch.Tensor) -> torch.Tensor:
+    """X where the kernels reach it: on its own device, or, on a GPU without CuPy, on the CPU."""
+    return X.cpu() if X.is_cuda and not available() else X
 
 
 def load(name: str, /, *, fast_math: bool = False, **defines: int) -> Any:
@@ -28,15 +41,16 @@ def load(name: str, /, *, fast_math: bool = False, **defines: int) -> Any:
 
     Raises
     ------
-    ImportError
-        If CuPy is not installed.
+    MissingPackageError
+        If CuPy is not installed, or finds no folder for what it compiles.
     """
     try:
         import cupy
     except ImportError:
-        raise ImportError('kernels on a GPU need CuPy, which is not installed: pip install "qdv_gpu[cuda13]"') from None
+        command = 'pip install "qdv_gpu[cuda13]"'
+        raise MissingPackageError(f"kernels on a GPU need CuPy, which is not installed: {command}") from None
     except OSError as error:  # it makes a folder for what it compiles
-        raise ImportError(f"CuPy needs a cache, set CUPY_CACHE_DIR to a folder it can write: {error}") from None
+        raise MissingPackageError(f"CuPy needs a cache, set CUPY_CACHE_DIR to a folder it can write: {error}") from None
     return _loaded(cupy, torch.cuda.current_device(), name, options(fast_math=fast_math, **defines))
 
 
@@ -69,6 +83,12 @@ def launch(module: Any, kernel: str, *args: Any, grid: tuple[int, ...], block: i
     stream = torch.cuda.current_stream(device).cuda_stream
     with cupy.cuda.Device(device), cupy.cuda.ExternalStream(stream, device):
         _function(module, kernel)(grid, (block,), pointers)
+
+
+def run(name: str, kernel: str, *args: Any, grid: tuple[int, ...], block: int, **defines: int) -> None:
+    """`load` for the device of the first argument, by IEEE arithmetic, and `launch`."""
+    with torch.cuda.device(args[0].device):
+        launch(load(name, fast_math=False, **defines), kernel, *args, grid=grid, block=block)
 
 
 @functools.cache

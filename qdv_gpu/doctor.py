@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from qdv_gpu import kernels
 from qdv_gpu.deconv.unpool import max_pool, unpool
 from qdv_gpu.machine import resolve_device
 from qdv_gpu.neighbors import has_faiss, knn
@@ -85,7 +86,7 @@ def _engines(device: torch.device) -> Iterator[tuple[str, str, str]]:
     yield "PCA", "torch", f"on {device}"
     if not cuda:
         yield "unpooling", "numba", "on the CPU"
-    elif importlib.util.find_spec("cupy") is not None:
+    elif kernels.available():
         yield "unpooling", "CUDA", f"on {device}"
     else:
         yield "unpooling", "none", "CuPy is absent: qdv-gpu deconv needs --device cpu"
@@ -95,7 +96,7 @@ def _engines(device: torch.device) -> Iterator[tuple[str, str, str]]:
         yield "neighbours", "torch", "faiss has no GPU support here"
     else:
         yield "neighbours", "numba", "every distance; faiss is absent"
-    if cuda and importlib.util.find_spec("cupy") is None:
+    if cuda and not kernels.available():
         yield "t-SNE", "auto", "numba, on the CPU, because CuPy is absent"
         return
     kind = "CUDA kernels" if cuda else "numba"
@@ -156,7 +157,7 @@ def _tests(device: torch.device) -> Iterator[tuple[str, Callable[[], str]]]:
         yield f"neighbours, torch, {place}", partial(neighbors, "torch", place)
     yield "neighbours, numba, cpu", partial(neighbors, "direct", cpu)
     for place in places:
-        if place.type == "cpu" or importlib.util.find_spec("cupy") is not None:
+        if place.type == "cpu" or kernels.available():
             if place.type == "cuda":
                 yield f"neighbours, inverted file, {place}", partial(neighbors, "inverted", place)
             yield f"ranks, {place}", partial(ranks, place)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from qdv_gpu import kernels
 from qdv_gpu.errors import InputError, MissingPackageError, check_among, check_count
 from qdv_gpu.machine import product_precision
 
@@ -80,7 +81,7 @@ def knn(X: torch.Tensor, k: int, *, engine: str = "auto") -> Neighbors:
     MissingPackageError
         If faiss is asked for and absent.
     """
-    home, X, k = X.device, reachable(_validated(X, k)), int(k)
+    home, X, k = X.device, kernels.reachable(_validated(X, k)), int(k)
     N = len(X)
     result = Neighbors(
         torch.empty((N, k), dtype=torch.int64, device=X.device),
@@ -99,7 +100,7 @@ def neighbor_blocks(X: torch.Tensor, k: int, *, engine: str = "auto") -> Iterato
     Yields the points int64 [n], in any order, their k nearest other points int64 and the squared distances float64
     [n, k].
     """
-    home, points, k = X.device, reachable(_validated(X, k)), int(k)
+    home, points, k = X.device, kernels.reachable(_validated(X, k)), int(k)
     blocks = _blocks(points, k, _resolved_engine(points, k, engine))
     return ((rows.to(home), indices.to(home), distances.to(home)) for rows, indices, distances in blocks)
 
@@ -138,7 +139,8 @@ def listed_distances(X: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
         distances.listed(X.numpy(), indices.numpy(), out.numpy())
     elif out.numel():
         pairs, m, d = out.numel(), indices.shape[1], X.shape[1]
-        launch_distances("listed", X, indices, out, np.int64(pairs), np.int32(m), np.int32(d), grid=(-(-pairs // 128),))
+        sizes, grid = (np.int64(pairs), np.int32(m), np.int32(d)), (-(-pairs // 128),)
+        kernels.run("distances", "listed", X, indices, out, *sizes, grid=grid, block=128)
     return out
 
 
@@ -149,22 +151,9 @@ def distances_to_all(XT: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """
     (d, N), n = XT.shape, len(rows)
     out = torch.empty((n, N), dtype=torch.float64, device=XT.device)
-    grid = (-(-N // 128), -(-n // 4))
-    launch_distances("to_all", XT, rows.contiguous(), out, np.int64(n), np.int64(N), np.int32(d), grid=grid)
+    sizes, grid = (np.int64(n), np.int64(N), np.int32(d)), (-(-N // 128), -(-n // 4))
+    kernels.run("distances", "to_all", XT, rows.contiguous(), out, *sizes, grid=grid, block=128)
     return out
-
-
-def reachable(X: torch.Tensor) -> torch.Tensor:
-    """X where the kernels reach it: on its own device, or, on a GPU without CuPy, on the CPU."""
-    return X.cpu() if X.is_cuda and importlib.util.find_spec("cupy") is None else X
-
-
-def launch_distances(kernel: str, X: torch.Tensor, *arguments: Any, grid: tuple[int, ...]) -> None:
-    """Launch a kernel of distances.cu on the device of X."""
-    from qdv_gpu import kernels
-
-    with torch.cuda.device(X.device):
-        kernels.launch(kernels.load("distances"), kernel, X, *arguments, grid=grid, block=128)
 
 
 def check_range(X: torch.Tensor) -> None:
@@ -357,9 +346,9 @@ def _search_all(X: torch.Tensor, rows: torch.Tensor, k: int) -> tuple[torch.Tens
     distances = torch.empty((len(rows), k), dtype=torch.float64, device=X.device)
     XT = X.T.contiguous()
     if not X.is_cuda:
-        from qdv_gpu.kernels import distances as kernels
+        from qdv_gpu.kernels.distances import nearest
 
-        kernels.nearest(XT.numpy(), rows.numpy(), indices.numpy(), distances.numpy())
+        nearest(XT.numpy(), rows.numpy(), indices.numpy(), distances.numpy())
         return indices, distances
     step = max(1, BLOCK // len(X))
     for start in range(0, len(rows), step):

@@ -8,23 +8,13 @@ import numpy as np
 import pytest
 import torch
 import tsne_reference as reference
-from device import compile, ptx
+from device import compile
+from device.launches import devices, needs_compiler, needs_nvrtc, run
 
 from qdv_gpu import kernels
 
 SOURCES = sorted(kernels.FOLDER.glob("*.cu"))
 VARIANTS = [{"GAUSSIAN": gaussian, "DENSE": dense} for gaussian in (0, 1) for dense in (0, 1)]
-needs_compiler = pytest.mark.skipif(not cuda_shim.HAS_COMPILER, reason="needs g++")
-needs_nvrtc = pytest.mark.skipif(not compile.HAS_COMPILER, reason="needs CuPy")
-devices = pytest.mark.parametrize(
-    "device",
-    [
-        pytest.param("cpu", marks=needs_compiler),
-        pytest.param("ptx", marks=needs_nvrtc),
-        pytest.param("cuda", marks=pytest.mark.gpu),
-    ],
-)
-TSNE = (kernels.FOLDER / "tsne.cu").read_text()
 variants = pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(f"{k}{x}" for k, x in v.items()))
 
 
@@ -73,14 +63,8 @@ class Batch:
 
     def launch(self, variant, kernel, *args, points, block, seed):
         grid = (-(-max(self.sizes) // points), len(self.sizes))
-        if self.device == "cpu":
-            cuda_shim.load("tsne", **variant).launch(kernel, *args, grid=grid, block=block, seed=seed)
-        elif self.device == "ptx":
-            options = kernels.options(fast_math=True, **variant)
-            ptx.launch(TSNE, options, kernel, *args, grid=grid, block=block, arch=self.arch)
-        else:
-            module = kernels.load("tsne", fast_math=True, **variant)
-            kernels.launch(module, kernel, *args, grid=grid, block=block)
+        sizes = {"grid": grid, "block": block}
+        run(self.device, "tsne", kernel, *args, **sizes, fast_math=True, seed=seed, arch=self.arch, **variant)
 
     def forces(self, variant, *, seed=0):
         self.launch(variant, "repel", self.z, self.start, self.repulsion, self.weight, points=16, block=128, seed=seed)

@@ -61,7 +61,7 @@ def load_images(
         folder "test", the folder itself; of a table without splits, all of it.
     samples : int or "all"
         How many images, the same number of each class (the first classes get the remainder), drawn as in the
-        paper: `numpy.random.seed(222)`, then for each class `numpy.random.choice(..., replace=False)`. Without
+        paper: `numpy.random.seed(seed)`, then for each class `numpy.random.choice(..., replace=False)`. Without
         labels, one such draw from all.
     image_size : int, optional
         Images of mixed sizes are squeezed to this side when they are decoded; without it they have no pixels until
@@ -70,6 +70,8 @@ def load_images(
         Leave out files that cannot be decoded, and count them, instead of refusing the data set.
     root : str or Path, optional
         Where downloads are kept; default `~/.cache/qdv_gpu`.
+    seed : int
+        Of the drawing; the paper's by default.
 
     Returns
     -------

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, library
 
-from qdv_gpu.errors import InputError, MissingPackageError, short
+from qdv_gpu import kernels
+from qdv_gpu.errors import InputError, short
 from qdv_gpu.kernels import MAX_GRID
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # in the order of TYPE in unpool.cu
@@ -200,7 +201,8 @@ def unpool_windows(
         result = signal.new_empty(B, C, *out)
         if result.numel():
             arguments, grid = unpool_launch(signal, switches, origin, result, size)
-            _launch("unpool", pool.defines(signal) | {"RECTIFY": int(rectify)}, arguments, grid)
+            defines = pool.defines(signal) | {"RECTIFY": int(rectify)}
+            kernels.run("unpool", "unpool", *arguments, grid=grid, block=THREADS, **defines)
         return result
     from qdv_gpu.kernels import pooling
 
@@ -228,17 +230,6 @@ def unpool_launch(
     return (signal.contiguous(), switches.contiguous(), origin.contiguous(), result, *numbers), grid
 
 
-def _launch(kernel: str, defines: dict[str, int], arguments: tuple[Any, ...], grid: tuple[int, ...]) -> None:
-    from qdv_gpu import kernels
-
-    with torch.cuda.device(arguments[0].device):
-        try:
-            module = kernels.load("unpool", fast_math=False, **defines)
-        except ImportError as error:
-            raise MissingPackageError(str(error)) from None
-        kernels.launch(module, kernel, *arguments, grid=grid, block=THREADS)
-
-
 @library.custom_op("qdv_gpu::max_pool", mutates_args=())
 def _max_pool(
     maps: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
@@ -253,7 +244,7 @@ def _max_pool(
         pooled = maps.new_empty(B, C, h, w)
         if pooled.numel():
             arguments, grid = max_pool_launch(maps, pooled, switches)
-            _launch("max_pool", pool.defines(maps), arguments, grid)
+            kernels.run("unpool", "max_pool", *arguments, grid=grid, block=THREADS, **pool.defines(maps))
     else:
         from qdv_gpu.kernels import pooling
 

@@ -77,6 +77,8 @@ def load_network(
         Side in pixels of the images that a network will get which does not say its own.
     mean, std : sequence of float, optional
         Of each channel, for pixels in 0..1, instead of the network's own.
+    seed : int
+        Of random weights, a new head and new tensors.
     device : str, torch.device or None
         "auto" is a GPU if there is one; None leaves a module where its weights are.
 
@@ -144,12 +146,7 @@ def load_network(
         network = replace(network, spec=asked.built, name=asked.label or asked.short)
         if num_classes is not None and head_classes(network.module) != num_classes:
             network = with_head(network, asked.name, num_classes)
-    for key, tensor in network.module.state_dict().items():
-        if not isinstance(tensor, torch.Tensor):
-            kind = type(tensor).__name__
-            raise InputError(f"{asked.built} keeps {key} as a {kind}, as quantised networks do: a tensor is required")
-        if tensor.is_meta:
-            raise InputError(f"{asked.built} has no numbers in {key}, which is on the meta device: give it weights")
+    _check_numbers(network.module, asked.built)
     if image_size is not None:
         check_memory(network, image_size)
     moved = network.module.eval() if device is None else network.module.eval().to(resolve_device(device))
@@ -296,6 +293,16 @@ def _check_names(module: nn.Module, network: str) -> None:
                 raise InputError(
                     f"{network} has a submodule called {name!r}: a name without dots is required, in UTF-8"
                 )
+
+
+def _check_numbers(module: nn.Module, network: str) -> None:
+    """Raise InputError unless all that a module keeps are tensors with numbers."""
+    for key, tensor in module.state_dict().items():
+        if not isinstance(tensor, torch.Tensor):
+            kind = type(tensor).__name__
+            raise InputError(f"{network} keeps {key} as a {kind}, as quantised networks do: a tensor is required")
+        if tensor.is_meta:
+            raise InputError(f"{network} has no numbers in {key}, which is on the meta device: give it weights")
 
 
 def _is_timm(module: nn.Module) -> bool:

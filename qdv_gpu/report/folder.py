@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from qdv_gpu.errors import InputError, check_among, listed
 from qdv_gpu.files import LEFTOVER, locked, remove_leftovers, replacing
-from qdv_gpu.results.run import RUN, embedding_file, is_finished
+from qdv_gpu.results.run import RUN, is_finished
 from qdv_gpu.sealed import hash_of, read_sealed, write_sealed
 
 logger = logging.getLogger(__name__)
@@ -192,10 +192,6 @@ class RunFolder:
         except (InputError, OSError, TypeError) as error:
             logger.warning("%s; it is written again", error)
         return {"finished": False, "files": {}}
-
-    def embedding(self, network: str, layer: str) -> str:
-        """Name of the file with a layer's maps."""
-        return embedding_file(network, layer)
 
     def text(self, name: str, text: str) -> Path:
         """Write a text file."""

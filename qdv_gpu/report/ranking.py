@@ -116,8 +116,8 @@ def _what_it_gains(found: Ranking) -> str:
     )
     others = [
         (plain(x.name), x.gains.verdicts[one], f"{plain(x.name)} ({x.gains.delta[one]:+.3f})")
-        for i, x in enumerate(found.layers)
-        if i != found.headline and x.gains is not None
+        for x in found.layers[:-1]
+        if x.gains is not None
     ]
     for verdict, words in (("ahead", "it is surely ahead at"), ("behind", "surely behind at")):
         own = [shown for _, of, shown in others if of == verdict]
@@ -177,7 +177,7 @@ def relation_sentence(found: Ranking) -> str:
             "It is not known which images each candidate gets right, so there is no correlation of NH and accuracy: on "
             "the same images they are alike by chance."
         )
-    r, low, high, p = (float(v[found.headline]) for v in (related.r, related.low, related.high, related.p))
+    r, low, high, p = (float(v[-1]) for v in (related.r, related.low, related.high, related.p))
     if math.isnan(r):
         return "NH or accuracy is the same of all candidates, so there is no correlation."
     layers = f", the largest of {len(found.layers)} layers allowed for" if len(found.layers) > 1 else ""

@@ -25,9 +25,9 @@ def relation_figure(found: Ranking) -> Figure:
     if related is None:
         raise InputError("the candidates' accuracies are not known")
     return plot_relation(
-        related.nh[found.headline], related.accuracy, found.top.in_maps.can_be_best, baseline=found.baseline,
-        r=related.r, low=related.low, high=related.high, p=float(related.p[found.headline]),
-        layers=[layer.name for layer in found.layers], headline=found.headline, halves=found.halves,
+        related.nh[-1], related.accuracy, found.top.in_maps.can_be_best, baseline=found.baseline,
+        r=related.r, low=related.low, high=related.high, p=float(related.p[-1]),
+        layers=[layer.name for layer in found.layers], halves=found.halves,
     )[0]  # fmt: skip
 
 
@@ -54,7 +54,6 @@ def plot_relation(
     high: Any,
     p: float,
     layers: Sequence[str],
-    headline: int = -1,
     baseline: int | None = None,
     halves: bool = True,
 ) -> tuple[Figure, np.ndarray]:
@@ -63,16 +62,14 @@ def plot_relation(
     Parameters
     ----------
     nh, accuracy : array
-        float [V], at one layer; what is NaN is left out.
+        float [V], at the last layer; what is NaN is left out.
     can_be_best : array
         bool [V].
     r, low, high : array
         float [L]: correlation at each layer and its interval; NaN if there is none.
     p : float
-        At the one layer.
+        At the last layer.
     layers : sequence of str
-    headline : int
-        Position of the one layer.
     baseline : int, optional
     halves : bool
         Whether NH is of one half of the images and accuracy of the other.
@@ -93,7 +90,7 @@ def plot_relation(
     """
     values, right, best = np.asarray(nh, np.float64), np.asarray(accuracy, np.float64), np.asarray(can_be_best, bool)
     r, ends = np.asarray(r, np.float64), np.asarray([low, high], np.float64)
-    name, L = plain(layers[headline]), len(layers)
+    name, L = plain(layers[-1]), len(layers)
     beside = L > 1 and not np.isnan(r).all()
     figure = NotebookFigure(figsize=(PAGE if beside else 4.2, 1))
     width, tall, left = figure.get_figwidth(), 2.4, 0.65
@@ -115,8 +112,8 @@ def plot_relation(
     room = half - drawing.text_width(f"NH at {of}", TEXT)
     ax.set_xlabel(f"NH at {drawing.shortened(name, room, TEXT)}{of}", fontsize=TEXT, parse_math=False)
     ax.set_ylabel(f"accuracy{other}", fontsize=TEXT)
-    one = r[headline]
-    text = f"r = {one:.2f} ({ends[0, headline]:.2f} to {ends[1, headline]:.2f}), p = {p:.2g}"
+    one = r[-1]
+    text = f"r = {one:.2f} ({ends[0, -1]:.2f} to {ends[1, -1]:.2f}), p = {p:.2g}"
     drawing.add_text(figure, left, MARGIN, "no coefficient" if np.isnan(one) else text, size=SMALL)
     if beside:
         ax = axes[1] = drawing.add_panel(figure, starts, above, width - MARGIN - starts, tall, xlim=(0.5, L + 0.5))

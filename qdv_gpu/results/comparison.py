@@ -10,6 +10,7 @@ import torch
 from qdv_gpu.errors import InputError, check_among, short
 from qdv_gpu.results.records import AnalysedLayer
 from qdv_gpu.scores.comparison import Difference, Side, ahead_from, check_margin, class_differences, differences
+from qdv_gpu.scores.quality import LayerScores
 from qdv_gpu.scores.similarity import cka_matrix, probe_hits
 
 PAIRINGS = ("position", "name", "cka")
@@ -141,24 +142,18 @@ def compared(
     places = _pairs(a, b, cka, pair)
     y = torch.from_numpy(labels)
 
-    def sides(runs: Sequence[Layers], position: int, *, maps: bool) -> list[Side]:
-        found = [run[position].scored(k) for run in runs]
-        if maps:
-            return [Side(one.spread, tuple(row.nh for row in one.maps)) for one in found]
-        return [Side(one.spread_feature_space[None], (one.mean.nh_feature_space,)) for one in found]
-
+    scored = [[[run[p].scored(k) for run in runs] for runs, p in ((first, i), (second, j))] for i, j in places]
     in_maps, in_layer = (
-        differences([(sides(first, i, maps=m), sides(second, j, maps=m)) for i, j in places], y, margin=margin)
+        differences([(side(ours, maps=m), side(theirs, maps=m)) for ours, theirs in scored], y, margin=margin)
         for m in (True, False)
     )
     ours, theirs = {i: _probe(a[i], y) for i, _ in places}, {j: _probe(b[j], y) for _, j in places}
     pairs, hit = [], np.zeros((2, len(labels)))
-    for number, (i, j) in enumerate(places):
-        scores = [[run[p].scored(k) for run in runs] for runs, p in ((first, i), (second, j))]
-        nh = [float(np.mean([one.mean.nh for one in side])) for side in scores]
-        own = [float(np.mean([one.mean.nh_feature_space for one in side])) for side in scores]
-        hit += [np.mean([one.hits.mean(dim=0).numpy() for one in side], axis=0) for side in scores]
-        neighbors = [[list(one.neighbors) for one in side] for side in scores]
+    for number, ((i, j), both_scores) in enumerate(zip(places, scored, strict=True)):
+        nh = [float(np.mean([one.mean.nh for one in scores])) for scores in both_scores]
+        own = [float(np.mean([one.mean.nh_feature_space for one in scores])) for scores in both_scores]
+        hit += [np.mean([one.hits.mean(dim=0).numpy() for one in scores], axis=0) for scores in both_scores]
+        neighbors = [[list(one.neighbors) for one in scores] for scores in both_scores]
         of_classes = class_differences(neighbors[0], neighbors[1], y)
         probes = _accuracies(ours[i], theirs[j])
         both = (nh[0], nh[1]), (own[0], own[1])
@@ -176,6 +171,13 @@ def compared(
         cka=cka,
         hits=hit / len(places),
     )
+
+
+def side(scores: Sequence[LayerScores], *, maps: bool) -> list[Side]:
+    """What the scores of one layer in each run say of NH in the maps, or in the layer's own space."""
+    if maps:
+        return [Side(one.spread, tuple(row.nh for row in one.maps)) for one in scores]
+    return [Side(one.spread_feature_space[None], (one.mean.nh_feature_space,)) for one in scores]
 
 
 def check_pairing(pair: Any) -> None:

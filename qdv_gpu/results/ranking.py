@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from qdv_gpu.errors import InputError, unknown
+from qdv_gpu.results.comparison import side
 from qdv_gpu.results.records import AnalysedLayer
-from qdv_gpu.scores.comparison import Side
 from qdv_gpu.scores.ranking import Estimates, Gains, Ranks, estimates, gains, ranks
 from qdv_gpu.scores.relation import Relation, halves, relation
 
@@ -109,8 +109,6 @@ class Ranking:
         Neighbours.
     samples : int
     layers : tuple of RankedLayer
-    headline : int
-        Position among `layers` of the one that the candidates are ranked by.
     baseline : int or None
         Position among the candidates.
     relation : Relation or None
@@ -128,7 +126,6 @@ class Ranking:
     k: int
     samples: int
     layers: tuple[RankedLayer, ...]
-    headline: int
     baseline: int | None
     relation: Relation | None
     halves: bool
@@ -142,8 +139,8 @@ class Ranking:
 
     @property
     def top(self) -> RankedLayer:
-        """The layer that the candidates are ranked by."""
-        return self.layers[self.headline]
+        """The layer that the candidates are ranked by: the last."""
+        return self.layers[-1]
 
     @cached_property
     def order(self) -> list[int]:
@@ -162,9 +159,8 @@ def ranked(
     *,
     k: int,
     baseline: str | None = None,
-    layer: str | None = None,
 ) -> Ranking:
-    """Rank candidates by NH, at every layer that they share.
+    """Rank candidates by NH, at every layer that they share; the last one says who is first.
 
     Layers belong together by position if all candidates have equally many, else by the names that all have, and the
     last of each in any case.
@@ -180,13 +176,11 @@ def ranked(
         Neighbours.
     baseline : str, optional
         Name of the candidate that the others are compared with.
-    layer : str, optional
-        The layer to rank by, by default the last.
 
     Raises
     ------
     InputError
-        If there is no candidate, two have one name, baseline or layer is not there, or the runs are not equally many.
+        If there is no candidate, two have one name, the baseline is not there, or the runs are not equally many.
     """
     names = [candidate.name for candidate in candidates]
     if not names:
@@ -200,26 +194,15 @@ def ranked(
         raise InputError(f"candidates must have equally many runs, at least one, got none of {names[0]!r:.60}")
     place = None if baseline is None else names.index(baseline)
     shared = _shared(candidates)
-    headline = len(shared) - 1 if layer is None else _named(shared, candidates, layer)
     y = torch.from_numpy(labels)
     found = []
     for name, places in shared:
-        in_maps, in_layer = (
-            estimates([_sides(one, p, k, maps=m) for one, p in zip(candidates, places, strict=True)], y)
-            for m in (True, False)
-        )
+        own = [[run.layers[p].scored(k) for run in one.runs] for one, p in zip(candidates, places, strict=True)]
+        in_maps, in_layer = (estimates([side(scores, maps=m) for scores in own], y) for m in (True, False))
         over = None if place is None else gains(in_maps, place, layers=len(shared))
         found.append(RankedLayer(name, in_maps, in_layer, over))
     related, apart = _relation(candidates, [places for _, places in shared], found, y, k)
-    return Ranking(tuple(candidates), k, len(labels), tuple(found), headline, place, related, apart)
-
-
-def _sides(candidate: Candidate, position: int, k: int, *, maps: bool) -> list[Side]:
-    """The runs of a candidate at one layer."""
-    scores = [run.layers[position].scored(k) for run in candidate.runs]
-    if maps:
-        return [Side(one.spread, tuple(row.nh for row in one.maps)) for one in scores]
-    return [Side(one.spread_feature_space[None], (one.mean.nh_feature_space,)) for one in scores]
+    return Ranking(tuple(candidates), k, len(labels), tuple(found), place, related, apart)
 
 
 def _shared(candidates: Sequence[Candidate]) -> list[tuple[str, list[int]]]:
@@ -241,17 +224,6 @@ def _shared(candidates: Sequence[Candidate]) -> list[tuple[str, list[int]]]:
 
 def _common(names: Sequence[str], other: str) -> str:
     return names[0] if len(set(names)) == 1 else other
-
-
-def _named(shared: Sequence[tuple[str, Sequence[int]]], candidates: Sequence[Candidate], layer: str) -> int:
-    """Position among the shared layers of the one that is called so, by its name here or in any candidate."""
-    allowed = []
-    for position, (name, places) in enumerate(shared):
-        own = {one.runs[0].layers[p].layer for one, p in zip(candidates, places, strict=True)}
-        if layer == name or layer in own:
-            return position
-        allowed.append(name)
-    raise unknown("layer that all candidates have", layer, allowed)
 
 
 def _relation(

@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import torch
 
+from qdv_gpu import kernels
 from qdv_gpu.arrays import to_tensor
 from qdv_gpu.errors import InputError
-from qdv_gpu.neighbors import as_points, knn, launch_distances, listed_distances, reachable
+from qdv_gpu.neighbors import as_points, knn, listed_distances
 from qdv_gpu.scores.statistics import (
     classes_of,
     error_neighbors,
@@ -121,7 +122,7 @@ def neighbor_ranks(X: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     """
     if len(X) != len(indices):
         raise InputError(f"points and neighbours must be equally many, got {len(X)} and {len(indices)}")
-    home, X = X.device, reachable(X.detach().to(torch.float64))
+    home, X = X.device, kernels.reachable(X.detach().to(torch.float64))
     XT = X.T.contiguous()  # [d, N]
     indices = indices.to(X.device).contiguous()
     limits, out = listed_distances(X, indices), torch.empty_like(indices)
@@ -132,7 +133,7 @@ def neighbor_ranks(X: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     elif out.numel():
         (d, N), m = XT.shape, indices.shape[1]
         sizes, grid = (np.int64(N), np.int32(m), np.int32(d)), (-(-N // 16),)
-        launch_distances("ranks", XT, indices, limits, out, *sizes, grid=grid)
+        kernels.run("distances", "ranks", XT, indices, limits, out, *sizes, grid=grid, block=128)
     return out.to(home)
 
 
@@ -231,7 +232,10 @@ class HitValues:
 
 
 def hit_values(neighbors: Sequence[torch.Tensor], labels: Any, *, k: int) -> HitValues:
-    """Hits of maps from their neighbours int64 [N, m] each, m at least what `error_neighbors` says."""
+    """Hits of maps from neighbours int64 [N, m], m at least what `error_neighbors` says; NaN where labels are None."""
+    if labels is None:
+        unknown = torch.full((len(neighbors), len(neighbors[0])), math.nan, dtype=torch.float64)
+        return HitValues(hits=unknown, influence=unknown, spread=unknown, standard_error=math.nan)
     m = error_neighbors(k, len(neighbors[0]))
     labels = classes_of(labels, neighbors[0])
     wide = [indices[:, :m] for indices in neighbors]
@@ -264,9 +268,7 @@ def score_maps(
     >>> scores.influence.shape, abs(float(scores.influence.mean()) - scores.mean.nh) < 1e-12
     (torch.Size([1, 60]), True)
     """
-    if labels is None:
-        return [_unlabelled(scores) for scores in score_maps(X, Z, torch.arange(len(X)) % 2, k=k, seeds=seeds)]
-    classes = classes_of(labels.cpu(), None)
+    classes = None if labels is None else classes_of(labels.cpu(), None)
     most = max(k)
     wide = error_neighbors(most, len(X))
     near_X, near_Z = knn(X, wide), [knn(z, wide) for z in Z]
@@ -276,7 +278,7 @@ def score_maps(
     ranks_X = [ranks.cpu() for ranks in ranks_X]
     tied = {n: [near.first(n).tied.cpu() for near in (near_X, *near_Z)] for n in k}
     own, *in_map = (near.indices.int().cpu().long() for near in (near_X, *near_Z))  # half of the bytes
-    expected = chance(classes)
+    expected = math.nan if classes is None else chance(classes)
     result = []
     for n in k:
         in_maps, in_layer = hit_values(in_map, classes, k=n), hit_values([own], classes, k=n)
@@ -316,27 +318,6 @@ def score_maps(
             )
         )
     return result
-
-
-def _unlabelled(scores: LayerScores) -> LayerScores:
-    """The same without what depends on the labels."""
-    nan = math.nan
-    maps, layer = torch.full_like(scores.hits, nan), torch.full_like(scores.hits_feature_space, nan)
-    return LayerScores(
-        k=scores.k,
-        maps=tuple(replace(row, nh=nan, nh_feature_space=nan, chance=nan) for row in scores.maps),
-        mean=replace(
-            scores.mean, nh=nan, nh_feature_space=nan, chance=nan, standard_error=nan, standard_error_feature_space=nan
-        ),
-        influence=maps,
-        hits=maps,
-        spread=maps,
-        neighbors=scores.neighbors,
-        influence_feature_space=layer,
-        hits_feature_space=layer,
-        spread_feature_space=layer,
-        neighbors_feature_space=scores.neighbors_feature_space,
-    )
 
 
 def _pair(X: Any, Z: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -30,6 +30,7 @@ from qdv_gpu.report.contrast import write_comparison
 from qdv_gpu.report.folder import RunFolder, read_formats
 from qdv_gpu.results.comparison import compared
 from qdv_gpu.results.records import Analysis, Predictions
+from qdv_gpu.results.run import embedding_file
 from qdv_gpu.results.store import Store
 from qdv_gpu.scores.quality import score_maps
 from qdv_gpu.scores.statistics import class_neighbors
@@ -80,6 +81,8 @@ def analyze(
     settings : Settings or "default" or "paper"
     weights : str or Path
         For the networks that name no checkpoint, as for `load_network`.
+    device : str or torch.device
+        "auto" is a GPU if there is one.
     formats : sequence of str
         Of the figures: "png", "pdf", "svg".
     store : str or Path, optional
@@ -334,7 +337,8 @@ def _compute(job: Job, planned: Plan, store: Store, also: Sequence[Settings]) ->
     sizes = {source: row * sum(calls) for source, calls in job.calls(missing).items()}
     for line in planned.lines(network.name, sizes):
         logger.info(line)
-    for number, group in enumerate([*planned.passes, *([source] for source in planned.recomputed)]):
+    groups = [(group, True) for group in planned.passes] + [([source], False) for source in planned.recomputed]
+    for group, fits in groups:
         if network.device.type == "cuda":
             torch.cuda.empty_cache()  # blocks of other sizes, which the budget does not count
         pass_ = ForwardPass(
@@ -344,16 +348,15 @@ def _compute(job: Job, planned: Plan, store: Store, also: Sequence[Settings]) ->
         )  # fmt: skip
         held: dict[str, Tensor] = {}
         timing: dict[str, float] = {"seconds": 0.0, "peak_bytes": 0.0}
-        if number < len(planned.passes):
-            share = len(group) / max(1, sum(map(len, planned.passes)))
+        if fits:
+            share = len(group) / sum(map(len, planned.passes))
             with measured(network.device) as timing, part(job.forward_cost() * share, network.name):
                 held = hold(pass_)
             timing["seconds"] = round(timing["seconds"] / len(held), 3)
         for source in group:
             for output in missing[source]:
-                name, X = str(output.name), held.pop(str(output.name), None)
-                tiles = pass_.tiles(name) if X is None else X.split(planned.batches[source])
-                del X
+                name = str(output.name)
+                tiles = held.pop(name).split(planned.batches[source]) if name in held else pass_.tiles(name)
                 if source == OUTPUT:
                     job.keep_predictions(torch.cat([tile.float() for tile in tiles]), store)
                     continue
@@ -417,13 +420,13 @@ def _view(
     layers = [layer for job in jobs for layer in job.records(len(images))]
     predictions = {job.network.name: said for job in jobs if (said := job.predictions()) is not None}
     labels = None if images.labels is None else images.labels.numpy()
-    folder.claim(*(folder.embedding(layer.network, layer.layer) for layer in layers))
+    folder.claim(*(embedding_file(layer.network, layer.layer) for layer in layers))
     for layer in layers:
         own = {"Z": layer.Z, "indices": images.indices.numpy()}
         if labels is not None:
             near = layer.scores[0].neighbors
             own |= {"labels": labels, "class_neighbors": class_neighbors(near, labels, len(images.classes))}
-        folder.arrays(folder.embedding(layer.network, layer.layer), **own)
+        folder.arrays(embedding_file(layer.network, layer.layer), **own)
     rows = [row for layer in layers for row in layer.rows()]
     folder.text("layers.csv", tables.csv_text(rows, tables.COLUMNS))
     folder.text("table3.csv", tables.scores_csv(layers))

@@ -24,7 +24,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from qdv_gpu.errors import InputError, as_path, check_count, short, unknown
 from qdv_gpu.files import contents_of
@@ -125,6 +125,14 @@ class Sheet:
         return found
 
 
+class Given(NamedTuple):
+    """A value of a setting, and where it is from: the part of the sheet, and the number among its points."""
+
+    value: Any
+    part: str
+    number: int = 0
+
+
 def read_sweep(source: str | Path | Mapping[str, Any], *, max_points: int = MAX_POINTS) -> tuple[Sheet, list[Point]]:
     """The points of a sweep file, or of such a dict: the grid's, its first key varying slowest, then single ones.
 
@@ -136,53 +144,31 @@ def read_sweep(source: str | Path | Mapping[str, Any], *, max_points: int = MAX_
     """
     check_count("max points", max_points)
     sheet = Sheet.read(source)
-    shared = {key: (value, "run", 0) for key, value in _flat(sheet.table.get("run", {})).items()}
+    shared = {key: Given(value, "run") for key, value in _flat(sheet.table.get("run", {})).items()}
     axes = {key: _axis(sheet, key, values) for key, values in _flat(sheet.table.get("grid", {})).items()}
     single = [_flat(point) for point in sheet.table.get("points", [])]
-    for part, keys in (("run", shared), ("grid", axes)):
-        for key in keys:
-            _check_key(sheet, part, key)
-    for number, own in enumerate(single):
-        for key in own:
-            _check_key(sheet, "points", key, number)
-    for key in axes:
-        if same := next((one for one in shared if _homes(one) <= _homes(key)), None):
-            named = "" if same == key else f", as {same}"
-            raise sheet.error(f"it is set in [run] too{named}: one of them must go", "grid", key)
-    _check_once(sheet, "run", list(shared))
-    _check_once(sheet, "grid", list(axes))
-    for number, own in enumerate(single):
-        _check_once(sheet, "points", list(own), number)
-    count = (math.prod(map(len, axes.values())) if axes else 0) + len(single)
-    if count > max_points:
-        raise sheet.error(f"the sweep has {count:,} points: at most {max_points:,} are allowed (--max-points)", "grid")
+    _check_keys(sheet, shared, axes, single)
+
+    def check_number(count: int) -> None:
+        if count > max_points:
+            message = f"the sweep has {count:,} points: at most {max_points:,} are allowed (--max-points)"
+            raise sheet.error(message, "grid")
+
+    check_number((math.prod(map(len, axes.values())) if axes else 0) + len(single))
     chosen = [
-        ({**shared, **{key: (value, "grid", 0) for key, value in zip(axes, values, strict=True)}}, tuple(axes))
+        ({**shared, **{key: Given(value, "grid") for key, value in zip(axes, values, strict=True)}}, tuple(axes))
         for values in (itertools.product(*axes.values()) if axes else [])
     ]
     for number, own in enumerate(single):
-        chosen.append(({**shared, **{key: (value, "points", number) for key, value in own.items()}}, tuple(own)))
-    runs = [given["runs"][0] if "runs" in given else 1 for given, _ in chosen]
-    total = sum(value for value in runs if isinstance(value, int))
-    if total > max_points:
-        raise sheet.error(f"the sweep has {total:,} points: at most {max_points:,} are allowed (--max-points)", "grid")
+        chosen.append(({**shared, **{key: Given(value, "points", number) for key, value in own.items()}}, tuple(own)))
+    runs = [given.get("runs", Given(1, "run")).value for given, _ in chosen]
+    check_number(sum(value for value in runs if isinstance(value, int)))
     points = [point for given, varied in chosen for point in _points(sheet, given, varied)]
     if not points:
         raise sheet.error("the sweep has no points: a [grid] of lists or [[points]] are required", "grid")
     if len(points) > max_points:
         raise sheet.error(f"the sweep has {len(points):,} points: at most {max_points:,} are allowed", "grid")
-    seen: dict[str, Point] = {}
-    for point in points:
-        other = seen.setdefault(_meaning(point), point)
-        if other is not point:
-            named = "" if other.label == point.label else f", once as {other.label}"
-            raise sheet.error(f"{point.label}, run {point.run}, is there twice{named}", "grid" if axes else "points")
-    named_first: dict[str, Point] = {}
-    for point in points:
-        other = named_first.setdefault(point.candidate, point)
-        if other.label != point.label:
-            pair = f"{other.label} and {point.label} differ in their seeds alone, as runs of one candidate do"
-            raise sheet.error(f"{pair}: set runs", "grid" if axes else "points")
+    _check_different(sheet, points, "grid" if axes else "points")
     return sheet, points
 
 
@@ -214,7 +200,39 @@ def _names(table: type) -> list[str]:
     return [field.name for field in dataclasses.fields(table)]
 
 
-def _check_key(sheet: Sheet, part: str, key: str, number: int = 0) -> None:
+def _check_keys(
+    sheet: Sheet, shared: Mapping[str, Any], axes: Mapping[str, Any], single: Sequence[Mapping[str, Any]]
+) -> None:
+    """Refuse keys that are unknown, and settings that are set twice."""
+    tables = [("run", shared, 0), ("grid", axes, 0), *(("points", own, number) for number, own in enumerate(single))]
+    for part, table, number in tables:
+        for key in table:
+            _check_key(sheet, part, key, number)
+    for key in axes:
+        if same := next((one for one in shared if _homes(one) <= _homes(key)), None):
+            named = "" if same == key else f", as {same}"
+            raise sheet.error(f"it is set in [run] too{named}: one of them must go", "grid", key)
+    for part, table, number in tables:
+        _check_once(sheet, part, list(table), number)
+
+
+def _check_different(sheet: Sheet, points: Sequence[Point], part: str) -> None:
+    """Refuse points that are computed alike, and those that another seed makes candidates of their own."""
+    seen: dict[str, Point] = {}
+    for point in points:
+        other = seen.setdefault(_meaning(point), point)
+        if other is not point:
+            named = "" if other.label == point.label else f", once as {other.label}"
+            raise sheet.error(f"{point.label}, run {point.run}, is there twice{named}", part)
+    candidates: dict[str, Point] = {}
+    for point in points:
+        other = candidates.setdefault(point.candidate, point)
+        if other.label != point.label:
+            pair = f"{other.label} and {point.label} differ in their seeds alone, as runs of one candidate do"
+            raise sheet.error(f"{pair}: set runs", part)
+
+
+def _check_key(sheet: Sheet, part: str, key: str, number: int) -> None:
     """Refuse a key that is none, or that does not say which of two settings it is."""
     study, dot, name = key.rpartition(".")
     if dot and study in TABLES and name in _names(TABLES[study]):
@@ -237,7 +255,7 @@ def _homes(key: str) -> set[tuple[str, str]]:
     return homes or {("", name)}
 
 
-def _check_once(sheet: Sheet, part: str, keys: Sequence[str], number: int = 0) -> None:
+def _check_once(sheet: Sheet, part: str, keys: Sequence[str], number: int) -> None:
     """Refuse a key of which nothing is left, as others of its table say it for finetune and analyze themselves."""
     for key in keys:
         others = [one for one in keys if "." in one and "." not in key and _homes(one) <= _homes(key)]
@@ -274,31 +292,31 @@ def _axis(sheet: Sheet, key: str, values: Any) -> list[Any]:
     return [values] if key == "runs" else values
 
 
-def _points(sheet: Sheet, given: Mapping[str, tuple[Any, str, int]], varied: Sequence[str]) -> Iterator[Point]:
-    """The runs of one setting of everything; `given` has each value with the table and number that it is from."""
+def _points(sheet: Sheet, given: Mapping[str, Given], varied: Sequence[str]) -> Iterator[Point]:
+    """The runs of one setting of everything."""
+    values = {key: one.value for key, one in given.items()}
 
     def refuse(key: str, message: str) -> InputError:
-        _, part, number = given.get(key, (None, "run", 0))
-        return sheet.error(message, part, key, number)
+        place = given.get(key, Given(None, "run"))
+        return sheet.error(message, place.part, key, place.number)
 
     def text(key: str, default: str) -> str:
-        value = given[key][0] if key in given else default
+        value = values.get(key, default)
         value = str(value) if isinstance(value, Path) else value
         if not isinstance(value, str) or not value:
             raise refuse(key, f"a text is required, got {short(value)}" if key in given else "it is required")
         return value
 
     try:
-        network = _network(given["network"][0] if "network" in given else None)
+        network = _network(values.get("network"))
     except InputError as error:
         raise refuse("network", str(error)) from None
-    presets = text("preset", "default")
-    if presets not in PRESETS:
-        raise refuse("preset", str(unknown("preset", presets, PRESETS)))
-    tables: dict[str, Any] = {"finetune": Training(threads=1), "analyze": PRESETS[presets]}
+    preset = text("preset", "default")
+    if preset not in PRESETS:
+        raise refuse("preset", str(unknown("preset", preset, PRESETS)))
+    tables: dict[str, Any] = {"finetune": Training(threads=1), "analyze": PRESETS[preset]}
     trains = "runs" in given
-    ordered = sorted(given.items(), key=lambda one: (one[1][1] != "run", "." in one[0]))  # what says more comes last
-    for key, (value, _, _) in ordered:
+    for key in sorted(given, key=lambda key: (given[key].part != "run", "." in key)):  # what says more comes last
         study, _, name = key.rpartition(".")
         if name in OWN:
             continue
@@ -306,19 +324,19 @@ def _points(sheet: Sheet, given: Mapping[str, tuple[Any, str, int]], varied: Seq
         trains |= homes == ["finetune"]
         for home in homes:
             try:
-                tables[home] = changed(tables[home], {name: _read(TABLES[home], name, value)})
+                tables[home] = changed(tables[home], {name: _read(TABLES[home], name, values[key])})
             except InputError as error:
                 raise refuse(key, str(error)) from None
-    skip_bad = given["skip_bad"][0] if "skip_bad" in given else False
+    skip_bad = values.get("skip_bad", False)
     if not isinstance(skip_bad, bool):
         raise refuse("skip_bad", f"true or false is required, got {short(skip_bad)}")
     point = Point(
-        label=_label(given, varied, network), varied=_varied(given, varied, network),
+        label=_label(values, varied, network), varied=_varied(values, varied, network),
         network=network, data=text("data", ""),
         weights=text("weights", "imagenet"), device=text("device", "auto"), skip_bad=skip_bad, run=1,
         training=tables["finetune"] if trains else None, settings=tables["analyze"],
     )  # fmt: skip
-    for run in _runs(given["runs"][0] if "runs" in given else 1, refuse):
+    for run in _runs(values.get("runs", 1), refuse):
         seed = tables["finetune"].seed + run - 1
         yield replace(point, run=run, training=point.training and replace(point.training, seed=seed))
 
@@ -356,15 +374,15 @@ def _read(table: type, name: str, value: Any) -> Any:
     return read(value) if read and isinstance(value, str) else value
 
 
-def _varied(given: Mapping[str, tuple[Any, str, int]], varied: Sequence[str], network: str) -> dict[str, Any]:
+def _varied(values: Mapping[str, Any], varied: Sequence[str], network: str) -> dict[str, Any]:
     """What tells a point from the others, its run aside."""
-    return {key: network if key == "network" else given[key][0] for key in varied if key != "runs"}
+    return {key: network if key == "network" else values[key] for key in varied if key != "runs"}
 
 
-def _label(given: Mapping[str, tuple[Any, str, int]], varied: Sequence[str], network: str) -> str:
-    """What tells a point from the others, its run aside."""
-    others = [f"{key}={given[key][0]}" for key in varied if key not in ("network", "runs", "data")]
-    data = [str(given["data"][0])] if "data" in varied else []
+def _label(values: Mapping[str, Any], varied: Sequence[str], network: str) -> str:
+    """The same in words."""
+    others = [f"{key}={values[key]}" for key in varied if key not in ("network", "runs", "data")]
+    data = [str(values["data"])] if "data" in varied else []
     rest = ", ".join([*data, *others])
     named = network if "network" in varied or not rest else ""
     return f"{named} ({rest})" if named and rest else named or rest

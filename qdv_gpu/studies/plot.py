@@ -15,7 +15,7 @@ from qdv_gpu.report.folder import only_writer, read_formats, write_figure
 from qdv_gpu.results.records import AnalysedLayer
 from qdv_gpu.results.run import RUN, checked, damage_said, read_about, rows_of
 from qdv_gpu.results.view import maps_of
-from qdv_gpu.scores.quality import MEASURES, HitValues, LayerScores, MapScore, Score, chance, hit_values
+from qdv_gpu.scores.quality import MEASURES, LayerScores, MapScore, Score, chance, hit_values
 from qdv_gpu.scores.statistics import error_neighbors
 
 KEPT = tuple(name for name in MEASURES if name not in ("k", "nh", "chance"))  # what needs more than maps and labels
@@ -120,11 +120,9 @@ def _layer(
     if not 1 <= k < Z.shape[1]:
         raise InputError(f"k must be within 1 and {Z.shape[1] - 1}, got {k}")
     kept = {name: float(row.get(name) or "nan") for name in KEPT}
-    nan = torch.full((len(Z), Z.shape[1]), math.nan)
+    nan = torch.full((Z.shape[1],), math.nan)
     near = [knn(torch.from_numpy(z), max(k, error_neighbors(k, len(z)))).indices for z in Z]
-    found, expected = HitValues(nan, nan, nan, math.nan), math.nan
-    if labels is not None:
-        found, expected = hit_values(near, labels, k=k), chance(labels)
+    found, expected = hit_values(near, labels, k=k), math.nan if labels is None else chance(labels)
     nh = found.hits.mean(dim=1).tolist()
     maps = tuple(MapScore(seed=seed, k=k, nh=value, chance=expected, **kept) for seed, value in enumerate(nh))
     mean = Score(
@@ -133,7 +131,7 @@ def _layer(
     )  # fmt: skip
     neighbors = torch.stack([indices[:, :k] for indices in near]).int()
     scores = LayerScores(
-        k, maps, mean, found.influence, found.hits, found.spread, neighbors, nan[0], nan[0], nan[0], neighbors[0]
+        k, maps, mean, found.influence, found.hits, found.spread, neighbors, nan, nan, nan, neighbors[0]
     )
     return AnalysedLayer(
         network=row["network"], layer=row["layer"], position=int(row["position"]), features=0, samples=Z.shape[1],

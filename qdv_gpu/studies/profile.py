@@ -176,34 +176,28 @@ def profile(
     with torch.cuda.device(target) if target.type == "cuda" else nullcontext():
         profiles = _profiles(loaded, batch_sizes, size, precision)
     if out is not None:
-        name = torch.cuda.get_device_name(loaded.device) if loaded.device.type == "cuda" else "cpu"
         with only_writer(out, below=False):
-            write_json(
-                out / "profile.json",
-                {
-                    "network": loaded.name,
-                    "image_size": size,
-                    "device": name,
-                    "threads": torch.get_num_threads(),
-                    "versions": {"qdv_gpu": qdv_gpu.__version__, "torch": torch.__version__},
-                    "profiles": [
-                        asdict(found)
-                        | {
-                            "sum_of_layers": found.sum_of_layers,
-                            "share_of_peak": found.share_of_peak,
-                            "spread": found.spread,
-                        }
-                        for found in profiles
-                    ],
-                },
-            )
-            figure, _ = plot_profile(
-                {found.batch_size: [(one.layer, one.share, one.bound) for one in found.layers] for found in profiles},
-                f"{loaded.name}, {size} px, {precision}: share of the forward pass",
-            )
-            with replacing(out / "profile.png") as temporary:
-                save_figure(figure, temporary)
+            _write(out, profiles, loaded, size)
     return profiles
+
+
+def _write(out: Path, profiles: Sequence[Profile], network: Network, size: int) -> None:
+    """Write profile.json and profile.png."""
+    derived = ("sum_of_layers", "share_of_peak", "spread")
+    about = {
+        "network": network.name,
+        "image_size": size,
+        "device": torch.cuda.get_device_name(network.device) if network.device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "versions": {"qdv_gpu": qdv_gpu.__version__, "torch": torch.__version__},
+        "profiles": [asdict(found) | {name: getattr(found, name) for name in derived} for found in profiles],
+    }
+    write_json(out / "profile.json", about)
+    shares = {found.batch_size: [(one.layer, one.share, one.bound) for one in found.layers] for found in profiles}
+    title = f"{network.name}, {size} px, {profiles[0].precision}: share of the forward pass"
+    figure, _ = plot_profile(shares, title)
+    with replacing(out / "profile.png") as temporary:
+        save_figure(figure, temporary)
 
 
 def _profiles(loaded: Network, batch_sizes: Sequence[int], size: int, precision: str) -> list[Profile]:
@@ -212,12 +206,8 @@ def _profiles(loaded: Network, batch_sizes: Sequence[int], size: int, precision:
     load = os.getloadavg()[0]
     operations, bandwidth = measured_peaks(target, precision, loaded.dtype)
     numbers = str(loaded.dtype).removeprefix("torch.") if precision == "fp32" else precision
-    logger.info(
-        "measured peaks: %s GFLOP/s (%s product), %s GB/s (copy)",
-        f"{operations / 1e9:,.0f}",
-        numbers,
-        f"{bandwidth / 1e9:,.1f}",
-    )
+    speeds = f"{operations / 1e9:,.0f} GFLOP/s ({numbers} product), {bandwidth / 1e9:,.1f} GB/s (copy)"
+    logger.info("measured peaks: %s", speeds)
     profiles = []
     # As the forward passes of an analysis.
     channels_last = gains_by_channels_last(loaded) and _takes_channels_last(loaded, size)
@@ -317,7 +307,7 @@ class _Watch:
 
     def __init__(self, clock: Callable[[], Any]) -> None:
         self.clock = clock
-        self.marks = [clock()]
+        self.marks: list[Any] = []
 
     def mark(self, *_: Any) -> None:
         self.marks.append(self.clock())
@@ -332,7 +322,7 @@ class _Watch:
 def _watching(module: nn.Module, paths: Iterable[str], clock: Callable[[], Any]) -> Iterator[_Watch]:
     watch = _Watch(clock)
     with hooked(module, paths, before=watch.mark, after=watch.mark):
-        watch.marks = [clock()]
+        watch.mark()
         yield watch
         watch.mark()
 

@@ -7,9 +7,10 @@ import numpy as np
 import scipy.sparse
 import torch
 
+from qdv_gpu import kernels
 from qdv_gpu.errors import InputError, check_among, short
 from qdv_gpu.kernels import bandwidths
-from qdv_gpu.neighbors import as_points, distances_to_all, has_faiss, neighbor_blocks, reachable
+from qdv_gpu.neighbors import as_points, distances_to_all, has_faiss, neighbor_blocks
 
 KINDS = ("knn", "full")
 EXACT_UP_TO = 20_000  # points whose neighbours are searched among all pairs on a CPU
@@ -156,7 +157,7 @@ def _shares(X: torch.Tensor, perplexity: float) -> tuple[torch.Tensor, torch.Ten
     N, k = len(X), int(3 * perplexity)
     indices = torch.empty((N, k), dtype=torch.int32, device=X.device)
     shares = torch.empty((N, k), dtype=torch.float32, device=X.device)
-    place = reachable(X[:0]).device  # where they are searched
+    place = kernels.reachable(X[:0]).device  # where they are searched
     nearly = N > CUDA_EXACT_UP_TO if place.type == "cuda" else N > EXACT_UP_TO and has_faiss(place)
     for rows, found, squared_distances in neighbor_blocks(X, k, engine="inverted" if nearly else "auto"):
         indices[rows] = found.to(torch.int32)
@@ -198,7 +199,7 @@ def _symmetrised_by_sorting(indices: torch.Tensor, shares: torch.Tensor) -> Spar
 
 def _dense(X: torch.Tensor, perplexity: float) -> torch.Tensor:
     """Affinities of every pair, float32 [N, N]; only a few rows of distances are held at once."""
-    N, home, X = len(X), X.device, reachable(as_points(X))
+    N, home, X = len(X), X.device, kernels.reachable(as_points(X))
     XT = X.T.contiguous()
     P = torch.zeros((N, N), dtype=torch.float32, device=X.device)
     if X.is_cuda:

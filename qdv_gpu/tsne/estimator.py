@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 
+from qdv_gpu import kernels
 from qdv_gpu.arrays import like, to_tensor
 from qdv_gpu.errors import LARGEST, InputError, MissingPackageError, check_among, check_count, listed, short
 from qdv_gpu.machine import resolve_device
@@ -173,7 +174,7 @@ class TSNE(BaseEstimator):
         """
         points = _validated(X, self.device)  # [B, N, d]
         home = points.device
-        if home.type == "cuda" and self.engine == "auto" and importlib.util.find_spec("cupy") is None:
+        if home.type == "cuda" and self.engine == "auto" and not kernels.available():
             warnings.warn('t-SNE runs on the CPU without CuPy: pip install "qdv_gpu[cuda13]"', stacklevel=2)
             points = points.cpu()
         B, N, d = points.shape
@@ -194,28 +195,23 @@ class TSNE(BaseEstimator):
             Z = torch.cat([cuml_embeddings(x, {**options, "perplexity": p}, chosen, rate) for x, p in pairs])
             done = [self.iterations] * len(Z)
         else:
-            repulsion = Repulsion(engine, float(self.fft_tolerance))
-            Z, done = descend(
+            Z, done, used = descend(
                 P,
                 start,
                 phases=phases(self.iterations, float(self.early_exaggeration), self.exaggeration_iterations),
                 learning_rate=rate,
                 gaussian=self.similarity == "gaussian",
-                repulsion=repulsion,
+                repulsion=Repulsion(engine, float(self.fft_tolerance)),
                 kl_tolerance=None if self.kl_tolerance is None else float(self.kl_tolerance),
             )
-            engine = ", ".join(repulsion.used)
+            engine = ", ".join(used)
         largest = float(Z.abs().max())
         if not math.isfinite(largest):
             raise InputError(f"the embedding overflowed with learning_rate {rate:g}: a smaller one or auto is needed")
         kl = np.array([kl_divergence(P[e // S], z, similarity=self.similarity) for e, z in enumerate(Z)])
         if largest > LARGE:
             together = [kl_divergence(p, torch.zeros_like(Z[0]), similarity=self.similarity) for p in P]
-            if lost := sum(one > together[e // S] for e, one in enumerate(kl)):
-                logger.warning(
-                    "%d of %d maps fit the data worse than one with all points in one place would, and span up to %.1g:"
-                    " learning_rate %g or the start is too large for them", lost, len(kl), 2 * largest, rate,
-                )  # fmt: skip
+            _warn_of_lost(kl.reshape(len(P), S), np.array(together), span=2 * largest, rate=rate)
         single = len(shape) == 2
         self.kl_divergence_ = float(kl[0]) if single else kl.reshape(shape[:-2])
         self.iterations_ = done[0] if single else np.array(done).reshape(shape[:-2])
@@ -263,7 +259,7 @@ class TSNE(BaseEstimator):
 
     def check_engine(self, device: str) -> None:
         """Raise InputError or MissingPackageError if the engine asked for cannot run on "cpu" or "cuda"."""
-        if device == "cuda" and self.engine in ("exact", "fft") and importlib.util.find_spec("cupy") is None:
+        if device == "cuda" and self.engine in ("exact", "fft") and not kernels.available():
             raise MissingPackageError(f'engine {self.engine} on a GPU needs CuPy: pip install "qdv_gpu[cuda13]"')
         hindrance = self._why_not_cuml(device) if self.engine == "cuml" else None
         if hindrance is not None:
@@ -349,6 +345,15 @@ def _validated(X: Any, device: str | torch.device) -> torch.Tensor:
     if (points == points[:, :1]).all(dim=-1).all(dim=-1).any():
         warnings.warn("all points are equal: the map shows its start, not the data", stacklevel=3)
     return points
+
+
+def _warn_of_lost(kl: np.ndarray, together: np.ndarray, *, span: float, rate: float) -> None:
+    """Warn of maps whose KL [P, S] is above that of all points `together` in one place [P]."""
+    if lost := int((kl > together[:, None]).sum()):
+        logger.warning(
+            "%d of %d maps fit the data worse than one with all points in one place would, and span up to %.1g:"
+            " learning_rate %g or the start is too large for them", lost, kl.size, span, rate,
+        )  # fmt: skip
 
 
 def _check_number(name: str, value: Any, least: float, most: float = LARGEST, rule: str | None = None) -> None:

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
+from qdv_gpu import kernels
 from qdv_gpu.errors import check_among
-from qdv_gpu.neighbors import reachable
 from qdv_gpu.tsne.affinities import Affinities, SparseAffinities
 
 SIMILARITIES = ("student-t", "gaussian")
@@ -49,14 +49,11 @@ def kl_divergence(P: Affinities, Z: torch.Tensor, *, similarity: str = "student-
 
 def log_normaliser(x: torch.Tensor, y: torch.Tensor, *, gaussian: bool) -> torch.Tensor:
     """log of the sum of the similarity over all pairs i != j, float64 [], for coordinates float64 [N]."""
-    home, x, y = x.device, reachable(x), reachable(y)
+    home, x, y = x.device, kernels.reachable(x), kernels.reachable(y)
     result = torch.empty_like(x)
     if x.is_cuda:
-        from qdv_gpu import kernels
-
-        with torch.cuda.device(x.device):
-            module, grid = kernels.load("objective", GAUSSIAN=int(gaussian)), (-(-len(x) // 32),)
-            kernels.launch(module, "similarities", x, y, result, np.int32(len(x)), grid=grid, block=128)
+        grid, N = (-(-len(x) // 32),), np.int32(len(x))
+        kernels.run("objective", "similarities", x, y, result, N, grid=grid, block=128, GAUSSIAN=int(gaussian))
         return result.logsumexp(0) if gaussian else result.sum().log_()
     from qdv_gpu.kernels import cpu
 

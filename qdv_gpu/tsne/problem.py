@@ -1,6 +1,5 @@
 """What an engine gets: rows of P, and phases of the descent."""
 
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -25,8 +24,7 @@ def phases(iterations: int, exaggeration: float, exaggeration_iterations: int) -
     return [Phase(early, exaggeration, MOMENTUM[0]), Phase(iterations - early, 1.0, MOMENTUM[1])]
 
 
-@dataclass
-class Repulsion:
+class Repulsion(NamedTuple):
     """How the repulsion is summed.
 
     Attributes
@@ -35,13 +33,10 @@ class Repulsion:
         Over all pairs, on a grid, or as takes less for the size that the map has.
     tolerance : float
         Of the force on a grid: its rms error, relative to its rms.
-    used : dict
-        Afterwards, the engines that did so, in the order of their first use.
     """
 
     engine: str = "exact"
     tolerance: float = 0.005
-    used: dict[str, None] = field(default_factory=dict)
 
 
 class Rows(NamedTuple):

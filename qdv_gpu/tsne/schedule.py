@@ -14,8 +14,10 @@ from qdv_gpu.tsne.problem import Motion, Phase, Problem, Repulsion, stacked
 
 COLLAPSED = 1e-6  # standard deviation of an embedding that is a point; random starts have 1e-4
 WATCHED = 50  # iterations between two looks at KL, where it decides when to stop
+EXACT = Repulsion("exact")
 
-Engine = Callable[[Problem, Motion, Callable[[int], None]], Motion]
+Engine = Callable[[Problem, Motion, Callable[[int], None]], tuple[Motion, list[str]]]
+Run = Callable[[Problem, Motion], Motion]
 
 
 def descend(
@@ -25,9 +27,9 @@ def descend(
     phases: list[Phase],
     learning_rate: float,
     gaussian: bool,
-    repulsion: Repulsion | None = None,
+    repulsion: Repulsion = EXACT,
     kl_tolerance: float | None = None,
-) -> tuple[torch.Tensor, list[int]]:
+) -> tuple[torch.Tensor, list[int], list[str]]:
     """Minimise KL(P || Q) with momentum and gains (van der Maaten & Hinton 2008, section 3.4).
 
     Each phase starts at rest, as in scikit-learn. Where neighbourhoods are weak (noise, or few points), early
@@ -50,50 +52,52 @@ def descend(
 
     Returns
     -------
-    float32 [E, N, 2] on the device of `start`, and the iterations of each embedding.
+    float32 [E, N, 2] on the device of `start`, the iterations of each embedding, and the engines that summed the
+    repulsion, in the order of their first use.
     """
     rows = stacked(P, copies=len(start) // len(P))
-    repulsion = repulsion or Repulsion()
-    costs = fft_cuda if start.is_cuda else cpu
-    if repulsion.engine == "exact" or (repulsion.engine == "auto" and costs.always_exact(start.shape[1])):
-        repulsion.used["exact"] = None
-        repulsion = Repulsion("exact")
+    if repulsion.engine == "auto" and (fft_cuda if start.is_cuda else cpu).always_exact(start.shape[1]):
+        repulsion = EXACT
     if not start.is_cuda:
-        run: Engine = partial(cpu.descend_cpu, repulsion=repulsion)
+        engine: Engine = partial(cpu.descend_cpu, repulsion=repulsion)
     elif repulsion.engine == "exact":
-        run = descend_cuda
+        engine = descend_cuda
     else:
-        run = partial(fft_cuda.descend_fft_cuda, repulsion=repulsion)
-    Z, total, before = start, sum(phase.iterations for phase in phases), 0
+        engine = partial(fft_cuda.descend_fft_cuda, repulsion=repulsion)
+    Z, total, before, used = start, sum(phase.iterations for phase in phases), 0, dict[str, None]()
 
     def done(count: int) -> None:
         nonlocal before
         before += count
         advance("t-SNE", before, total)
 
+    def run(problem: Problem, motion: Motion) -> Motion:
+        motion, engines = engine(problem, motion, done)
+        used.update(dict.fromkeys(engines))
+        return motion
+
     *earlier, last = phases
     for phase in earlier if kl_tolerance is not None else phases:
-        Z = run(Problem(rows, phase, learning_rate, gaussian), Motion.at_rest(Z), done).Z
+        Z = run(Problem(rows, phase, learning_rate, gaussian), Motion.at_rest(Z)).Z
         collapsed = Z.std(dim=1).amax(dim=1) < COLLAPSED
         Z = torch.where(collapsed[:, None, None] & (phase.exaggeration > 1), start, Z)
     if kl_tolerance is None:
-        return Z, [total] * len(Z)
+        return Z, [total] * len(Z), list(used)
 
     def kl(e: int, z: torch.Tensor) -> float:
         return kl_divergence(P[e * len(P) // len(start)], z, similarity="gaussian" if gaussian else "student-t")
 
-    Z, iterations = _until_flat(run, Problem(rows, last, learning_rate, gaussian), Z, kl, done, tolerance=kl_tolerance)
+    Z, iterations = _until_flat(run, Problem(rows, last, learning_rate, gaussian), Z, kl, tolerance=kl_tolerance)
     if before < total:
         done(total - before)
-    return Z, [total - last.iterations + count for count in iterations]
+    return Z, [total - last.iterations + count for count in iterations], list(used)
 
 
 def _until_flat(
-    run: Engine,
+    run: Run,
     problem: Problem,
     Z: torch.Tensor,
     kl: Callable[[int, torch.Tensor], float],
-    done: Callable[[int], None],
     *,
     tolerance: float,
 ) -> tuple[torch.Tensor, list[int]]:
@@ -106,7 +110,7 @@ def _until_flat(
     for first in range(0, problem.phase.iterations, WATCHED):
         turns = min(WATCHED, problem.phase.iterations - first)
         rows = problem.rows._replace(first=problem.rows.first[going])
-        motion = run(problem._replace(rows=rows, phase=problem.phase._replace(iterations=turns)), motion, done)
+        motion = run(problem._replace(rows=rows, phase=problem.phase._replace(iterations=turns)), motion)
         result[going] = motion.Z
         for e in going:
             iterations[e] = first + turns

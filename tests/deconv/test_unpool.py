@@ -2,15 +2,14 @@
 
 import itertools
 
-import cuda_shim
 import numpy as np
 import pytest
 import torch
-from device import compile, ptx
+from device import compile, launches
+from device.launches import devices, needs_nvrtc
 from torch import library
 from torch.nn import functional
 
-from qdv_gpu import kernels
 from qdv_gpu.deconv.unpool import THREADS, Pool, max_pool, max_pool_launch, unpool, unpool_launch, unpool_windows
 from qdv_gpu.errors import InputError
 
@@ -33,17 +32,6 @@ MAPS = {
     "-inf": lambda: torch.where(MAPS["random"]() > 0.5, MAPS["random"](), -torch.inf),
 }
 geometries = pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-needs_compiler = pytest.mark.skipif(not cuda_shim.HAS_COMPILER, reason="needs g++")
-needs_nvrtc = pytest.mark.skipif(not compile.HAS_COMPILER, reason="needs CuPy")
-devices = pytest.mark.parametrize(
-    "device",
-    [
-        pytest.param("cpu", marks=needs_compiler),
-        pytest.param("ptx", marks=needs_nvrtc),
-        pytest.param("cuda", marks=pytest.mark.gpu),
-    ],
-)
-SOURCE = (kernels.FOLDER / "unpool.cu").read_text()
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -176,18 +164,14 @@ def test_operators_vmap(dims, shared):
 
 
 def run(kernel, defines, arguments, grid, *, device, arch="compute_90"):
-    """Run a kernel of unpool.cu with CPU tensors: the source (cpu), what the compiler makes of it (ptx), or a GPU."""
-    sizes = {"grid": grid, "block": THREADS}
-    if device == "cpu":
-        cuda_shim.load("unpool", **defines).launch(kernel, *arguments, **sizes, seed=1)
-    elif device == "ptx":
-        ptx.launch(SOURCE, kernels.options(**defines), kernel, *arguments, **sizes, arch=arch)
-    else:
-        there = [arg.cuda() if isinstance(arg, torch.Tensor) else arg for arg in arguments]
-        kernels.launch(kernels.load("unpool", **defines), kernel, *there, **sizes)
-        for arg, found in zip(arguments, there, strict=True):
-            if isinstance(arg, torch.Tensor):
-                arg.copy_(found)
+    """Run a kernel of unpool.cu with CPU tensors."""
+    there = [
+        arg.to("cuda" if device == "cuda" else "cpu") if isinstance(arg, torch.Tensor) else arg for arg in arguments
+    ]
+    launches.run(device, "unpool", kernel, *there, grid=grid, block=THREADS, seed=1, arch=arch, **defines)
+    for arg, found in zip(arguments, there, strict=True):
+        if isinstance(arg, torch.Tensor):
+            arg.copy_(found)
 
 
 def kernel_pool(x, pool, size, device, **more):

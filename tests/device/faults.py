@@ -106,8 +106,7 @@ FAULTS = {
         "qdv_gpu/tsne/engines/cuda.py", ".clone(memory_format=torch.contiguous_format)", ".clone()",
         "the kernels read points, not coordinates", DESCENT),
     "fast math for unpooling": Fault(
-        "qdv_gpu/deconv/unpool.py", 'kernels.load("unpool", fast_math=False, **defines)',
-        'kernels.load("unpool", fast_math=True, **defines)',
+        "kernels/__init__.py", "launch(load(name, fast_math=False,", "launch(load(name, fast_math=True,",
         "subnormal sums become 0, and bits differ from the CPU's", UNPOOL),
     "t-SNE without fast math": Fault(
         "qdv_gpu/tsne/engines/cuda.py", 'kernels.load("tsne", fast_math=True,', 'kernels.load("tsne", fast_math=False,',

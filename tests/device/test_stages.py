@@ -120,7 +120,7 @@ def moved(E, *, N=4, engine=descend_cuda):
     rows = stacked([P._make(part.cuda() for part in P)], copies=E)
     start = torch.randn(E, N, 2, generator=torch.Generator().manual_seed(1)).cuda()
     problem = Problem(rows, Phase(30, 1.0, 0.5), learning_rate=1.0, gaussian=False)
-    return engine(problem, Motion.at_rest(start), lambda done: None).Z
+    return engine(problem, Motion.at_rest(start), lambda done: None)[0].Z
 
 
 def test_more_embeddings_than_blocks_along_y(cuda, monkeypatch):

@@ -92,7 +92,7 @@ def test_gradient_agrees_with_autograd(name, similarity, kind):
 def test_descent_agrees_with_float64(similarity, kind):
     P, start = affinities(60, kind), reference.cloud(60)
     gaussian = similarity == "gaussian"
-    found, _ = descend([P], start[None], phases=[Phase(15, 4.0, 0.5)], learning_rate=2.0, gaussian=gaussian)
+    found, *_ = descend([P], start[None], phases=[Phase(15, 4.0, 0.5)], learning_rate=2.0, gaussian=gaussian)
     truth = reference.descend(
         reference.matrix(P), start, iterations=15, exaggeration=4.0, momentum=0.5, rate=2.0, gaussian=gaussian
     )

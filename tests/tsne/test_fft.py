@@ -54,7 +54,7 @@ def on_grid(Z, *, gaussian, tolerance=0.01):
     problem = Problem(nothing, Phase(1, 1.0, 0.0), 1.0, gaussian)
     one = engine._Embedding(problem, 0, Motion.at_rest(torch.from_numpy(Z)), repulsion)
     one.move(1)
-    assert list(repulsion.used) == ["fft"]
+    assert list(one.used) == ["fft"]
     moved = np.abs(one.velocity).argmax()  # by 4 times the gain, 0.8 at first, of the force over the sum
     return one.force.T.astype(float), 3.2 * float(one.force.flat[moved]) / float(one.velocity.flat[moved])
 
@@ -270,13 +270,12 @@ def test_a_map_too_wide_for_a_grid_is_refused_or_summed_exactly():
     exact = TSNE(engine="exact", **settings).fit_transform(DIGITS[:300])
     np.testing.assert_array_equal(TSNE(**settings).fit_transform(DIGITS[:300]), exact)
     problem = joint_affinities(torch.from_numpy(DIGITS[:300]), perplexity=5)
-    used = Repulsion("auto")
     Z = torch.from_numpy(start.astype(np.float32))
-    engine.descend_cpu(
+    _, used = engine.descend_cpu(
         Problem(Rows(torch.zeros(1, dtype=torch.int64), *problem), Phase(3, 1.0, 0.8), 50.0, gaussian=False),
-        Motion.at_rest(Z[None]), lambda count: None, used,
+        Motion.at_rest(Z[None]), lambda count: None, Repulsion("auto"),
     )  # fmt: skip
-    assert list(used.used) == ["exact"]
+    assert used == ["exact"]
 
 
 def test_kernels_are_let_go_of_after_an_error(monkeypatch):
@@ -345,8 +344,8 @@ def test_points_far_from_zero_lie_on_their_grid(offset):
 def test_progress_and_phases():
     P = joint_affinities(torch.from_numpy(DIGITS[:600]))
     start = 1e-4 * torch.randn(1, 600, 2, generator=torch.Generator().manual_seed(0))
-    exact, _ = descend([P], start, phases=phases(40, 12.0, 20), learning_rate=50.0, gaussian=False)
-    found, _ = descend(
+    exact, *_ = descend([P], start, phases=phases(40, 12.0, 20), learning_rate=50.0, gaussian=False)
+    found, *_ = descend(
         [P], start, phases=phases(40, 12.0, 20), learning_rate=50.0, gaussian=False, repulsion=Repulsion("fft", 2e-4)
     )
     assert error(found[0].double().numpy(), exact[0].double().numpy()) < 0.02

@@ -4,11 +4,10 @@ The kernels run as source on the CPU (cpu), as what the compiler makes of it (pt
 simulated device or, with -m gpu, a real one.
 """
 
-import cuda_shim
 import numpy as np
 import pytest
 import torch
-from device import compile, ptx
+from device.launches import devices, run
 from scipy.interpolate import BSpline
 from tsne.test_fft import DIGITS, clouds, error, on_grid, over_all_pairs, tight_clusters
 
@@ -21,16 +20,7 @@ from qdv_gpu.tsne.engines.grid import grid_for
 from qdv_gpu.tsne.objective import SIMILARITIES
 from qdv_gpu.tsne.problem import Motion, Phase, Problem, Repulsion, Rows
 
-SOURCE = (kernels.FOLDER / "tsne_fft.cu").read_text()
 similarities = pytest.mark.parametrize("similarity", SIMILARITIES)
-devices = pytest.mark.parametrize(
-    "device",
-    [
-        pytest.param("cpu", marks=pytest.mark.skipif(not cuda_shim.HAS_COMPILER, reason="needs g++")),
-        pytest.param("ptx", marks=pytest.mark.skipif(not compile.HAS_COMPILER, reason="needs CuPy")),
-        pytest.param("cuda", marks=pytest.mark.gpu),
-    ],
-)
 
 
 class Kernels:
@@ -59,13 +49,7 @@ class Kernels:
 
     def launch(self, kernel, *args, grid, seed=0):
         args = [self.on(torch.from_numpy(x.view(np.uint8))) if x is self.packed else x for x in args]
-        if self.device == "cpu":
-            cuda_shim.load("tsne_fft").launch(kernel, *args, grid=grid, block=256, seed=seed)
-        elif self.device == "ptx":
-            options = kernels.options(fast_math=True)
-            ptx.launch(SOURCE, options, kernel, *args, grid=grid, block=256)
-        else:
-            kernels.launch(kernels.load("tsne_fft", fast_math=True), kernel, *args, grid=grid, block=256)
+        run(self.device, "tsne_fft", kernel, *args, grid=grid, block=256, fast_math=True, seed=seed)
 
     def by_points(self, points):
         return (-(-max(self.sizes) // points), len(self.sizes))
@@ -115,7 +99,7 @@ def batch():
 def test_numbers_are_packed_as_the_kernels_read_them():
     assert engine.GRID.itemsize == 240
     assert [engine.GRID.fields[name][1] for name in ("nodes", "origin", "ny", "core")] == [8, 16, 32, 48]
-    assert len(mesh.tables()) == int(SOURCE.split("#define TERMS ")[1].split()[0])
+    assert len(mesh.tables()) == int((kernels.FOLDER / "tsne_fft.cu").read_text().split("#define TERMS ")[1].split()[0])
 
 
 def splines(made, e):
@@ -246,9 +230,9 @@ def test_forces_are_those_of_the_cpu(cuda, similarity):
     gaussian = similarity == "gaussian"
     starts = [(span * clouds(60)["blob"]).astype(np.float32) for span in ((1, 7, 15) if gaussian else (1, 12, 100))]
     made = started(starts, cuda, gaussian=gaussian)
-    made.descend(lambda count: None)
+    _, used = made.descend(lambda count: None)
     forces = made.force.view(3, 60, 2).cpu().numpy()
-    assert made.how.used == {"fft": None}
+    assert used == ["fft"]
     for Z, found, inverse in zip(starts, forces, made.inverse.tolist(), strict=True):
         force, total = on_grid(Z, gaussian=gaussian)
         assert np.abs(found - force).max() <= 1e-5 * np.abs(force).max()

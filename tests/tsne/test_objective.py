@@ -1,15 +1,13 @@
 """The KL divergence is what its definition says, on both devices, and the GPU's kernel has no races."""
 
-import cuda_shim
 import numpy as np
 import pytest
 import torch
 import tsne_reference as reference
-from device import compile, ptx
+from device.launches import devices, run
 from sklearn.datasets import load_digits
 from sklearn.manifold import TSNE as ScikitTSNE
 
-from qdv_gpu import kernels
 from qdv_gpu.tsne import objective
 from qdv_gpu.tsne.affinities import joint_affinities
 from qdv_gpu.tsne.objective import SIMILARITIES, kl_divergence, log_normaliser
@@ -17,14 +15,6 @@ from qdv_gpu.tsne.objective import SIMILARITIES, kl_divergence, log_normaliser
 DIGITS = load_digits().data.astype(np.float32)
 similarities = pytest.mark.parametrize("similarity", SIMILARITIES)
 kinds = pytest.mark.parametrize("kind", ["knn", "full"])
-devices = pytest.mark.parametrize(
-    "device",
-    [
-        pytest.param("cpu", marks=pytest.mark.skipif(not cuda_shim.HAS_COMPILER, reason="needs g++")),
-        pytest.param("ptx", marks=pytest.mark.skipif(not compile.HAS_COMPILER, reason="needs CuPy")),
-        pytest.param("cuda", marks=pytest.mark.gpu),
-    ],
-)
 
 
 def affinities(n, kind):
@@ -74,17 +64,9 @@ MAPS = {
 def test_the_kernel_adds_up_what_the_loops_do(name, similarity, device):
     x, y = MAPS[name].double().T.contiguous()
     gaussian, n = similarity == "gaussian", len(x)
-    sums, size = torch.full_like(x, torch.nan), {"grid": (-(-n // 32),), "block": 128}
-    arguments = (x, y, sums, np.int32(n))
-    if device == "cpu":
-        cuda_shim.load("objective", GAUSSIAN=int(gaussian)).launch("similarities", *arguments, **size, seed=1)
-    elif device == "ptx":
-        source = (kernels.FOLDER / "objective.cu").read_text()
-        ptx.launch(source, kernels.options(GAUSSIAN=int(gaussian)), "similarities", *arguments, **size)
-    else:
-        there = [part.cuda() for part in (x, y, sums)]
-        module = kernels.load("objective", GAUSSIAN=int(gaussian))
-        kernels.launch(module, "similarities", *there, np.int32(n), **size)
-        sums = there[2].cpu()
+    there = [part.to("cuda" if device == "cuda" else "cpu") for part in (x, y, torch.full_like(x, torch.nan))]
+    how = {"grid": (-(-n // 32),), "block": 128, "seed": 1, "GAUSSIAN": int(gaussian)}
+    run(device, "objective", "similarities", *there, np.int32(n), **how)
+    sums = there[2].cpu()
     found = sums.logsumexp(0) if gaussian else sums.sum().log()
     assert float(found) == pytest.approx(float(log_normaliser(x, y, gaussian=gaussian)), rel=1e-13)

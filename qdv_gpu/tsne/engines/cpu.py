@@ -11,13 +11,12 @@ import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from qdv_gpu.tsne.engines.grid import Grid, finest_grid, fits, kernel_for, sample_of, tolerance_after, too_large
+from qdv_gpu.tsne.engines.grid import Grid, grid_or_pairs, kernel_for, sample_of, tolerance_after
 from qdv_gpu.tsne.problem import Motion, Problem, Repulsion
 
 STRETCH = 25  # iterations between two looks at the map: which engine, which grid
@@ -43,17 +42,19 @@ def always_exact(N: int) -> bool:
     return seconds(N, None) <= seconds(N, 32 * 32)
 
 
-def descend_cpu(problem: Problem, motion: Motion, done: Callable[[int], None], repulsion: Repulsion) -> Motion:
-    """The phase's iterations from `motion` on; `done` is called with the number of those just done.
+def descend_cpu(
+    problem: Problem, motion: Motion, done: Callable[[int], None], repulsion: Repulsion
+) -> tuple[Motion, list[str]]:
+    """The phase's iterations from `motion` on, and what the repulsion was summed by, "exact" or "fft", in that order.
+
+    `done` is called with the number of iterations just done.
 
     Embeddings know nothing of each other, and each gains less by each further thread: as many as there are threads are
     moved side by side, each by one thread, and then those left over, which share the threads.
     """
     E, N, _ = motion.Z.shape
     threads = torch.get_num_threads()
-    embeddings = [
-        _Embedding(problem, e, Motion(*(part[e] for part in motion)), replace(repulsion, used={})) for e in range(E)
-    ]
+    embeddings = [_Embedding(problem, e, Motion(*(part[e] for part in motion)), repulsion) for e in range(E)]
     left = E % threads
     share = threads // max(1, left)
     try:
@@ -66,10 +67,9 @@ def descend_cpu(problem: Problem, motion: Motion, done: Callable[[int], None], r
                 done(turns)
     finally:
         kernel_for.cache_clear()  # up to 430 MB each
-    for one in embeddings:
-        repulsion.used.update(one.repulsion.used)
     moved = zip(*((one.Z, one.velocity, one.gains) for one in embeddings), strict=True)
-    return Motion(*(torch.from_numpy(np.stack([part.T for part in parts])) for parts in moved))
+    used = list(dict.fromkeys(name for one in embeddings for name in one.used))
+    return Motion(*(torch.from_numpy(np.stack([part.T for part in parts])) for parts in moved)), used
 
 
 def _stretches(iterations: int, N: int, *, exact: bool) -> list[int]:
@@ -90,7 +90,7 @@ class _Embedding:
         rows, self.phase, self.rate, self.gaussian = problem
         firsts, indptr, self.indices, self.values = rows.on_cpu()
         N, first = len(motion.Z), int(firsts[number])
-        self.repulsion = repulsion
+        self.repulsion, self.used = repulsion, dict[str, None]()
         self.Z, self.velocity, self.gains = (part.numpy().T.copy() for part in motion)
         self.packed = self.Z.T.copy().view(np.uint64)[:, 0].copy()
         self.indptr = indptr[first : first + N + 1]
@@ -103,23 +103,21 @@ class _Embedding:
     def move(self, turns: int, pool: ThreadPoolExecutor | None = None, threads: int = 1) -> None:
         """Do so many iterations; the choice of engine and grid depends on the map alone."""
         exact = self.repulsion.engine == "exact" or self.tolerance is None
-        N, tolerance = self.Z.shape[1], self.tolerance or self.repulsion.tolerance
+        tolerance, grid = self.tolerance or self.repulsion.tolerance, None
         while turns > 0:
+            grid = None
             if not exact:
                 low, high = self.Z.min(axis=1), self.Z.max(axis=1)
                 if not (np.isfinite(low).all() and np.isfinite(high).all()):
                     return  # nothing brings it back
-                grid = finest_grid(low, high, tolerance, self.repulsion.tolerance, gaussian=self.gaussian)
-                if self.repulsion.engine == "auto":
-                    exact = not fits(grid) or seconds(N, None) <= seconds(N, grid.ny * grid.nx)
-                else:
-                    exact = too_large(grid, torch.from_numpy(self.Z.T), gaussian=self.gaussian)
-            moved = self._exact(turns, pool, threads) if exact else self._on_grid(turns, grid, pool, threads)
+                Z = torch.from_numpy(self.Z.T)
+                grid = grid_or_pairs(Z, low, high, tolerance, self.repulsion, seconds=seconds, gaussian=self.gaussian)
+            moved = self._on_grid(turns, grid, pool, threads) if grid else self._exact(turns, pool, threads)
             if moved:
-                self.repulsion.used["exact" if exact else "fft"] = None
-            exact |= not moved  # too sparse for a grid
+                self.used["fft" if grid else "exact"] = None
+            exact = grid is None or not moved  # too sparse for a grid
             turns -= moved
-        if not exact:
+        if grid and not exact:
             self._check(grid)
 
     def _check(self, grid: Grid) -> None:

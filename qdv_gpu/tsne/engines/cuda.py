@@ -11,7 +11,7 @@ from qdv_gpu.tsne.problem import Motion, Problem
 GRAPH_ITERATIONS = 25  # in one CUDA graph
 
 
-def descend_cuda(problem: Problem, motion: Motion, done: Callable[[int], None]) -> Motion:
+def descend_cuda(problem: Problem, motion: Motion, done: Callable[[int], None]) -> tuple[Motion, list[str]]:
     """As `descend_cpu`, with CUDA kernels; most iterations are replays of a graph of 25."""
     rows, phase, learning_rate, gaussian = problem
     E, N, _ = motion.Z.shape
@@ -56,4 +56,4 @@ def descend_cuda(problem: Problem, motion: Motion, done: Callable[[int], None]) 
                 graph.replay()
                 torch.cuda.current_stream().synchronize()  # so that progress is real and Ctrl-C acts at once
                 done(GRAPH_ITERATIONS)
-    return Motion(*(part.view(E, N, 2) for part in moving))
+    return Motion(*(part.view(E, N, 2) for part in moving)), ["exact"]

@@ -14,15 +14,7 @@ import torch
 
 from qdv_gpu.errors import InputError
 from qdv_gpu.kernels import MAX_GRID
-from qdv_gpu.tsne.engines.grid import (
-    Grid,
-    factors_for,
-    finest_grid,
-    fits,
-    sample_of,
-    tolerance_after,
-    too_large,
-)
+from qdv_gpu.tsne.engines.grid import Grid, factors_for, grid_or_pairs, sample_of, tolerance_after
 from qdv_gpu.tsne.problem import Motion, Problem, Repulsion
 
 STRETCH = 25  # iterations of an embedding between two choices of its engine
@@ -54,7 +46,9 @@ def always_exact(N: int) -> bool:
     return seconds(N, None) <= seconds(N, 32 * 32)
 
 
-def descend_fft_cuda(problem: Problem, motion: Motion, done: Callable[[int], None], repulsion: Repulsion) -> Motion:
+def descend_fft_cuda(
+    problem: Problem, motion: Motion, done: Callable[[int], None], repulsion: Repulsion
+) -> tuple[Motion, list[str]]:
     """As `descend_cpu`, with CUDA kernels; InputError where a node's charge or a grid of blocks would be too large."""
     E, N, _ = motion.Z.shape
     if E > MAX_GRID:
@@ -119,7 +113,7 @@ class _Batch:
         self.grids: list[Grid | None] = [None] * self.E  # of the last round
         self.launched = 0  # its iterations
 
-    def descend(self, done: Callable[[int], None]) -> Motion:
+    def descend(self, done: Callable[[int], None]) -> tuple[Motion, list[str]]:
         """All iterations of the phase."""
         iterations = self.phase.iterations
         completed, exact, told = np.zeros(self.E, dtype=int), np.zeros(self.E, dtype=bool), 0
@@ -137,9 +131,8 @@ class _Batch:
             for e in np.flatnonzero((completed % STRETCH == 0) | (completed == 1)):
                 self._choose(int(e), seen.errors[e])
             if told == iterations:
-                for used in self.used:
-                    self.how.used.update(used)
-                return Motion(*(part.view(self.E, self.N, 2) for part in (self.Z, self.velocity, self.gains)))
+                moved = Motion(*(part.view(self.E, self.N, 2) for part in (self.Z, self.velocity, self.gains)))
+                return moved, list(dict.fromkeys(name for used in self.used for name in used))
             exact = (exact & (completed % STRETCH > 0)) | seen.sparse
             turns = np.minimum(STRETCH - completed % STRETCH, iterations - completed)
             turns[(completed == 0) & (turns > 1)] = 1  # a phase may begin with clusters that its grid does not resolve
@@ -188,12 +181,8 @@ class _Batch:
         tolerance = self.tolerances[e]
         if tolerance is None:
             return None
-        grid = finest_grid(low, high, tolerance, self.how.tolerance, gaussian=self.gaussian)
-        if self.how.engine == "auto":
-            better = fits(grid) and seconds(self.N, grid.ny * grid.nx) < seconds(self.N, None)
-            return grid if better else None
         own = self.Z[e * self.N : (e + 1) * self.N]
-        return None if too_large(grid, own, gaussian=self.gaussian) else grid
+        return grid_or_pairs(own, low, high, tolerance, self.how, seconds=seconds, gaussian=self.gaussian)
 
     def _round(self, turns: np.ndarray, grids: list[Grid | None], *, hasty: bool) -> None:
         """Launch up to so many iterations of each embedding; if hasty, look now and then whether all have halted."""

@@ -3,6 +3,7 @@
 import functools
 import logging
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from qdv_gpu.errors import InputError
 from qdv_gpu.tsne.objective import log_normaliser
+from qdv_gpu.tsne.problem import Repulsion
 
 logger = logging.getLogger(__name__)
 ORDER = 6  # of the B-splines
@@ -140,6 +142,20 @@ def grid_for(low: np.ndarray, high: np.ndarray, tolerance: float, *, gaussian: b
     middle = (low + high) / 2
     x, y = middle - (np.array([nx, ny]) - ORDER + 1) / 2 * spacing
     return Grid(ny, nx, spacing, (float(x), float(y)))
+
+
+def grid_or_pairs(
+    Z: torch.Tensor, low: np.ndarray, high: np.ndarray, tolerance: float, repulsion: Repulsion, *,
+    seconds: Callable[[int, int | None], float], gaussian: bool,
+) -> Grid | None:  # fmt: skip
+    """What the repulsion of a map [N, 2] within `low` and `high` is summed on, None if over all pairs.
+
+    `seconds` is what an iteration takes with N points on so many nodes, or (None) over all pairs.
+    """
+    grid, N = finest_grid(low, high, tolerance, repulsion.tolerance, gaussian=gaussian), len(Z)
+    if repulsion.engine == "auto":
+        return grid if fits(grid) and seconds(N, grid.ny * grid.nx) < seconds(N, None) else None
+    return None if too_large(grid, Z, gaussian=gaussian) else grid
 
 
 def finest_grid(low: np.ndarray, high: np.ndarray, tolerance: float, asked: float, *, gaussian: bool) -> Grid:
