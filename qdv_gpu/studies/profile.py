@@ -243,8 +243,8 @@ def _takes_channels_last(network: Network, size: int) -> bool:
     two = torch.zeros(2, network.channels, size, size, dtype=network.dtype, device=network.device)  # one is in both
     try:
         with torch.inference_mode():
-            network.module(two.contiguous(memory_format=torch.channels_last))
-    except RuntimeError:
+            network(two.contiguous(memory_format=torch.channels_last))
+    except InputError:
         return False
     return True
 
