@@ -158,8 +158,8 @@ def _average(step: Step) -> list[Signal | None] | None:
 def _transposed(signal: Signal, weight: Tensor, pool: Pool, groups: int, size: Sequence[int]) -> Signal:
     """Through a convolution of maps of `size`, whose geometry is `pool`."""
     field = signal.field and signal.field.before(pool)
-    spans = pool.span(signal.data.shape[2:])
     if signal.window is None:
+        spans = pool.span(signal.data.shape[2:])
         rest = [n - (span - 2 * p) for n, span, p in zip(size, spans, pool.padding, strict=True)]
         return Signal(_conv_transpose(signal.data, weight, pool, groups, rest), None, field)
     window = signal.window.before(pool)
