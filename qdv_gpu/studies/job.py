@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qdv_gpu.data.images import Images
 from qdv_gpu.errors import unknown
-from qdv_gpu.features.forward import ForwardPass, computing, network_input
+from qdv_gpu.features.forward import ForwardPass, computing, gains_by_channels_last, network_input
 from qdv_gpu.networks.layers import LayerName, numbered, trace_calls
 from qdv_gpu.networks.network import Network, check_replaced
 from qdv_gpu.results.checks import check_outputs, check_predictions
@@ -220,9 +220,10 @@ def _tried(network: Network, images: Images, layers: Mapping[str, str], settings
     pass_.run()
     predicts, channels_last, pixels = 0, False, torch.stack([two[0], two[1]]).to(network.device)
     before = dict(network.module.named_modules())
+    faster = [torch.channels_last] if gains_by_channels_last(network) else []
     with torch.inference_mode(), computing(settings.precision, network.device):
         inputs = network_input(network, pixels, settings.image_size)
-        for layout in (torch.channels_last, torch.contiguous_format):
+        for layout in (*faster, torch.contiguous_format):
             started = time.perf_counter()
             with suppress(RuntimeError, ValueError, AssertionError):  # it may not run to its end
                 output = network(inputs.clone(memory_format=layout))
