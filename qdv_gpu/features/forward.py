@@ -50,9 +50,20 @@ def tile_images(device: torch.device, size: int) -> int:
     return 1 << (max(1, min(CPU_TILE, CPU_PIXELS // size**2)).bit_length() - 1)
 
 
-def gains_by_channels_last(network: Network) -> bool:
-    """Whether its convolutions may be faster on that layout: not oneDNN's of float64, which it does not have."""
-    return network.device.type != "cpu" or network.dtype != torch.float64
+def takes_channels_last(network: Network, inputs: Tensor) -> bool:
+    """Whether the network runs on inputs [B, C, H, W] with channels last, the layout that convolutions are fastest on.
+
+    One that flattens maps by `Tensor.view` does not. float64 on a CPU gains nothing by it: oneDNN does not have it.
+    """
+    if network.device.type == "cpu" and network.dtype == torch.float64:
+        return False
+    try:
+        with torch.inference_mode():  # on a copy, since it may keep something in `self`
+            copied = replace(network, module=shared_copy(network.module))
+            copied(inputs.clone(memory_format=torch.channels_last))
+    except (InputError, torch.OutOfMemoryError):
+        return False
+    return True
 
 
 def default_batch(device: torch.device, size: int) -> int:
@@ -232,11 +243,10 @@ class ForwardPass:
     calls: dict[str, list[int]] = field(default_factory=dict)  # features of each call of each layer, once known
     taken: dict[tuple[str, int], str | None] = field(default_factory=dict)  # of the tokens of each layer's calls
     halving: Halving = field(default_factory=Halving)  # shared by passes over parts of the layers
-    channels_last: bool = True  # the layout that convolutions are fastest on, unless the network turns out to refuse it
+    channels_last: bool | None = None  # the layout of its inputs; by default as the network takes the first two images
 
     def __post_init__(self) -> None:
         self.size = self.image_size or self.network.image_size
-        self.channels_last = self.channels_last and gains_by_channels_last(self.network)
         if self.batch_size is None:
             self.batch_size = default_batch(self.network.device, self.size)
         self.batch_size = check_count("batch size", self.batch_size)
@@ -261,15 +271,19 @@ class ForwardPass:
         step = -(-(self.batch_size or 1) // tile) * tile
         order = torch.arange(len(self.images)).split(step)
         for rows, pixels in zip(order, self.images.batches(order, self.network.device), strict=True):
-            fresh = not self.calls
+            if self.channels_last is None:
+                two = network_input(self.network, pixels[:2], self.image_size)
+                self.channels_last = takes_channels_last(self.network, two)
+            layout = torch.channels_last if self.channels_last else torch.contiguous_format
+            run, fresh = partial(self._run, store, layout), not self.calls
             with product_precision("tf32" if self.precision == "tf32" else "ieee"):
                 if pixels.is_cuda:
-                    found = self.halving(partial(self._forward, store), pixels, rows)
+                    found = self.halving(run, pixels, rows)
                 else:
                     tiles, found = list(zip(pixels.split(tile), rows.split(tile), strict=True)), []
                     first = 0 if self.calls else 1  # which finds the calls
                     for some in (tiles[:first], tiles[first:]):
-                        found += in_parallel(lambda one: self._forward(store, *one), some)
+                        found += in_parallel(lambda one, run=run: run(*one), some)
                 if fresh:
                     self._compare_alone(pixels, rows, found[0])
             advance("activations", int(rows[-1]) + 1, len(self.images))
@@ -300,19 +314,8 @@ class ForwardPass:
         calls = {source: self.calls[source]} if source in self.calls else {}
         return LayerTiles(replace(self, layers={source: self.layers[source]}, calls=calls), layer)
 
-    def _forward(self, store: Store, pixels: Tensor, rows: Tensor) -> dict[str, Tensor]:
-        """One tile through the network, in the other layout if it refuses the first."""
-        if self.channels_last:
-            try:
-                return self._run(store, pixels, rows, torch.channels_last)
-            except InputError as error:
-                if error.__cause__ is None:
-                    raise
-                if not self.calls:  # of the first tile, alone: later ones do not depend on each other
-                    self.channels_last = False
-        return self._run(store, pixels, rows, torch.contiguous_format)
-
-    def _run(self, store: Store, pixels: Tensor, rows: Tensor, layout: torch.memory_format) -> dict[str, Tensor]:
+    def _run(self, store: Store, layout: torch.memory_format, pixels: Tensor, rows: Tensor) -> dict[str, Tensor]:
+        """One tile through the network."""
         network = self.network
         seen: dict[str, list[Tensor]] = {name: [] for name in self.layers}
         names = {path: [name for name in self.layers if self.layers[name] == path] for path in self.layers.values()}
@@ -340,7 +343,7 @@ class ForwardPass:
         except _LastLayerSeenError:
             pass
         except InputError as error:
-            if error.__cause__ is not None and layout == torch.contiguous_format:  # raised by the network's code
+            if error.__cause__ is not None:  # raised by the network's code
                 trace_calls(network, self.size)  # which says so if it is the size that the network cannot take
             raise
         finally:
@@ -364,7 +367,7 @@ class ForwardPass:
         """Run the last image of the first tile again, alone and in torch's default layout; warn of other numbers."""
         last = len(next(iter(found.values()))) - 1
         try:
-            alone = self._run(_copied, pixels[last : last + 1], rows[last : last + 1], torch.contiguous_format)
+            alone = self._run(_copied, torch.contiguous_format, pixels[last : last + 1], rows[last : last + 1])
         except InputError as error:
             if error.__cause__ is None:
                 raise

@@ -21,7 +21,7 @@ from qdv_gpu.data.convert import as_images
 from qdv_gpu.data.datasets import load_images, stratified
 from qdv_gpu.data.images import Images
 from qdv_gpu.errors import InputError, as_path, check_count, check_flag
-from qdv_gpu.features.forward import network_input, shown
+from qdv_gpu.features.forward import network_input, shown, takes_channels_last
 from qdv_gpu.files import replacing
 from qdv_gpu.machine import Halving, deterministic, on_threads, product_precision, seeded
 from qdv_gpu.networks.account import describe_variant
@@ -291,7 +291,13 @@ class _Run:
         self.network, self.about, self.settings = network, json.loads(json.dumps(about)), settings
         self.checkpoint, self.classes = out / CHECKPOINT, classes
         self.parameters = dict(network.module.named_parameters())
-        self.optimizer = torch.optim.Adam(self.parameters.values(), lr=settings.lr)
+        two = torch.zeros(2, network.channels, network.image_size, network.image_size, dtype=network.dtype)
+        if takes_channels_last(network, two.to(network.device)):  # convolutions follow their weights' layout
+            for parameter in self.parameters.values():
+                if parameter.ndim == 4:
+                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        fused = all(parameter.is_floating_point() for parameter in self.parameters.values())
+        self.optimizer = torch.optim.Adam(self.parameters.values(), lr=settings.lr, fused=fused)
         self.history: list[dict[str, float]] = []
         self.tiles = 1
         self.normalises = any(isinstance(module, _BatchNorm) for module in network.module.modules())
@@ -330,6 +336,8 @@ class _Run:
         state: dict[int, dict[str, Tensor]] = {index: {} for index in range(len(names))}
         for name, tensor in adam.items():
             _, key, parameter = name.split("/", 2)
+            if key != "step":  # in the parameter's layout: fused Adam takes both as they lie in memory
+                tensor = torch.empty_like(self.parameters[parameter]).copy_(tensor)
             state[names.index(parameter)][key] = tensor
         self.network.module.load_state_dict(tensors)
         groups = self.optimizer.state_dict()["param_groups"]

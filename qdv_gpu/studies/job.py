@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qdv_gpu.data.images import Images
 from qdv_gpu.errors import unknown
-from qdv_gpu.features.forward import ForwardPass, computing, gains_by_channels_last, network_input
+from qdv_gpu.features.forward import ForwardPass, computing, network_input
 from qdv_gpu.networks.layers import LayerName, numbered, trace_calls
 from qdv_gpu.networks.network import Network, check_replaced
 from qdv_gpu.results.checks import check_outputs, check_predictions
@@ -218,19 +218,16 @@ def _tried(network: Network, images: Images, layers: Mapping[str, str], settings
         network, two, dict(layers), settings.image_size, precision=settings.precision, tokens=settings.tokens
     )
     pass_.run()
-    predicts, channels_last, pixels = 0, False, torch.stack([two[0], two[1]]).to(network.device)
+    predicts, pixels = 0, torch.stack([two[0], two[1]]).to(network.device)
     before = dict(network.module.named_modules())
-    faster = [torch.channels_last] if gains_by_channels_last(network) else []
+    layout = torch.channels_last if pass_.channels_last else torch.contiguous_format
     with torch.inference_mode(), computing(settings.precision, network.device):
-        inputs = network_input(network, pixels, settings.image_size)
-        for layout in (*faster, torch.contiguous_format):
-            started = time.perf_counter()
-            with suppress(RuntimeError, ValueError, AssertionError):  # it may not run to its end
-                output = network(inputs.clone(memory_format=layout))
-                channels_last = layout == torch.channels_last
-                if isinstance(output, Tensor) and output.shape == (2, len(images.classes)):
-                    predicts = len(images.classes)
-                break
+        inputs = network_input(network, pixels, settings.image_size).clone(memory_format=layout)
+        started = time.perf_counter()
+        with suppress(RuntimeError, ValueError, AssertionError):  # it may not run to its end
+            output = network(inputs)
+            if isinstance(output, Tensor) and output.shape == (2, len(images.classes)):
+                predicts = len(images.classes)
     check_replaced(network.name, before, network.module)
     calls = {path: pass_.calls[name] for name, path in layers.items()} | ({OUTPUT: [predicts]} if predicts else {})
     seconds = (time.perf_counter() - started) / len(two)
@@ -243,5 +240,5 @@ def _tried(network: Network, images: Images, layers: Mapping[str, str], settings
         "element": pass_.element,
         "predicts": predicts,
         "seconds": seconds,
-        "channels_last": channels_last,
+        "channels_last": pass_.channels_last,
     }

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import qdv_gpu
 from qdv_gpu.errors import InputError, as_path, check_count, check_whole, listed
-from qdv_gpu.features.forward import check_precision, computing, gains_by_channels_last
+from qdv_gpu.features.forward import check_precision, computing, takes_channels_last
 from qdv_gpu.files import replacing, write_json
 from qdv_gpu.machine import threads
 from qdv_gpu.networks.guard import guarded
@@ -209,12 +209,11 @@ def _profiles(loaded: Network, batch_sizes: Sequence[int], size: int, precision:
     speeds = f"{operations / 1e9:,.0f} GFLOP/s ({numbers} product), {bandwidth / 1e9:,.1f} GB/s (copy)"
     logger.info("measured peaks: %s", speeds)
     profiles = []
-    # As the forward passes of an analysis.
-    channels_last = gains_by_channels_last(loaded) and _takes_channels_last(loaded, size)
+    two = torch.zeros(2, loaded.channels, size, size, dtype=loaded.dtype, device=target)
+    layout = torch.channels_last if takes_channels_last(loaded, two) else torch.contiguous_format  # as an analysis
     for batch in batch_sizes:
         images = torch.randn(batch, loaded.channels, size, size, device=target).to(loaded.dtype)
-        if channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = images.clone(memory_format=layout)  # of gray ones too, which `to` leaves as they are
         try:
             with guarded(f"{loaded.name} cannot be run on a batch of {batch}"):
                 found = _profile(loaded, images, precision, operations, bandwidth)
@@ -236,17 +235,6 @@ def _profiles(loaded: Network, batch_sizes: Sequence[int], size: int, precision:
         for found in profiles:
             found.notes.append(f"the device's peak was {again:.0%} of what it was at first: its clock changed")
     return profiles
-
-
-def _takes_channels_last(network: Network, size: int) -> bool:
-    """Whether the network takes images in that layout: `Tensor.view` cannot flatten maps of it."""
-    two = torch.zeros(2, network.channels, size, size, dtype=network.dtype, device=network.device)  # one is in both
-    try:
-        with torch.inference_mode():
-            network(two.contiguous(memory_format=torch.channels_last))
-    except InputError:
-        return False
-    return True
 
 
 def _profile(network: Network, images: Tensor, precision: str, operations: float, bandwidth: float) -> Profile:

@@ -60,7 +60,7 @@ def test_the_pass_ends_behind_the_last_layer(network, images):
     calls = []
     network.module.fc.register_forward_hook(lambda *_: calls.append(1))
     activations(network, images, layers=["conv2"], batch_size=10)
-    assert len(calls) == 1  # only the first batch, which finds out how often each layer is called
+    assert len(calls) == 2  # of two images, to find the layout, and the first batch: how often each layer is called
 
 
 def test_nothing_stays_behind(network, images):
@@ -171,7 +171,7 @@ def test_numbers_of_more_than_the_image_are_said_once(images, caplog, change):
 
 
 def test_a_network_that_refuses_channels_last(images):
-    """Its convolutions get images with channels last until its view of their maps fails."""
+    """Its convolutions get images with channels last, two of them, until its view of their maps fails."""
     layouts = []
 
     class Viewing(tiny_networks.Viewing):
@@ -180,7 +180,7 @@ def test_a_network_that_refuses_channels_last(images):
             return super().forward(x)
 
     found = activations(Viewing(), images, layers=["conv2", "fc"])
-    assert layouts == [True, False, True, True, True, True]  # to find layers; the first tile, twice; the others; alone
+    assert layouts == [True, False, True, True, True, True]  # to find layers; two images; the tiles; one alone
     assert found["conv2"].isfinite().all()
 
 
@@ -309,7 +309,7 @@ def test_a_pass_of_tiles_ends_with_its_layer(network, images):
     assert len(list(tiles)) == 3
     assert len(list(tiles)) == 3
     handle.remove()
-    assert len(calls) == 1  # the first batch shows how often the layer is called
+    assert len(calls) == 2  # as above
 
 
 @pytest.mark.parametrize("setting", ["medium", "high", "highest"])
