@@ -337,7 +337,7 @@ def prepare(
     if channels == 1 and batch.shape[1] == 3 and not normalised:
         luma = constants(LUMA, batch.device, torch.int32).view(3, 1, 1)
         batch = ((batch * luma).sum(1, keepdim=True) + (1 << 15)) >> 16
-    x = batch.to(torch.float32) if normalised else batch.to(torch.float32) / 255
+    x = batch.to(torch.float32) if normalised else batch.to(torch.float32).div_(255)
     if x.shape[1] != channels:
         if x.shape[1] != 1 or normalised:
             kind = "channel" if x.shape[1] == 1 else "channels"
@@ -349,7 +349,7 @@ def prepare(
     if normalised:
         return x
     shift, scale = (constants(values, x.device).view(1, -1, 1, 1) for values in (mean, std))
-    x = (x - shift) / scale
+    x = (x - shift).div_(scale)
     return x.flip(1) if bgr else x
 
 

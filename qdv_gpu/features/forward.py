@@ -30,7 +30,7 @@ from qdv_gpu.progress import advance
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Store = Callable[[str, int, int, Tensor], Tensor]  # see ForwardPass.batches
-CPU_TILE, CPU_PIXELS = 32, 1 << 17  # images of a tile on a CPU at most, and pixels
+CPU_TILE, CPU_PIXELS = 64, 1 << 18  # images of a tile on a CPU at most, and pixels
 CUDA_BATCH = 256
 CPU_BATCH, TILES_OF_A_THREAD = 64, 4  # at least
 PRECISIONS = {"fp32": 2.0**-23, "tf32": 2.0**-10, "bf16": 2.0**-7}  # and the spacing of its numbers at 1

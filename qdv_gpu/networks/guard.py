@@ -45,8 +45,8 @@ def _is_ours(error: BaseException) -> bool:
 
     An operation of the code's that we only pass on, in `__torch_function__`, is the code's.
     """
-    frames = traceback.extract_tb(error.__traceback__)
-    files = [frame.filename for frame in frames if frame.name != "__torch_function__"]
+    codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    files = [code.co_filename for code in codes if code.co_name != "__torch_function__"]
     inside = [*dropwhile(lambda file: file != ZOO and file.startswith(f"{OURS}/"), files)]  # what the block called
     for file in reversed(inside):
         if file == ZOO or is_own(file):
