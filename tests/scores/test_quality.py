@@ -89,7 +89,8 @@ def test_standard_error_is_the_spread_over_fresh_samples():
 @pytest.mark.parametrize(
     ("sizes", "k", "apart"),
     [([5] * 40, 5, 4), ([5] * 40, 15, 4), ([3] * 40, 5, 4), ([10] * 20, 5, 18), ([14] * 20, 5, 15), ([20] * 5, 40, 2),
-     ([6] * 20, 2, 11), ([4] * 20, 1, 6), ([100] + [2] * 10, 5, 2), ([100, 30, 10, 6, 4, 3, 2], 5, 2)],
+     ([6] * 20, 2, 11), ([4] * 20, 1, 6), ([3] * 40, 1, 9), ([100] + [2] * 10, 5, 2),
+      ([100, 30, 10, 6, 4, 3, 2], 5, 2)],
 )  # fmt: skip
 def test_standard_error_of_small_classes(sizes, k, apart):
     """100 samples from as many classes on a circle, of which most have few images, or hardly more than k."""
