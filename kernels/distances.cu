@@ -8,7 +8,7 @@
 //           to_all   THREADS threads, a point each beside ROWS rows:      grid (ceil(N / THREADS), ceil(n / ROWS))
 //           ranks    THREADS threads, a warp per ROWS rows:               grid (ceil(N / (THREADS / 32 * ROWS)))
 // Order     No atomics; ranks are counts.
-// Cost      float64 arithmetic: DADD, DMUL, DADD a pair and coordinate. ranks has 6 instructions more a pair and 32 columns,
+// Cost      float64 arithmetic: DADD, DMUL, DADD a pair and coordinate. ranks has 7 instructions more a pair and 32 columns,
 //           reads XT once per ROWS rows, from the second-level cache, and adds to a rank once per TILE points.
 
 #define THREADS 128
@@ -60,10 +60,11 @@ to_all(const double* __restrict__ XT, const long long* __restrict__ rows, double
         if (first + r < n) out[(first + r) * N + j] = sums[r];
 }
 
-// out[i, c]: 1 and how many points are before point indices[i, c], by (distance to i, index); limits [N, m] are from `listed`
+// out[i, c]: 1 and how many points are before point indices[i, c], by distance to i, equally far ones by the product of their
+// lots [N] and that of i, signed, of 64 bits; limits [N, m] are from `listed`
 extern "C" __global__ void __launch_bounds__(THREADS)
-ranks(const double* __restrict__ XT, const long long* __restrict__ indices, const double* __restrict__ limits,
-      long long* __restrict__ out, long long N, int m, int d) {
+ranks(const double* __restrict__ XT, const long long* __restrict__ lots, const long long* __restrict__ indices,
+      const double* __restrict__ limits, long long* __restrict__ out, long long N, int m, int d) {
     __shared__ double tile[THREADS / 32][ROWS][TILE];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const long long row = ((long long)blockIdx.x * (THREADS / 32) + warp) * ROWS;
@@ -82,11 +83,17 @@ ranks(const double* __restrict__ XT, const long long* __restrict__ indices, cons
             for (int c = lane; c < m; c += 32) {
                 const long long place = (row + r) * m + c;
                 const double limit = limits[place];
-                const long long before = indices[place] - first;  // those of the tile that win a tie
-                int closer = 0;
+                int closer = 0, ties = 0;
                 for (int j = 0; j < width; j++) {
                     const double distance = tile[warp][r][j];
-                    closer += distance < limit || (distance == limit && j < before);
+                    closer += distance < limit;
+                    ties += distance == limit;
+                }
+                if (ties) {
+                    const unsigned long long lot = lots[row + r];
+                    const long long product = lot * lots[indices[place]];
+                    for (int j = 0; j < width; j++)
+                        closer += tile[warp][r][j] == limit && (long long)(lot * lots[first + j]) < product;
                 }
                 out[place] = (first ? out[place] : 1) + closer;
             }

@@ -76,12 +76,14 @@ def _tile(XT, rows, first, last, tile):
             tile[r, rows[r] - first] = np.inf
 
 
-def nearest(XT, rows, indices, distances):
-    """Write the indices.shape[1] nearest points of each point in `rows`, by (distance, index), over all points.
+def nearest(XT, lots, rows, indices, distances):
+    """Write the indices.shape[1] nearest points of each point in `rows`, over all points.
 
-    `indices` and `distances` are [len(rows), k]; where there are fewer than k other points, the last ones stay
-    -1 and infinity. Of up to SORTED coordinates, points that are near in the two widest lie in one tile of NEAR; a
-    tile is left out where these two alone, terms of every sum, put all of it farther away than what has been found.
+    Of points equally far from point i, the one with the smaller product of `lots` int64 [N], its own and that of i, is
+    before the other. `indices` and `distances` are [len(rows), k]; where there are fewer than k other points, the last
+    ones stay -1 and infinity. Of up to SORTED coordinates, points that are near in the two widest lie in one tile of
+    NEAR; a tile is left out where these two alone, terms of every sum, put all of it farther away than what has been
+    found.
     """
     d, N = XT.shape
     wide, order, width = np.empty(0, np.int64), np.arange(N), COLUMNS
@@ -96,12 +98,12 @@ def nearest(XT, rows, indices, distances):
     turn = places[rows].argsort()
     starts = np.arange(0, N, width)
     lower, upper = (f.reduceat(XT[wide], starts, axis=1) for f in (np.minimum, np.maximum))
-    arguments = (XT, width, wide, lower, upper, order, places[rows[turn]], turn, indices, distances)
+    arguments = (XT, width, wide, lower, upper, order, places[rows[turn]], turn, lots, indices, distances)
     spread(_nearest, (rows.size + ROWS - 1) // ROWS, *arguments, work=3 * ROWS * XT.size)
 
 
 @compiled
-def _nearest(begin, end, XT, width, wide, lower, upper, order, places, turn, indices, distances):
+def _nearest(begin, end, XT, width, wide, lower, upper, order, places, turn, lots, indices, distances):
     N, k, tiles = XT.shape[1], indices.shape[1], lower.shape[1]
     tile, low_edge, high_edge = np.empty((ROWS, width)), np.empty(wide.size), np.empty(wide.size)
     for block in range(begin, end):
@@ -127,17 +129,25 @@ def _nearest(begin, end, XT, width, wide, lower, upper, order, places, turn, ind
             _tile(XT, own, first, last, tile)
             reach = 0.0
             for i in range(own.size):
-                _insert(tile[i, : last - first], order[first:last], indices[turns[i]], distances[turns[i]])
+                found, lot = tile[i, : last - first], lots[order[own[i]]]
+                _insert(found, order[first:last], lot, lots, indices[turns[i]], distances[turns[i]])
                 reach = max(reach, distances[turns[i], k - 1])
 
 
 @inner
-def _insert(found, points, indices, distances):
-    """Keep the nearest of what is kept and of `points` at the distances `found`, by (distance, index)."""
+def _before(point, other, lot, lots):
+    return lot * lots[point] < lot * lots[other]  # modulo 2^64
+
+
+@inner
+def _insert(found, points, lot, lots, indices, distances):
+    """Keep the nearest of what is kept and of `points` at the distances `found` from a point with this lot."""
     for j in range(found.size):
         new, point, c = found[j], points[j], distances.size - 1
-        if new < distances[c] or (new == distances[c] and point < indices[c]):
-            while c > 0 and (distances[c - 1] > new or (distances[c - 1] == new and indices[c - 1] > point)):
+        if new < distances[c] or (new == distances[c] and indices[c] >= 0 and _before(point, indices[c], lot, lots)):
+            while c > 0 and (
+                distances[c - 1] > new or (distances[c - 1] == new and _before(point, indices[c - 1], lot, lots))
+            ):
                 distances[c] = distances[c - 1]
                 indices[c] = indices[c - 1]
                 c -= 1
@@ -145,17 +155,17 @@ def _insert(found, points, indices, distances):
             indices[c] = point
 
 
-def ranks(XT, indices, limits, out):
-    """Write to out[i, c] the rank, from 1, of point indices[i, c] among the others by (distance to i, index).
+def ranks(XT, lots, indices, limits, out):
+    """Write to out[i, c] the rank, from 1, of point indices[i, c] among all but i, in the order of `nearest`.
 
     `limits` [N, m] are the distances of the listed points, from `listed`.
     """
     blocks = (XT.shape[1] + ROWS - 1) // ROWS
-    spread(_ranks, blocks, XT, indices, limits, out, work=ROWS * (3 * XT.size + indices.shape[1] * XT.shape[1]))
+    spread(_ranks, blocks, XT, lots, indices, limits, out, work=ROWS * (3 * XT.size + indices.shape[1] * XT.shape[1]))
 
 
 @compiled
-def _ranks(begin, end, XT, indices, limits, out):
+def _ranks(begin, end, XT, lots, indices, limits, out):
     N = XT.shape[1]
     for block in range(begin, end):
         low, high = block * ROWS, min((block + 1) * ROWS, N)
@@ -170,10 +180,12 @@ def _ranks(begin, end, XT, indices, limits, out):
             for r in range(rows.size):
                 for c in range(indices.shape[1]):
                     limit = limits[rows[r], c]
-                    split = min(max(indices[rows[r], c] - first, 0), last - first)
-                    closer = 0
-                    for j in range(split):
-                        closer += tile[r, j] <= limit
-                    for j in range(split, last - first):
+                    closer = ties = 0
+                    for j in range(last - first):
                         closer += tile[r, j] < limit
+                        ties += tile[r, j] == limit
+                    if ties:
+                        point, lot = indices[rows[r], c], lots[rows[r]]
+                        for j in range(last - first):
+                            closer += tile[r, j] == limit and _before(first + j, point, lot, lots)
                     out[rows[r], c] += closer

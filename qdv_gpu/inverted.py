@@ -81,7 +81,8 @@ class InvertedCells:
         points = self._points[:N].copy_(exact)
         centroids = _centroids(points, lists)
         own = _nearest(points, centroids, 1)[:, 0]
-        order, counts = own.argsort(stable=True), own.bincount(minlength=lists)
+        shuffled = sample_of(N, N).to(device)  # copies of a point would lie in cells with those that come next
+        order, counts = shuffled[own[shuffled].argsort(stable=True)], own.bincount(minlength=lists)
         length = -(-N // lists)
         cells = (counts + length - 1) // length  # of each list
         place = torch.arange(N, device=device) - (counts.cumsum(0) - counts)[own[order]]  # in its list
@@ -197,7 +198,8 @@ def _index(points: np.ndarray) -> Any:
     centroids.add(np.asarray(clusters.centroids))
     index = faiss.IndexIVFFlat(centroids, d, lists)
     index.is_trained = True
-    index.add(points)
+    for some in np.array_split(sample_of(N, N).numpy(), 64):  # shuffled, as ties are found in the order of a list
+        index.add_with_ids(points[some], some)
     return index
 
 

@@ -19,6 +19,7 @@ FAISS_GPU_LIMIT = 2048  # faiss aborts the process when a GPU is asked for more 
 DIRECT_COLUMNS = 16  # up to here a CPU computes every distance sooner than faiss proposes
 FAISS_QUERIES = 4096  # at once on a CPU: as many as faiss itself takes at once
 LARGEST = 1e150  # beyond this, squares overflow, and below its reciprocal they are 0
+MIXER = 0x9E3779B97F4A7C15 - 2**64  # odd, with the digits of the golden ratio
 EXACT = 2.0**53  # from here on, float64 does not hold every whole number
 
 
@@ -32,11 +33,11 @@ class Neighbors(NamedTuple):
     Attributes
     ----------
     indices : torch.Tensor
-        int64 [N, k], nearest first; equally far points by their index.
+        int64 [N, k], nearest first; equally far points by lot, as `lots` says.
     squared_distances : torch.Tensor
         float64 [N, k].
     tied : torch.Tensor
-        bool [N]: the k-th and the (k + 1)-th other point are equally far, so that the choice is arbitrary.
+        bool [N]: the k-th and the (k + 1)-th other point are equally far, so that the choice is by lot.
     """
 
     indices: torch.Tensor
@@ -60,7 +61,8 @@ def knn(X: torch.Tensor, k: int, *, engine: str = "auto") -> Neighbors:
     Distances are float64 sums of squared differences over the coordinates in order. The engine "direct" computes
     them for all pairs. faiss and torch propose k and a few more candidates, which these distances rank; a row for
     which the proposal cannot be proven complete (ties, duplicates, points too close for the proposing precision)
-    is searched directly. All engines hence return the same neighbours.
+    is searched directly. All engines hence return the same neighbours. Of equally far points each point takes others,
+    by lots that are the same on every run and do not know the order of the points (`lots`).
 
     Parameters
     ----------
@@ -109,6 +111,7 @@ def _blocks(X: torch.Tensor, k: int, engine: str) -> Iterator[Block]:
     """The same of points float64 [N, d], for k up to N: of the N-th the distance is infinite."""
     N = len(X)
     missing = torch.arange(N, device=X.device)
+    own = lots(N, X.device)
     if engine != "direct":
         width = min(N, k + 1 + max(16, k // 4))  # the point itself is proposed as well
         width = min(width, FAISS_GPU_LIMIT) if X.is_cuda and engine == "faiss" else width
@@ -118,12 +121,33 @@ def _blocks(X: torch.Tensor, k: int, engine: str) -> Iterator[Block]:
         unproven = []
         for start in range(0, N, size):
             rows = missing[start : start + size]
-            indices, distances, proven = _ranked(twice[start : start + N], start, k, *propose(rows))
+            candidates, outside = propose(rows)
+            candidates = _by_lot(rows, candidates, own)
+            indices, distances, proven = _ranked(twice[start : start + N], start, k, candidates, outside)
             yield rows[proven], indices[proven], distances[proven]
             unproven.append(rows[~proven])
         missing = torch.cat(unproven)
     for rows in missing.split(_block_size(X, k)):
-        yield rows, *_search_all(X, rows, k)
+        yield rows, *_search_all(X, rows, k, own)
+
+
+def lots(N: int, device: torch.device) -> torch.Tensor:
+    """Odd numbers int64 [N] that order equally far points, the same each time.
+
+    Of points that are equally far from point i, the one whose lot times that of i is smaller, as int64, is before the
+    other. By index the first of images sorted by class would be of one class; and an order that all points share would
+    give all copies of a point the same k neighbours, so that NH would hang on the classes of these few.
+    """
+    numbers = torch.arange(1, N + 1, device=device)
+    for _ in range(2):  # as hash functions mix bits
+        numbers *= MIXER
+        numbers ^= numbers >> 32
+    return numbers.mul_(MIXER).bitwise_or_(1)
+
+
+def _by_lot(rows: torch.Tensor, points: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """Points int64 [n, m], each row in the order in which its point takes equally far ones, by the lots int64 [N]."""
+    return points.gather(1, (own[rows, None] * own[points]).argsort(dim=1))
 
 
 def listed_distances(X: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
@@ -238,13 +262,13 @@ def _ranked(
     X : torch.Tensor
         All points float64 [N, d], from point `start` on and then from the first one.
     candidates, outside : torch.Tensor
-        Of points start, start + 1, ...: int64 [n, width], and a lower bound [n] on the distance of the other points.
+        Of points start, start + 1, ...: int64 [n, width], equally far ones in their order, and a lower bound [n] on
+        the distance of the other points.
 
     Returns
     -------
     Indices int64 and distances float64 [n, k], nearest first, and bool [n].
     """
-    candidates = candidates.sort(dim=1).values  # index order, which the stable sort keeps among ties
     distances, order = listed_distances(X, (candidates - start).remainder_(len(X))).sort(dim=1, stable=True)
     distances, indices = distances[:, :k], candidates.gather(1, order[:, :k])
     return indices, distances, (distances[:, -1] < outside) | (candidates.shape[1] == len(X))
@@ -317,7 +341,7 @@ def _inverted_proposer(X: torch.Tensor, width: int) -> tuple[int, Proposer]:
     from qdv_gpu.inverted import RECALL, SAMPLE, InvertedCells, InvertedFile, sample_of
 
     points, sample = _centred(X)[0], sample_of(len(X), SAMPLE).to(X.device)
-    radii = _search_all(points, sample, width - 1)[1][:, -1]
+    radii = _search_all(points, sample, width - 1, lots(len(X), X.device))[1][:, -1]
     with product_precision("ieee"):
         found = (InvertedCells if X.is_cuda else InvertedFile)(points, width, sample, radii)
     if found.recall >= RECALL:
@@ -340,19 +364,23 @@ def _faiss_resources(device: int) -> Any:
     return resources
 
 
-def _search_all(X: torch.Tensor, rows: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k nearest of the points `rows` among all points, indices int64 and distances float64 [len(rows), k]."""
+def _search_all(X: torch.Tensor, rows: torch.Tensor, k: int, own: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k nearest of the points `rows` among all points, indices int64 and distances float64 [len(rows), k].
+
+    `own` are the `lots` of all points.
+    """
     indices = torch.empty((len(rows), k), dtype=torch.int64, device=X.device)
     distances = torch.empty((len(rows), k), dtype=torch.float64, device=X.device)
     XT = X.T.contiguous()
     if not X.is_cuda:
         from qdv_gpu.kernels.distances import nearest
 
-        nearest(XT.numpy(), rows.numpy(), indices.numpy(), distances.numpy())
+        nearest(XT.numpy(), own.numpy(), rows.numpy(), indices.numpy(), distances.numpy())
         return indices, distances
-    step = max(1, BLOCK // len(X))
+    step, everything = max(1, BLOCK // len(X)), torch.arange(len(X), device=X.device)
     for start in range(0, len(rows), step):
         block = slice(start, start + step)
-        found = distances_to_all(XT, rows[block]).sort(dim=1, stable=True)
-        indices[block], distances[block] = found.indices[:, :k], found.values[:, :k]
+        points = _by_lot(rows[block], everything.expand(len(rows[block]), -1), own)
+        found = distances_to_all(XT, rows[block]).gather(1, points).sort(dim=1, stable=True)
+        indices[block], distances[block] = points.gather(1, found.indices[:, :k]), found.values[:, :k]
     return indices, distances

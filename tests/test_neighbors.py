@@ -1,4 +1,4 @@
-"""Neighbours are exact, ordered by (distance, index), and the same from every engine."""
+"""Neighbours are exact, equally far ones by lot, and the same from every engine."""
 
 import importlib.util
 import re
@@ -52,15 +52,15 @@ INPUTS = {
 
 
 def reference(X, k):
-    """Brute force in float64: neighbours by (distance, index), their distances, and ties at the k-th."""
-    X = X.double()
+    """Brute force in float64: neighbours by (distance, product of lots), their distances, and ties at the k-th."""
     D = torch.zeros(len(X), len(X), dtype=torch.float64)
-    for x in X.T:
+    for x in X.double().T:
         D += (x[:, None] - x[None, :]) ** 2
     D.fill_diagonal_(torch.inf)
-    found = D.sort(dim=1, stable=True)
-    tied = found.values[:, k - 1] == found.values[:, k]
-    return found.indices[:, :k], found.values[:, :k], tied
+    own = neighbors.lots(len(X), X.device).numpy()
+    indices = torch.from_numpy(np.lexsort((own[:, None] * own[None, :], D.numpy()), axis=1))
+    distances = D.gather(1, indices)
+    return indices[:, :k], distances[:, :k], distances[:, k - 1] == distances[:, min(k, len(X) - 1)]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -83,15 +83,31 @@ def test_all_other_points(engine):
 
 def test_duplicates_are_neighbours():
     result = knn(torch.zeros(6, 3), 3)
-    assert result.indices.tolist() == [[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2], [0, 1, 2], [0, 1, 2]]
+    assert [len({i, *row}) for i, row in enumerate(result.indices.tolist())] == [4] * 6
     assert result.tied.all()
+
+
+def test_copies_are_neighbours_by_lot():
+    """Of points in two places, sorted by class, the classes do not matter, and no copy is everyone's neighbour."""
+    N, k, place = 1200, 5, torch.arange(1200) % 2
+    indices = knn(place[:, None].double(), k).indices
+    assert (place[indices] == place[:, None]).all()
+    quarter = torch.arange(N) * 4 // N
+    same = (quarter[indices] == quarter[:, None]).double().mean()
+    assert abs(same - 0.249) < 3 * (2 * 0.25 * 0.75 / (N * k)) ** 0.5  # two of a place often choose each other
+    assert indices.flatten().bincount().max() < 5 * k
+    assert knn(torch.zeros(6, 3), 5).indices.sort(dim=1).values.tolist() == [
+        [*range(i), *range(i + 1, 6)] for i in range(6)
+    ]
 
 
 def test_proposals_are_rarely_refused(monkeypatch):
     """The bound on the proposals' error is of use: without ties, few rows are searched again."""
     refused = []
     search = neighbors._search_all
-    monkeypatch.setattr(neighbors, "_search_all", lambda X, rows, k: (refused.append(len(rows)), search(X, rows, k))[1])
+    monkeypatch.setattr(
+        neighbors, "_search_all", lambda X, rows, *rest: (refused.append(len(rows)), search(X, rows, *rest))[1]
+    )
     X = _normal(2000, 50) * torch.linspace(3, 0.3, 50)
     for engine in ENGINES:
         if engine != "direct":
@@ -148,10 +164,11 @@ def test_the_source_on_the_cpu():
     sizes = np.int64(N), np.int64(N), np.int32(d)
     module.launch("to_all", XT, rows, found, *sizes, grid=(-(-N // 128), -(-N // 4)), block=128, seed=1)
     assert torch.equal(found.gather(1, indices), listed)
-    indices = (rows[:, None] + torch.arange(1, m + 1)) % N
+    X = (2 * X).round()  # with ties
+    XT, own, indices = X.T.contiguous(), neighbors.lots(N, X.device), (rows[:, None] + torch.arange(1, m + 1)) % N
     limits, ranks = neighbors.listed_distances(X, indices), torch.empty_like(indices)
     sizes = np.int64(N), np.int32(m), np.int32(d)
-    module.launch("ranks", XT, indices, limits, ranks, *sizes, grid=(-(-N // 16),), block=128, seed=1)
+    module.launch("ranks", XT, own, indices, limits, ranks, *sizes, grid=(-(-N // 16),), block=128, seed=1)
     assert torch.equal(ranks, neighbor_ranks(X, indices))
 
 
@@ -186,10 +203,7 @@ def test_odd_sizes_of_the_kernels():
 
 
 def reference_all(X):
-    D = torch.zeros(len(X), len(X), dtype=torch.float64)
-    for x in X.double().T:
-        D += (x[:, None] - x[None, :]) ** 2
-    return D.fill_diagonal_(torch.inf).sort(dim=1, stable=True).indices[:, :-1]
+    return reference(X, len(X) - 1)[0]
 
 
 def test_first_is_a_smaller_search():
@@ -271,7 +285,9 @@ CLOUDS = {
 
 def _cells(X, k):
     points, sample = _centred(X.double())[0], sample_of(len(X), 300)
-    return InvertedCells(points, k + 1, sample, _search_all(points, sample, k)[1][:, -1])
+    return InvertedCells(
+        points, k + 1, sample, _search_all(points, sample, k, neighbors.lots(len(X), X.device))[1][:, -1]
+    )
 
 
 @pytest.mark.parametrize("name", CLOUDS)
@@ -306,6 +322,20 @@ def test_cells_find_nearly_all(name):
     nearly = float((D <= kth * (1 + 1e-6)).sum() / (len(X) * k))
     assert nearly >= 0.98 or name == "an outlier"  # beside which float32 does not tell the others apart
     assert cells.recall == pytest.approx(min(1, nearly), abs=0.01)
+
+
+@pytest.mark.parametrize("kind", ["file", "cells"])
+def test_an_inverted_file_does_not_take_the_first_copies(kind):
+    X = torch.arange(2400.0)[:, None] % 2
+    if kind == "file":
+        pytest.importorskip("faiss")
+        found = knn(X, 30, engine="inverted").indices
+    else:
+        found = _cells(X, 30).propose(torch.arange(2400))[0]
+    quarters = (found // 600).flatten().bincount(minlength=4) / found.numel()
+    assert quarters.min() > 0.05
+    own = found // 600 == torch.arange(2400)[:, None] // 600
+    assert own.double().mean() < 0.45
 
 
 def test_cells_search_no_more_than_they_must():

@@ -34,7 +34,7 @@ def write_parquet(points: Sequence[tuple[Path, Points]], k: int, png_files: PngF
     points : sequence of (Path, Points)
         One or more; all their files are open at once.
     k : int
-        Neighbours of each image: the nearest others in the map, nearest first, ties by position.
+        Neighbours of each image: the nearest others in the map, nearest first.
     png_files : callable, optional
         Gives the pictures of some rows; without it there is no column of images.
 

@@ -20,7 +20,7 @@ from qdv_gpu.networks.layers import LayerName
 from qdv_gpu.networks.network import Network
 from qdv_gpu.results.store import Key
 
-VERSIONS = {"weights": 2, "outputs": 3, "predictions": 2, "components": 4, "map": 5, "scores": 3}
+VERSIONS = {"weights": 2, "outputs": 3, "predictions": 2, "components": 4, "map": 6, "scores": 4}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from qdv_gpu import kernels
 from qdv_gpu.arrays import to_tensor
 from qdv_gpu.errors import InputError
-from qdv_gpu.neighbors import as_points, knn, listed_distances
+from qdv_gpu.neighbors import as_points, knn, listed_distances, lots
 from qdv_gpu.scores.statistics import (
     classes_of,
     error_neighbors,
@@ -26,7 +26,7 @@ from qdv_gpu.scores.statistics import (
 def neighborhood_hit(Z: Any, labels: Any, *, k: int = 5) -> float:
     """Neighborhood hit (NH): the mean share of a point's k nearest neighbours that have its class.
 
-    Wang & Liu, CIKM 2024, eq. 2-3. The point itself is not its neighbour; ties go to the smaller index.
+    Wang & Liu, CIKM 2024, eq. 2-3. The point itself is not its neighbour; ties are by lot (`knn`).
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def trustworthiness(X: Any, Z: Any, *, k: int = 5) -> float:
     """Trustworthiness of the map Z of X (Venna & Kaski 2001): 1 if all neighbours in the map are neighbours in X.
 
     1 - 2 / (N k (2N - 3k - 1)) sum_i sum_{j in N_k(i) in Z} max(0, r(i, j) - k), with r(i, j) the rank of j by
-    (distance to i, index) in X.
+    its distance to i in X, ties by lot (`knn`).
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def continuity(X: Any, Z: Any, *, k: int = 5) -> float:
     """Continuity of the map Z of X (Venna & Kaski 2006): 1 if all neighbours in X are neighbours in the map.
 
     1 - 2 / (N k (2N - 3k - 1)) sum_i sum_{j in N_k(i) in X} max(0, r(i, j) - k), with r(i, j) the rank of j by
-    (distance to i, index) in Z: `trustworthiness` with the parts of X and Z exchanged.
+    its distance to i in Z, ties by lot: `trustworthiness` with the parts of X and Z exchanged.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ def rank_score(ranks: torch.Tensor) -> float:
 
 
 def neighbor_ranks(X: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """Rank int64 [N, m], from 1, of each listed point among all others, by (distance in X, index).
+    """Rank int64 [N, m], from 1, of each listed point among all others, by its distance in X, ties by lot (`knn`).
 
     One pass over the distances serves all columns: for many maps of one X, concatenate their neighbours.
 
@@ -125,15 +125,15 @@ def neighbor_ranks(X: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     home, X = X.device, kernels.reachable(X.detach().to(torch.float64))
     XT = X.T.contiguous()  # [d, N]
     indices = indices.to(X.device).contiguous()
-    limits, out = listed_distances(X, indices), torch.empty_like(indices)
+    own, limits, out = lots(len(X), X.device), listed_distances(X, indices), torch.empty_like(indices)
     if not X.is_cuda:
         from qdv_gpu.kernels import distances
 
-        distances.ranks(XT.numpy(), indices.numpy(), limits.numpy(), out.numpy())
+        distances.ranks(XT.numpy(), own.numpy(), indices.numpy(), limits.numpy(), out.numpy())
     elif out.numel():
         (d, N), m = XT.shape, indices.shape[1]
         sizes, grid = (np.int64(N), np.int32(m), np.int32(d)), (-(-N // 16),)
-        kernels.run("distances", "ranks", XT, indices, limits, out, *sizes, grid=grid, block=128)
+        kernels.run("distances", "ranks", XT, own, indices, limits, out, *sizes, grid=grid, block=128)
     return out.to(home)
 
 
@@ -149,8 +149,8 @@ class Measures:
     chance : float
         NH of a map that ignores the classes.
     tied : float
-        Share of points whose k neighbours, in the map or in the layer's own space, are an arbitrary choice among
-        equally far ones.
+        Share of points whose k neighbours, in the map or in the layer's own space, are a choice by lot among equally
+        far ones.
     trustworthiness, continuity : float
     """
 

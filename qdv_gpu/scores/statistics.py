@@ -64,6 +64,14 @@ NEAR = 15  # neighbours whose share of a class says what is expected of a link
 FEW = 2  # times k: of classes with no more others neighbours cannot say what is expected of a link
 
 
+def _enough(others: torch.Tensor, k: int) -> torch.Tensor:
+    """Whether neighbours say what is expected of a link, where a class has so many others.
+
+    For k = 1 two others are enough: a point's own hit leaves nothing of what its neighbours share.
+    """
+    return others > (FEW * k if k > 1 else 1)
+
+
 def error_neighbors(k: int, N: int) -> int:
     """How many neighbours of each of N points the standard error of NH for k needs."""
     return min(N - 1, max(ERROR_NEIGHBORS, k + NEAR + 1))
@@ -74,7 +82,8 @@ def spread_values(indices: torch.Tensor, labels: Any, *, k: int) -> torch.Tensor
 
     Of k = 1 these h(j) are M_ji, and nothing would be left of what neighbours share. Here the share of j's class is
     taken from its neighbours k + 1, k + 2, ... instead, no more of them than there are others of its class: beyond
-    these a class that is all together has no one left. Of a class with at most 2 k others it is h(j) after all.
+    these a class that is all together has no one left. Of a class with at most 2 k others (for k = 1 one other) it is
+    h(j) after all.
 
     Parameters
     ----------
@@ -98,7 +107,7 @@ def spread_values(indices: torch.Tensor, labels: Any, *, k: int) -> torch.Tensor
     h = agree[:, :k].sum(dim=1).double() / k
     further = others.clamp(max=m) - k
     near = _first(agree, further + k) - agree[:, :k].sum(dim=1)
-    expected = torch.where(others > FEW * k, near.double() / further.clamp(min=1), h)
+    expected = torch.where(_enough(others, k), near.double() / further.clamp(min=1), h)
     balance = agree[:, :k] - expected[:, None]  # [N, k], M_ji - share of j's class
     return h + _sums(balance.reshape(-1), indices[:, :k].reshape(-1), N) / k
 
@@ -109,7 +118,7 @@ def link_variance(neighbors: Sequence[torch.Tensor], labels: Any, *, k: int) -> 
     (N k)^-2 sum over linked pairs of (w_ij g_ij)^2, with w the number of directions of the link and
     g_ij = M_ij - a(i) - a(j) + (p(i) + p(j)) / 2, where a is the share of a point's class among its 15 nearest (for
     k >= 15 among the next 15; no more than there are others of its class) and p the mean of a over the class. Links of
-    classes with at most 2 k others are left out. Of several maps w g is averaged first.
+    classes with at most 2 k others (for k = 1 one other) are left out. Of several maps w g is averaged first.
 
     Parameters
     ----------
@@ -129,7 +138,7 @@ def link_variance(neighbors: Sequence[torch.Tensor], labels: Any, *, k: int) -> 
         p = (_sums(a, members, len(counts)) / counts)[members]
         expected = (a - p / 2).numpy()
         rows, columns = np.repeat(np.arange(N), k), indices[:, :k].reshape(-1).numpy()
-        many = (others > FEW * k).numpy()
+        many = _enough(others, k).numpy()
         links = (agree[:, :k].reshape(-1).numpy() - expected[rows] - expected[columns]) * (many[rows] & many[columns])
         total = total + csr_array((links, (rows, columns)), shape=(N, N))
     both = (total + total.T) / len(neighbors)  # each pair twice

@@ -42,7 +42,7 @@ from qdv_gpu.tsne.estimator import EXAGGERATED, warn_if_short
 
 logger = logging.getLogger(__name__)
 COPIES = 0.01  # share of the images beyond which copies of others are warned of
-TIED = 0.05  # share of the images, with neighbours that are an arbitrary choice, beyond which that is warned of
+TIED = 0.05  # share of the images, with neighbours that are drawn by lot, beyond which that is warned of
 SOURCE = 9  # bytes for each byte of an image of its own size: it, and two copies in float32
 DECODED = 16  # and of those that wait, where files are decoded batch by batch
 # Bytes of neighbours, affinities and their copies for each image and unit of perplexity; of blocks of distances.
@@ -403,10 +403,10 @@ def _embed_and_score(job: Job, output: Output, X: Tensor, store: Store, also: Se
     if job.images.labels is None:
         said = f"trustworthiness {best.trustworthiness:.3f}"
     logger.info("%s: %s (%d features)", where, said, output.features)
-    if ks and best.tied > TIED and job.images.labels is not None:
+    if ks and best.tied > TIED:
         logger.warning(
-            "%s: for %.0f %% of the images the nearest neighbours are a choice among equally far ones, which is by the "
-            "order of the images: NH depends on that, most where they are in order of their classes",
+            "%s: for %.0f %% of the images the nearest neighbours are drawn by lot from equally far ones, as of copies "
+            "or in a layer of few values: how the map spreads these says nothing",
             where, 100 * best.tied,
         )  # fmt: skip
     costs = output.record(network.name, 0, len(job.images)).stages

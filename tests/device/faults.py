@@ -177,8 +177,8 @@ FAULTS = {
     "fused multiply-add": Fault(
         "kernels/distances.cu", "__dadd_rn(sum, __dmul_rn(difference, difference))", "sum + difference * difference",
         "other bits than the CPU's, so that ties are none", DISTANCES),
-    "ties by no index": Fault(
-        "kernels/distances.cu", "(distance == limit && j < before)", "distance == limit", "ranks of ties, and a point "
+    "ties by no lot": Fault(
+        "kernels/distances.cu", " && (long long)(lot * lots[first + j]) < product", "", "ranks of ties, and a point "
         "that is before itself", RANKS),
     "tile that others still write": Fault(
         "kernels/distances.cu", "            for (int r = 0; r < ROWS; r++) tile[warp][r][j] = sums[r];\n        }\n"

@@ -75,9 +75,9 @@ def best():
 
 
 STAGES = {
-    "neighbours": (lambda: partial(knn, points(), 5), Budget(61, 1, 6, 0)),
-    "neighbours, nearly all": (lambda: partial(knn, points(), 5, engine="inverted"), Budget(242, 2, 17, 0)),
-    "affinities, knn": (lambda: partial(joint_affinities, points(), perplexity=8, kind="knn"), Budget(514, 1, 17, 0)),
+    "neighbours": (lambda: partial(knn, points(), 5), Budget(75, 1, 6, 0)),
+    "neighbours, nearly all": (lambda: partial(knn, points(), 5, engine="inverted"), Budget(276, 2, 18, 0)),
+    "affinities, knn": (lambda: partial(joint_affinities, points(), perplexity=8, kind="knn"), Budget(527, 1, 17, 0)),
     "affinities, full": (lambda: partial(joint_affinities, points(), perplexity=8, kind="full"), Budget(491, 1, 13, 0)),
     "descent, knn": (partial(descent, "knn"), Budget(8, 150, 1, 0)),
     "descent, full": (partial(descent, "full"), Budget(8, 150, 1, 0)),
@@ -85,7 +85,7 @@ STAGES = {
     "divergence, knn": (partial(divergence, "knn"), Budget(34, 1, 2, 8)),
     "divergence, full": (partial(divergence, "full"), Budget(30, 1, 1, 0)),
     "components": (lambda: partial(principal_components, points(30).split(20), 5), Budget(269, 0, 21, 0)),
-    "scores": (scores, Budget(298, 12, 42, 37440)),
+    "scores": (scores, Budget(390, 12, 42, 37440)),
     "activations": (forward, Budget(53, 0, 1, 8)),
     "deconvnet": (partial(pictures, "deconvnet"), Budget(95, 4, 4, 0)),
     "guided": (partial(pictures, "guided"), Budget(71, 4, 4, 0)),

@@ -210,11 +210,11 @@ def test_spread_values_need_no_neighbours_twice():
     for j in range(len(points)):
         expected[near[j, 0]] += M[j, 0] - M[j, 1:].mean()
     assert torch.allclose(spread, expected, atol=1e-12)
-    few = torch.cat([labels[:-9] % 2, torch.tensor([2] * 3 + [3] * 6)])  # 2 and 5 others: h(j) itself, and 4 neighbours
+    few = torch.cat([labels[:-11] % 2, torch.tensor([2] * 2 + [3] * 3 + [4] * 6)])  # of one other: h(j) itself
     M = (few[near] == few[:, None]).double()
     expected = M[:, 0].clone()
     for j in range(len(points)):
-        expected[near[j, 0]] += M[j, 0] - (M[j, 1:], M[j, 1:], M[j, :1], M[j, 1:5])[few[j]].mean()
+        expected[near[j, 0]] += M[j, 0] - (M[j, 1:], M[j, 1:], M[j, :1], M[j, 1:2], M[j, 1:5])[few[j]].mean()
     assert torch.allclose(statistics.spread_values(near, few, k=1), expected, atol=1e-12)
     assert torch.equal(
         statistics.spread_values(near[:, :3], labels, k=3), statistics.influence_values(near[:, :3], labels)

@@ -69,7 +69,7 @@ def test_run_folder(finished):
         reader = csv.DictReader(file)
         rows = list(reader)
     header = "network,layer,features,samples,perplexity,seed,k,nh,nh_feature_space,chance,tied,trustworthiness"
-    assert (VERSIONS["scores"], ",".join(reader.fieldnames or ())) == (3, header + ",continuity,kl,seconds"), (
+    assert (VERSIONS["scores"], ",".join(reader.fieldnames or ())) == (4, header + ",continuity,kl,seconds"), (
         'the columns are public, and scores are kept: if they change, raise VERSIONS["scores"] in '
         "qdv_gpu/results/stages.py, or what a store holds is called damaged; then write both here"
     )
@@ -157,7 +157,7 @@ def test_images_that_are_not_drawn_one_by_one_are_warned_of(tmp_path, caplog):
     assert "20 of the classes of arrays have two images: the error of NH is too small" in caplog.text
 
 
-def test_neighbours_that_are_an_arbitrary_choice_are_said(tmp_path, caplog):
+def test_neighbours_that_are_drawn_by_lot_are_said(tmp_path, caplog):
     """In a layer of two values."""
     network = torch.nn.Sequential(OrderedDict(conv=torch.nn.Conv2d(1, 1, 8), sign=torch.nn.Hardtanh(0, 1e-30)))
     settings = replace(TINY, iterations=10, seeds=1, layers=("conv", "sign"), image_size=8)
@@ -165,7 +165,7 @@ def test_neighbours_that_are_an_arbitrary_choice_are_said(tmp_path, caplog):
         analyze(network, "digits", tmp_path / "run", settings=settings)
     [said] = [record.getMessage() for record in caplog.records if "equally far" in record.getMessage()]
     assert said.startswith(
-        "Sequential sign: for 100 % of the images the nearest neighbours are a choice among equally far"
+        "Sequential sign: for 100 % of the images the nearest neighbours are drawn by lot from equally far"
     )
 
 
