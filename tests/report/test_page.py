@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from made_run import HOSTILE, made_run, pictures
+from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 from PIL import Image
 
@@ -212,6 +213,13 @@ def test_text_in_coloured_cells_has_contrast(low, high):
     for value in np.linspace(low, high, 201):
         paper, ink = (luminance(one) for one in shade(float(value), low, high))
         assert (max(paper, ink) + 0.05) / (min(paper, ink) + 0.05) >= 4.5
+
+
+def test_signs_have_the_colours_that_they_have_in_the_figures():
+    for value in (-1.0, 1.0):
+        page, figure = to_rgb(shade(value, -1.0, 1.0)[0]), colormaps["RdBu_r"]((value + 1) / 2)
+        assert (page[0] > page[2]) == (figure[0] > figure[2]) == (value > 0)
+    assert shade(1.0, 0.0, 1.0) == shade(-1.0, -1.0, 1.0)
 
 
 def luminance(colour):
