@@ -388,8 +388,8 @@ def test_a_rung_shows_its_baseline_and_its_best(monkeypatch):
     monkeypatch.setattr(report_study, "view_run", lambda folder: shown.append(folder.parent.name))
     row = {"state": "done", "gmac": "", "accuracy": ""}
     rows = [
-        row
-        | {"point": f"{name}-{rung}-{run}", "candidate": f"{name} of {rung}", "candidate nh": nh, "rung": rung, "run": run}
+        {**row, "point": f"{name}-{rung}-{run}", "candidate": f"{name} of {rung}", "candidate nh": nh,
+         "rung": rung, "run": run}
         for rung in "12" for name, nh in (("base", "0.5"), ("worse", "0.4"), ("best", "0.6")) for run in "12"
     ]  # fmt: skip
     rows[6]["state"] = "failed"
