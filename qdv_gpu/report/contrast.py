@@ -335,7 +335,8 @@ def plot_comparison(
     title = f"{title}: ±{largest:.2f}, red where {_short(networks[1])} is higher"
     _heat(axes[3], similarity, other, 1.0, "Blues")
     drawing.name_ticks(axes[3], range(similarity.shape[1]), cka_layers[1], half / similarity.shape[1])
-    for place, text in ((left, title), (second_left, f"CKA: {_short(networks[0])} down, {_short(networks[1])} across")):
+    down, across = (_short(name) for name in networks)
+    for place, text in ((left, title), (second_left, f"CKA, white 0, dark 1: {down} down, {across} across")):
         drawing.add_text(figure, place, lower - above + 0.02, drawing.shortened(text, half, SMALL), size=SMALL)
     return figure, axes
 
