@@ -44,12 +44,12 @@ def as_images(
     ----------
     data : Images, array, pair, Dataset, DataLoader or list
         Images are returned as they are. Arrays (numpy, torch, CuPy) are [N, C, H, W]: uint8, or floating point,
-        already normalised, which is fed to the network as it is. A pair is (images, labels), the first of them any of
-        the others. The items of a map-style Dataset, or of anything else with a length and items, are an image or
-        (image, label, ...), the image as for `image_tensor`: a PIL image, an array [C, H, W] or [H, W], or, in numpy
-        and of uint8, [H, W, 3]. Of a DataLoader the data set is read in its own order, whatever its sampler and
-        drop_last are, each item through its collate_fn, in as many processes as it has workers. An iterable data set
-        is read once, into memory.
+        already normalised, which is fed to the network as it is; or, in numpy and of uint8, [N, H, W, 3]. A pair is
+        (images, labels), the first of them any of the others. The items of a map-style Dataset, or of anything else
+        with a length and items, are an image or (image, label, ...), the image as for `image_tensor`: a PIL image, an
+        array [C, H, W] or [H, W], or, in numpy and of uint8, [H, W, 3]. Of a DataLoader the data set is read in its
+        own order, whatever its sampler and drop_last are, each item through its collate_fn, in as many processes as
+        it has workers. An iterable data set is read once, into memory.
     classes : sequence of str, optional
         Names of the classes; default those that a data set lists as `classes`, else "0", "1", ...
     image_size : int, optional

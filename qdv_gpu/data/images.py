@@ -9,6 +9,7 @@ from operator import index as as_index
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -80,7 +81,7 @@ class Images:
         ----------
         pixels : array
             [N, C, H, W] (numpy, torch or CuPy): uint8, or floating point, already normalised, which is kept as
-            float32 and fed to the network as it is.
+            float32 and fed to the network as it is; or, in numpy and of uint8, [N, H, W, 3] of more than 3 rows.
         labels : array or sequence of int, optional
             Class of each image, [N], from 0 on.
         classes : sequence of str, optional
@@ -92,6 +93,9 @@ class Images:
             For another shape or dtype, no images, NaN or infinite pixels, or labels that do not fit.
         """
         found = as_pixels(pixels)
+        as_pillow = isinstance(pixels, np.ndarray) and found.dtype == torch.uint8 and found.ndim == 4
+        if as_pillow and found.shape[3] == 3 < found.shape[1]:
+            found = found.permute(0, 3, 1, 2).contiguous()
         if found.ndim != 4 or not found.numel():
             raise InputError(f"arrays of images must have shape [N, C, H, W], none of them 0, got {list(found.shape)}")
         for start, block in _blocks(found) if found.is_floating_point() else ():

@@ -309,7 +309,7 @@ class Deconvnet:
             raise InputError(f"{self.network.name} takes {channels}-channel images, got {len(image)} channels")
         if not image.isfinite().all():
             raise InputError("an image must be finite, got NaN or infinity")
-        return image[None].to(self.network.device, next(self.network.module.parameters()).dtype)
+        return image[None].to(self.network.device, self.network.dtype)
 
     def _load(self, images: Images, positions: Tensor, image_size: int | None) -> Tensor:
         """Images of a data set as the network's input."""

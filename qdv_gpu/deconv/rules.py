@@ -136,8 +136,9 @@ def _convolution(step: Step) -> list[Signal | None] | None:
     if saved(node, "transposed") or len(saved(node, "stride")) != 2 or step.edges[0] is None:
         return None
     weight = saved(node, "weight")
-    geometry = (tuple(saved(node, name)) for name in ("stride", "padding", "dilation"))
-    pool = Pool(tuple(weight.shape[2:]), *geometry)
+    stride, padding, dilation = (tuple(saved(node, name)) for name in ("stride", "padding", "dilation"))
+    padding = padding * 2 if len(padding) == 1 else padding  # one 0 for padding="valid"
+    pool = Pool(tuple(weight.shape[2:]), stride, padding, dilation)
     return step.first(_transposed(step.signal, weight, pool, saved(node, "groups"), shape(*step.edges[0])[2:]))
 
 

@@ -53,7 +53,7 @@ class Spec:
 
     @classmethod
     def parse(cls, text: str) -> "Spec":
-        """Read a name; a first part that is no network's name is a label if the next part is one.
+        """Read a name; a first part is a label if a network follows, and it names none or a checkpoint follows too.
 
         Raises
         ------
@@ -63,9 +63,9 @@ class Spec:
         """
         head, rest = _cut(text)
         label = ""
-        if rest and not is_name(_base(head)):
+        if rest:
             second, checkpoint = _cut(rest)
-            if is_name(_base(second)):
+            if is_name(_base(second)) and (checkpoint or not is_name(_base(head))):
                 label, head, rest = head.strip(), second, checkpoint
         head, *inside = split_outside(head.strip(), "[", 1)
         edits, carry = _read_edits(inside[0], text) if inside else ({}, CARRY[0])

@@ -276,14 +276,14 @@ def _legend(series: Sequence[Series]) -> Markup:
 
 
 def shade(value: float, low: float, high: float) -> tuple[str, str]:
-    """Colours of a cell and of its text: white at `low` to blue at `high`; from red if `low` is below 0, white at 0.
+    """Colours of a cell and of its text: white at `low` to blue at `high`; of signs blue to red, white at 0.
 
     >>> shade(0.0, -1.0, 1.0), shade(1.0, 0.0, 1.0)
     (('#ffffff', '#000000'), ('#0b4f94', '#ffffff'))
     """
     blue, red = np.array([11, 79, 148]), np.array([178, 58, 20])
     share = value / max(-low, high) if low < 0 else (value - low) / max(high - low, 1e-12)
-    end = blue if share >= 0 else red
+    end = red if low < 0 <= share else blue
     colour = 255 + (end - 255) * min(1.0, abs(share))
     channels = colour / 255
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)

@@ -1,6 +1,7 @@
 """A comparison of two networks in words, tables and one figure."""
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from qdv_gpu.report.tables import csv_text, markdown
 from qdv_gpu.results.comparison import Comparison, LayerPair, as_json
 from qdv_gpu.scores.statistics import NORMAL
 
+TOKENS = re.compile(r" \[\w+\]$")  # what a title says beside the layer's name
 ROWS = 20  # classes in the figure at most
 COLUMNS = ["position", "first_layer", "second_layer", "nh_first", "nh_second", "delta", "low", "high", "p", "p_holm"]
 COLUMNS += ["verdict", "delta_feature_space", "low_feature_space", "high_feature_space", "p_holm_feature_space"]
@@ -111,7 +113,7 @@ def _not_compared(found: Comparison) -> list[str]:
             continue
         alone = [drawing.plain(title) for number, title in enumerate(titles, start=1) if number not in positions]
         left.append(f"{_list(alone)} of {drawing.plain(name)}")
-    last = f"{drawing.plain(found.layers[0][-1])}={drawing.plain(found.layers[1][-1])}"
+    last = "=".join(drawing.plain(TOKENS.sub("", titles[-1])) for titles in found.layers)
     return [f"Not compared: {', and '.join(left)}; --pair {last} sets the last layers side by side."] if left else []
 
 
@@ -333,7 +335,8 @@ def plot_comparison(
     title = f"{title}: ±{largest:.2f}, red where {_short(networks[1])} is higher"
     _heat(axes[3], similarity, other, 1.0, "Blues")
     drawing.name_ticks(axes[3], range(similarity.shape[1]), cka_layers[1], half / similarity.shape[1])
-    for place, text in ((left, title), (second_left, f"CKA: {_short(networks[0])} down, {_short(networks[1])} across")):
+    down, across = (_short(name) for name in networks)
+    for place, text in ((left, title), (second_left, f"CKA, white 0, dark 1: {down} down, {across} across")):
         drawing.add_text(figure, place, lower - above + 0.02, drawing.shortened(text, half, SMALL), size=SMALL)
     return figure, axes
 

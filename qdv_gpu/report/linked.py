@@ -104,9 +104,9 @@ def panel_titles(runs: Sequence[RunView]) -> list[PanelTitle]:
     found, before = [], ""
     for name, layer in layers:
         score = scored(layer)
-        title = f"{name} · {layer.title}" if several else layer.title
+        network = name if several else ""
         label = f"t-SNE map of {name}, {layer.title}: {score}"
-        found.append(PanelTitle(title, score, label, first=deep and name != before))
+        found.append(PanelTitle(network, layer.title, score, label, first=deep and name != before))
         before = name
     return found
 

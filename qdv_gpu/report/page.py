@@ -65,9 +65,13 @@ class Section:
 
 @dataclass(frozen=True)
 class PanelTitle:
-    """What stands above a map, and what a screen reader says of it; `first` begins a new row."""
+    """What stands above a map, its network where there are several, and what a screen reader says of it.
 
-    title: str
+    `first` begins a new row.
+    """
+
+    network: str
+    layer: str
     score: str
     label: str
     first: bool = False

@@ -42,6 +42,8 @@ def sweep_section(rows: Sequence[Mapping[str, str]]) -> Section:
         words.append(f"Ranked are those of rung {ranked[0]['rung']}.")
     if len(every) > LISTED:
         words.append(f"Of {len(every)} candidates the {LISTED} with the highest NH are here; sweep.csv has all.")
+    if len({row["run"] for row in rows if row["candidate"] == ranked[0]["candidate"]}) > 1:
+        words.append("Rankings are of all runs; maps and scores by layer of the first one that was finished.")
     names = [f"{i + 1}: {row['candidate']}" for i, row in enumerate(ranked)]
     nh, low, high, gmac = (
         [_number(row, column) for row in ranked]

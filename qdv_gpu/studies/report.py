@@ -213,9 +213,9 @@ def _best(folder: Path, rows: Sequence[Mapping[str, str]]) -> list[RunView]:
     ranked = candidates_of(rows)
     if not ranked:
         return []
-    chosen = dict.fromkeys([rows[0]["candidate"], ranked[0]["candidate"]])
-    last = ranked[0]["rung"]
-    done = [row for row in rows if row["rung"] == last and row["state"] == "done"]
+    own = [row for row in rows if row["rung"] == ranked[0]["rung"]]  # a rung's first is the baseline
+    chosen = dict.fromkeys([own[0]["candidate"], ranked[0]["candidate"]])
+    done = [row for row in own if row["state"] == "done"]
     points = [next((row["point"] for row in done if row["candidate"] == name), None) for name in chosen]
     return [view_run(folder / "points" / point / "analysis") for point in points if point is not None]
 

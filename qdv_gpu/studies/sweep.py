@@ -257,7 +257,8 @@ def check_points(sheet: Sheet, points: Sequence[Point]) -> None:
             check_data(data)
         except InputError as error:
             raise sheet.error_at(str(error), "data", data) from None
-    for name, point in {point.network: point for point in reversed(points)}.items():
+    for name in dict.fromkeys(point.network for point in points):
+        point = next(one for one in points if one.network == name)
         size = point.settings.image_size if point.training is None else point.training.image_size
         try:
             network = load_network(name, weights="none", image_size=size, device="cpu")

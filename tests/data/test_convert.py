@@ -241,6 +241,15 @@ def test_pictures_are_turned_upright():
         image_tensor(Image.new("F", (4, 2)))
 
 
+def test_axes_of_numpy_arrays():
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 3, 6, 5), dtype=np.uint8)
+    expected = as_images((pixels, [0, 1, 0, 1]))
+    found = as_images((pixels.transpose(0, 2, 3, 1), [0, 1, 0, 1]))
+    assert torch.equal(found.pixels, expected.pixels)
+    for kept in (pixels[:, :1, :, :3], pixels[..., :3], torch.from_numpy(pixels).permute(0, 2, 3, 1)):
+        assert as_images(kept).pixels.shape == kept.shape
+
+
 def test_axes_of_numpy_images():
     for shape, dtype, expected in [
         ((5, 4), np.uint8, (1, 5, 4)), ((5, 4, 3), np.uint8, (3, 5, 4)), ((3, 4, 3), np.uint8, (3, 4, 3)),

@@ -75,6 +75,25 @@ def test_strided_convolutions_of_an_image(kernel, stride):
             torch.testing.assert_close(_conv_transpose(data, weight, pool, 1, rest), expected)
 
 
+def test_a_convolution_with_valid_padding():
+    torch.manual_seed(0)
+    named, plain = (nn.Conv2d(3, 4, 3, stride=2, padding=padding) for padding in ("valid", 0))
+    plain.load_state_dict(named.state_dict())
+    found, expected = (
+        Deconvnet(nn.Sequential(conv, nn.ReLU())).reconstruct(normal(3, 12, 12), "1", mode="deconvnet-map")
+        for conv in (named, plain)
+    )
+    assert torch.equal(found, expected)
+
+
+def test_a_network_without_parameters():
+    net = nn.Sequential(nn.ReLU(), nn.MaxPool2d(2))
+    image = torch.arange(48.0).reshape(3, 4, 4)
+    expected = torch.zeros(3, 3, 4, 4)
+    expected[range(3), range(3), 3, 3] = image[:, 3, 3]
+    assert torch.equal(Deconvnet(net).reconstruct(image, "1"), expected)
+
+
 @pytest.mark.parametrize(
     "make",
     [

@@ -26,6 +26,10 @@ from qdv_gpu.networks.spec import CARRY, Spec
         ("resnet18(replace_stride_with_dilation=[False, True, False])", "resnet18",
          {"replace_stride_with_dilation": [False, True, False]}, "", ""),
         ("alexnt=best.pt", "alexnt", {}, "best.pt", ""),
+        ("alexnet=alexnet=none", "alexnet", {}, "none", "alexnet"),
+        ("resnet18=resnet18(num_classes=10)=runs/a=b.pt", "resnet18", {"num_classes": 10}, "runs/a=b.pt", "resnet18"),
+        ("alexnet=alexnet", "alexnet", {}, "alexnet", ""),
+        ("alexnet=epoch=3-step=9.ckpt", "alexnet", {}, "epoch=3-step=9.ckpt", ""),
     ],
 )  # fmt: skip
 def test_parts_of_a_name(text, name, arguments, checkpoint, label):

@@ -229,6 +229,25 @@ def test_without_scripts_the_tables_are_there(opened, made):
     assert page.locator("table").first.is_visible()
 
 
+def test_a_long_name_leaves_the_layer_above_its_map(opened, made):
+    page = opened(made("long", networks=("a network of a name that is too long for a panel", "b")))
+    cut = (
+        page.locator(".panel b").first.locator("i").evaluate_all("all => all.map((i) => i.scrollWidth > i.clientWidth)")
+    )
+    assert cut == [True, False]
+    assert page.locator(".panel b").first.text_content().split()[-2:] == ["·", "conv1"]
+    short = (
+        page.locator(".panel b")
+        .last.locator("i")
+        .first.evaluate("""(i) => {
+        const text = document.createRange();
+        text.selectNodeContents(i);
+        return i.getBoundingClientRect().width - text.getBoundingClientRect().width;
+    }""")
+    )
+    assert abs(short) < 1
+
+
 # ---- maps ----
 
 

@@ -96,6 +96,8 @@ def test_layers_without_a_partner_are_named():
     assert "Not compared: y and z of B; --pair x=z sets the last layers side by side. This speaks" in summary(deeper)
     both = replace(deeper, layers=(("x", "v"), ("x", "y")))
     assert "Not compared: v of A, and y of B; --pair v=y sets" in summary(both)
+    tokens = replace(deeper, layers=(("x", "v [mean]"), ("x", "y", "z [cls]")))
+    assert "Not compared: v [mean] of A, and y and z [cls] of B; --pair v=z sets" in summary(tokens)
     assert "Not compared" not in summary(found(pair("x", 0.1, "ahead")))
 
 

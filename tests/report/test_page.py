@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from made_run import HOSTILE, made_run, pictures
+from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 from PIL import Image
 
@@ -32,6 +33,7 @@ from qdv_gpu.report.page import SCRIPTS, Page, _script
 from qdv_gpu.report.sections import SCORES, comparison_section
 from qdv_gpu.report.swept import sweep_section
 from qdv_gpu.report.thumbnails import pictures_of
+from qdv_gpu.studies import report as report_study
 
 LABELLED = ("nh", "standard_error", "nh_feature_space", "standard_error_feature_space", "chance")
 PAGE = Path(__file__).parents[1] / "page"
@@ -214,6 +216,13 @@ def test_text_in_coloured_cells_has_contrast(low, high):
         assert (max(paper, ink) + 0.05) / (min(paper, ink) + 0.05) >= 4.5
 
 
+def test_signs_have_the_colours_that_they_have_in_the_figures():
+    for value in (-1.0, 1.0):
+        page, figure = to_rgb(shade(value, -1.0, 1.0)[0]), colormaps["RdBu_r"]((value + 1) / 2)
+        assert (page[0] > page[2]) == (figure[0] > figure[2]) == (value > 0)
+    assert shade(1.0, 0.0, 1.0) == shade(-1.0, -1.0, 1.0)
+
+
 def luminance(colour):
     rgb = np.array(to_rgb(colour))
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
@@ -372,6 +381,23 @@ def test_candidates_that_are_left_out_are_said(count):
     assert len(section.tables[0].rows) == 60
     said = "Of 61 candidates the 60 with the highest NH are here; sweep.csv has all."
     assert (said in section.words) == (count > 60)
+
+
+def test_a_rung_shows_its_baseline_and_its_best(monkeypatch):
+    shown = []
+    monkeypatch.setattr(report_study, "view_run", lambda folder: shown.append(folder.parent.name))
+    row = {"state": "done", "gmac": "", "accuracy": ""}
+    rows = [
+        {**row, "point": f"{name}-{rung}-{run}", "candidate": f"{name} of {rung}", "candidate nh": nh,
+         "rung": rung, "run": run}
+        for rung in "12" for name, nh in (("base", "0.5"), ("worse", "0.4"), ("best", "0.6")) for run in "12"
+    ]  # fmt: skip
+    rows[6]["state"] = "failed"
+    report_study._best(Path("swept"), rows)
+    assert shown == ["base-2-2", "best-2-1"]
+    said = "Rankings are of all runs; maps and scores by layer of the first one that was finished."
+    assert said in sweep_section(rows).words
+    assert said not in sweep_section([one for one in rows if one["run"] == "1"]).words
 
 
 def test_older_folders_and_those_without_labels(tmp_path):

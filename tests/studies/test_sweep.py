@@ -243,6 +243,14 @@ def test_rungs():
         rungs(points, "images")
 
 
+def test_variants_are_described_in_the_order_of_the_file(tmp_path, caplog):
+    variants = [f"tiny_networks:cnn[width={factor}]" for factor in (2, 3, 1.5)]
+    with caplog.at_level("INFO"):
+        foreseen(changed(grid={"network": variants, "lr": [1e-2], "runs": 1}), tmp_path / "one", max_points=100)
+    said = [line.split(" beside ")[0] for line in caplog.messages if " beside " in line]
+    assert said == variants
+
+
 def test_dry_run_writes_nothing(finished, tmp_path):
     store = finished.out.parent / ".qdv-store"
     before = sorted(store.rglob("*"))
