@@ -222,15 +222,17 @@ def _tried(network: Network, images: Images, layers: Mapping[str, str], settings
     before = dict(network.module.named_modules())
     layout = torch.channels_last if pass_.channels_last else torch.contiguous_format
     with torch.inference_mode(), computing(settings.precision, network.device):
-        inputs = network_input(network, pixels, settings.image_size).clone(memory_format=layout)
-        started = time.perf_counter()
-        with suppress(RuntimeError, ValueError, AssertionError):  # it may not run to its end
-            output = network(inputs)
-            if isinstance(output, Tensor) and output.shape == (2, len(images.classes)):
-                predicts = len(images.classes)
+        inputs, times = network_input(network, pixels, settings.image_size), []
+        for _ in range(3):  # of which the shortest counts
+            copied, started = inputs.clone(memory_format=layout), time.perf_counter()
+            with suppress(RuntimeError, ValueError, AssertionError):  # it may not run to its end
+                output = network(copied)
+                if isinstance(output, Tensor) and output.shape == (2, len(images.classes)):
+                    predicts = len(images.classes)
+            times.append(time.perf_counter() - started)
     check_replaced(network.name, before, network.module)
     calls = {path: pass_.calls[name] for name, path in layers.items()} | ({OUTPUT: [predicts]} if predicts else {})
-    seconds = (time.perf_counter() - started) / len(two)
+    seconds = min(times) / len(two)
     tokens = {
         path: [pass_.taken[name, call] for call in range(len(pass_.calls[name]))] for name, path in layers.items()
     }
