@@ -138,7 +138,7 @@ class _Embedding:
         N = self.Z.shape[1]
         threads = max(1, min(threads, N // POINTS_PER_THREAD))
         kernel = kernel_for(ny, nx, spacing, gaussian=self.gaussian)
-        blocks = -(-N // tsne_fft.BLOCK)
+        blocks = -(-N // tsne_fft.BLOCK_POINTS)
         weight, state = np.empty(blocks), np.zeros(2 + blocks, dtype=np.int64)
         nodes = np.empty(ny * (nx + tsne_fft.MARGIN) + tsne_fft.MARGIN, dtype=np.float32)
         work = np.empty((nx // fft.LANES, ny * fft.LINE), dtype=np.float32)
