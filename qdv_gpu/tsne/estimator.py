@@ -19,12 +19,11 @@ from qdv_gpu.errors import LARGEST, InputError, MissingPackageError, check_among
 from qdv_gpu.machine import resolve_device
 from qdv_gpu.neighbors import check_range
 from qdv_gpu.tsne.affinities import KINDS, check_perplexity, joint_affinities
-from qdv_gpu.tsne.engines import cpu, fft_cuda
 from qdv_gpu.tsne.engines.cuml import MAX_NEIGHBORS, cuml_embeddings
 from qdv_gpu.tsne.engines.grid import TOLERANCES
 from qdv_gpu.tsne.objective import SIMILARITIES, kl_divergence
 from qdv_gpu.tsne.problem import Repulsion, phases
-from qdv_gpu.tsne.schedule import descend
+from qdv_gpu.tsne.schedule import always_exact, descend
 
 logger = logging.getLogger(__name__)
 EXAGGERATED = 250  # iterations with early exaggeration, unless told otherwise
@@ -271,9 +270,7 @@ class TSNE(BaseEstimator):
         "auto" where the map's size will decide between exact and fft.
         """
         self.check_engine(device)
-        if self.engine != "auto":
-            return self.engine
-        return "exact" if (fft_cuda if device == "cuda" else cpu).always_exact(N) else "auto"
+        return "exact" if self.engine == "auto" and always_exact(N, device) else self.engine
 
     def _why_not_cuml(self, device: str) -> InputError | None:
         if importlib.util.find_spec("cuml") is None:

@@ -37,11 +37,6 @@ def seconds(N: int, nodes: int | None) -> float:
     return 1e-9 * (FFT_NODE * nodes * math.log2(nodes) + FFT_POINT * N + FFT_ITERATION)
 
 
-def always_exact(N: int) -> bool:
-    """Whether the exact sum takes less than even the smallest grid."""
-    return seconds(N, None) <= seconds(N, 32 * 32)
-
-
 def descend_cpu(
     problem: Problem, motion: Motion, done: Callable[[int], None], repulsion: Repulsion
 ) -> tuple[Motion, list[str]]:
