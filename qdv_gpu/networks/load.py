@@ -20,7 +20,7 @@ from qdv_gpu.networks.copies import shared_copy
 from qdv_gpu.networks.fit import head_classes, load_state
 from qdv_gpu.networks.guard import guarded
 from qdv_gpu.networks.inputs import described, is_timm, normalising
-from qdv_gpu.networks.layers import check_memory
+from qdv_gpu.networks.layers import LayerName, check_memory
 from qdv_gpu.networks.network import Network
 from qdv_gpu.networks.spec import Spec, flat_edits
 from qdv_gpu.networks.stages import default_layers
@@ -170,8 +170,9 @@ def _distinct_names(networks: Sequence[Network], labels: Sequence[str | None]) -
     return [f"{name}-{long[: i + 1].count(name)}" if long.count(name) > 1 else name for i, name in enumerate(long)]
 
 
-def select_layers(networks: Sequence[Network], layers: Sequence[str] | None) -> list[dict[str, str]]:
+def select_layers(networks: Sequence[Network], asked: Sequence[LayerName] | None) -> list[dict[str, str]]:
     """The layers of each network, of those asked for; each must be in some network, and each network have one."""
+    layers = None if asked is None else [layer.path for layer in asked]
     if layers is None or len(networks) == 1:
         return [network.select(layers) for network in networks]
     has = [[layer for layer in layers if network.has(layer)] for network in networks]

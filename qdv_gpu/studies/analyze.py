@@ -116,20 +116,10 @@ def analyze(
 
 @contextmanager
 def analysing(
-    folder: RunFolder,
-    networks: Sources,
-    data: Any,
-    *,
-    settings: Settings | str,
-    weights: str | Path,
-    device: str | torch.device,
-    formats: Sequence[str],
-    store: str | Path | None,
-    skip_bad: bool,
-    also: Sequence[Settings] = (),
-    report: bool = True,
-    **changes: Any,
-) -> Iterator[Analysis]:
+    folder: RunFolder, networks: Sources, data: Any, *, settings: Settings | str, weights: str | Path,
+    device: str | torch.device, formats: Sequence[str], store: str | Path | None, skip_bad: bool,
+    also: Sequence[Settings] = (), report: bool = True, **changes: Any,
+) -> Iterator[Analysis]:  # fmt: skip
     """As `analyze`; other processes are kept out of the folder for as long as the block lasts."""
     if not isinstance(settings, str | Settings):
         raise InputError(f"settings must be Settings or a preset's name, got {type(settings).__name__}")
@@ -195,7 +185,7 @@ def find_jobs(
         networks, weights=weights, image_size=settings.image_size, mean=settings.mean, std=settings.std, device=device
     )
     asked = read_layers(settings.layers)
-    selected = select_layers(loaded, None if asked is None else [layer.path for layer in asked])
+    selected = select_layers(loaded, asked)
     images = images_of(data, settings, skip_bad=skip_bad)
     settings.check_images(images)
     _check_floats(images, settings)
