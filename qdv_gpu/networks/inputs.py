@@ -1,4 +1,4 @@
-"""The images that a network takes: what it says of them, its checkpoint or its library, and what is tried."""
+"""Which images a network takes: what its checkpoint, itself or its library says of them, or else what is tried."""
 
 import math
 import numbers
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from qdv_gpu.errors import LARGEST, SIDE, InputError, listed, short
+from qdv_gpu.errors import LARGEST, SIDE, InputError, is_real, listed, short
 from qdv_gpu.networks.layers import check_size
 from qdv_gpu.networks.network import Network, ReplacedError
 from qdv_gpu.networks.spec import Spec
@@ -35,22 +35,11 @@ def described(  # noqa: PLR0917 - what is known of it
     size = _side(known.get("image_size"), asked)
     names = (path.rpartition(".")[2].rstrip("0123456789") for path, _ in module.named_parameters())
     network = Network(
-        spec=asked.base,
-        source=source,
-        name=asked.label or asked.short,
-        module=module,
-        layers={},
-        image_size=size or SIZES[0],
-        resize=0,  # the last to be known
-        interpolation=str(known.get("interpolation", "bilinear")),
-        squash=known.get("crop_mode") == "squash",
-        channels=channels,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        bgr=bool(known.get("bgr", False)),
-        class_token=any(name in CLASS_TOKENS for name in names),
-        metadata=metadata,
-    )
+        spec=asked.base, source=source, name=asked.label or asked.short, module=module, layers={},
+        image_size=size or SIZES[0], resize=0, interpolation=str(known.get("interpolation", "bilinear")),
+        squash=known.get("crop_mode") == "squash", channels=channels, mean=IMAGENET_MEAN, std=IMAGENET_STD,
+        bgr=bool(known.get("bgr", False)), class_token=any(name in CLASS_TOKENS for name in names), metadata=metadata,
+    )  # fmt: skip
     of_colours = replace(network, channels=3)
     if channels not in (1, 3) and _takes(of_colours) and not _takes(network):
         network = of_colours  # the first convolution comes behind something else
@@ -122,18 +111,13 @@ def normalising(network: Network, mean: Any, std: Any) -> Network:
 
 def _of_channels(name: str, values: Any, network: Network) -> tuple[float, ...]:
     """A number for each channel, of as many or of one."""
-    given = [values] if isinstance(values, numbers.Real) else listed(name, values, what="numbers")
+    given: list[Any] = [values] if isinstance(values, numbers.Real) else listed(name, values, what="numbers")
     given = given * network.channels if len(given) == 1 else given
     least, most = (1 / LARGEST, LARGEST) if name == "std" else (0, 1)
-    if len(given) == network.channels and all(_is_within(v, least, most) for v in given):
+    if len(given) == network.channels and all(is_real(v) and least <= v <= most for v in given):
         return tuple(map(float, given))
     kind = "positive numbers" if name == "std" else "numbers in 0..1, as pixels are (those of 0..255 divided by 255)"
     raise InputError(f"{name} of {network.name} must be 1 or {network.channels} {kind}, got {short(values)}")
-
-
-def _is_within(value: Any, least: float, most: float) -> bool:
-    real: bool = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return real and least <= value <= most
 
 
 def _takes(network: Network) -> bool:

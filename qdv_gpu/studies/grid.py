@@ -332,13 +332,15 @@ def _points(sheet: Sheet, given: Mapping[str, Given], varied: Sequence[str]) -> 
 
 def _runs(value: Any, refuse: Any) -> Sequence[int]:
     """Numbers of the runs: 1, 2, ... up to a number, or those of a list."""
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+
+    def counts(n: Any) -> bool:
+        return isinstance(n, int) and not isinstance(n, bool) and n > 0
+
+    if counts(value):
         return range(1, value + 1)
-    several = value
-    whole = isinstance(several, list) and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in several)
-    if not whole or not several or len(set(several)) < len(several):
-        raise refuse("runs", f"a number of runs, or a list of different ones from 1, is required, got {short(value)}")
-    return several
+    if isinstance(value, list) and value and all(map(counts, value)) and len(set(value)) == len(value):
+        return value
+    raise refuse("runs", f"a number of runs, or a list of different ones from 1, is required, got {short(value)}")
 
 
 def _network(value: Any) -> str:
