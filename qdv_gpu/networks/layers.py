@@ -18,7 +18,7 @@ from qdv_gpu.networks.guard import guarded
 from qdv_gpu.networks.hooks import hooked
 from qdv_gpu.networks.network import Network, check_network, check_replaced
 
-SMALL = 1 << 26  # bytes of images that are not asked after
+SMALL = 1 << 26  # bytes of images that are taken to fit, whatever is free
 
 
 @dataclass(frozen=True)

@@ -115,8 +115,8 @@ def edited(
     except InputError:
         runs = False
     draft = Draft(replace(sized, name=network.spec), {tensor: key for key, tensor in named.items()})
-    generator = torch.Generator().manual_seed(seed)
-    other = int(torch.randint(2**62, (1,), generator=generator, device="cpu"))  # not the numbers of the base's own
+    generator = torch.Generator().manual_seed(seed)  # another seed, or the numbers might be those of the base
+    other = int(torch.randint(2**62, (1,), generator=generator, device="cpu"))
     with seeded(other):
         apply_edits(draft, edits)
     origins = _carry(draft, named, carry)

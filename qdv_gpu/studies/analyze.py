@@ -139,7 +139,7 @@ def analysing(
     taken = memory_taken(jobs, chosen)
     budget = chosen.memory or taken + free_memory(target) * 4 // 5
     most = replace(chosen, perplexity=chosen.perplexity + sum(one.perplexity for one in also))
-    plans = plan([task_of(job, most) for job in jobs], budget=budget, reserved=taken)  # or nothing is written
+    plans = plan([task_of(job, most) for job in jobs], budget=budget, reserved=taken)  # raises, and nothing is written
     warn_if_short(chosen.iterations, EXAGGERATED)
     about = _about(jobs, images, chosen, target)
     with folder.locked(about), kept.used(), whole(sum(job.cost() for job in jobs)):
