@@ -100,12 +100,7 @@ def descend(
 
 
 def _until_flat(
-    run: Run,
-    problem: Problem,
-    Z: torch.Tensor,
-    kl: Callable[[int, torch.Tensor], float],
-    *,
-    tolerance: float,
+    run: Run, problem: Problem, Z: torch.Tensor, kl: Callable[[int, torch.Tensor], float], *, tolerance: float
 ) -> tuple[torch.Tensor, list[int]]:
     """The phase of a problem, in which embedding e of Z stops where kl(e, its map) does; and the iterations of each.
 
