@@ -29,7 +29,7 @@ from qdv_gpu.kernels.rows import inner
 _BUILT_OF = "b797c78a5dbd7729"
 
 BAND = 8  # rows, at least ORDER - 1
-BLOCK = 256  # points
+BLOCK_POINTS = 256  # that a thread takes at a time
 PHASES = 8  # of an iteration, between which the threads meet
 MARGIN = 16  # floats after a row of the grid that its last points read and write
 SPARSE = 0.02  # mean similarity to all others below which float32 transforms do not resolve it
@@ -82,7 +82,7 @@ def _spread_band(band, grid, stride, ends, cells):
 def _gather_block(block, grid, stride, cells, order, core, factor, repulsion):
     """Repulsion of a block's points; returns the sum of their potentials."""
     total = 0.0
-    for k in range(block * BLOCK, min((block + 1) * BLOCK, len(order))):
+    for k in range(block * BLOCK_POINTS, min((block + 1) * BLOCK_POINTS, len(order))):
         column, row = int(cells[0, k]), int(cells[1, k])
         tx, ty = cells[0, k] - np.float32(column) - _HALF, cells[1, k] - np.float32(row) - _HALF
         potential, x, y = gather(grid, row * stride + column, stride, tx, ty, core)
@@ -109,7 +109,7 @@ def descend(
         As for `cpu.update`, of one embedding of N points, and `indptr` [N + 1], `indices`, `values` of its P.
     gaussian : None or True
     attraction, repulsion : float32 [2, N]
-    weight : float64 [blocks], blocks = ceil(N / BLOCK)
+    weight : float64 [blocks], blocks = ceil(N / BLOCK_POINTS)
     origin, scale : float32 [2], float32
         Where the grid's first node is, and cells in a unit of length.
     far : float64
@@ -144,8 +144,8 @@ def descend(
                 for node in range(first, first + BAND * stride):
                     grid[node] = _ZERO
             else:
-                first = (task - bands - 1) * BLOCK
-                attract(first, min(first + BLOCK, N), Z, packed, indptr, indices, values, gaussian, attraction)
+                first = (task - bands - 1) * BLOCK_POINTS
+                attract(first, min(first + BLOCK_POINTS, N), Z, packed, indptr, indices, values, gaussian, attraction)
             task = _claim(claimed[phase])
         met += 1
         _meet(part, arrived, met)
@@ -195,7 +195,7 @@ def descend(
             outside = 0
             for c in range(2):
                 limit = right if c == 0 else top
-                for i in range(task * BLOCK, min((task + 1) * BLOCK, N)):
+                for i in range(task * BLOCK_POINTS, min((task + 1) * BLOCK_POINTS, N)):
                     slope = np.float32(4) * (exaggeration * attraction[c, i] - inverse * repulsion[c, i])
                     gain, step = _moved(slope, velocity[c, i], gains[c, i], learning_rate, momentum)
                     gains[c, i] = gain
@@ -203,7 +203,7 @@ def descend(
                     Z[c, i] += step
                     place = (Z[c, i] - origin[c]) * scale
                     outside |= not (place >= _ZERO and place < limit)
-            for i in range(task * BLOCK, min((task + 1) * BLOCK, N)):
+            for i in range(task * BLOCK_POINTS, min((task + 1) * BLOCK_POINTS, N)):
                 packed[i] = np.uint64(bits[0, i]) | np.uint64(bits[1, i]) << _HIGH
             state[2 + task] = outside
             task = _claim(claimed[phase + 7])

@@ -107,13 +107,8 @@ def compare(
     title = f"Neighborhood hit (k = {found.k}); differences and verdicts are of {plain(found.second)}"
     show_table(*comparison_table(found), title=title)
     print(summary(found))
-    for name in (
-        "report.html",
-        "comparison.md",
-        "comparison.csv",
-        "comparison.json",
-        "figures/comparison." + read_list(formats)[0],
-    ):
+    picture = f"figures/comparison.{read_list(formats)[0]}"
+    for name in ("report.html", "comparison.md", "comparison.csv", "comparison.json", picture):
         print(out / name)
 
 
@@ -319,7 +314,9 @@ def profile(
         for name in ("ms", "images/s", "GFLOP", "MB", "bound by", "of peak", "of the time"):
             table.add_column(name, justify="right")
         for row in found.layers:
-            cells = (
+            table.add_row(
+                row.layer,
+                row.kind,
                 f"{row.seconds * 1e3:.3f}",
                 f"{row.images_per_second:,.0f}",
                 f"{row.gflop:.2f}",
@@ -328,7 +325,6 @@ def profile(
                 f"{row.share_of_peak:.0%}{'*' * (row.share_of_peak > 1)}" if row.bytes else "",
                 f"{row.share:.1%}",
             )
-            table.add_row(row.layer, row.kind, *cells)
         console().print(table)
         if any(row.share_of_peak > 1 and row.bytes for row in found.layers):
             print("* above the measured peak: its data stays in a cache, or the library skips operations (padding)")

@@ -110,9 +110,8 @@ def _tests(device: torch.device) -> Iterator[tuple[str, Callable[[], str]]]:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(600) % 3
     X = torch.randn((600, 20), generator=generator) + 4 * torch.nn.functional.one_hot(labels, 20)
-    distances = torch.cdist(X.double(), X.double(), compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(
-        torch.inf
-    )
+    distances = torch.cdist(X.double(), X.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    distances.fill_diagonal_(torch.inf)
     reference = distances.topk(5, largest=False).indices
 
     def neighbors(engine: str, where: torch.device) -> str:

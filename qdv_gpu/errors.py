@@ -99,6 +99,11 @@ def short(value: Any) -> str:
         return f"one of type {type(value).__name__}"
 
 
+def is_real(value: Any) -> bool:
+    """Whether a value is a real number, which True and False are to Python."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def check_whole(name: str, value: Any) -> int:
     """A whole number as Python's own, of any sign; InputError for anything else."""
     if isinstance(value, numbers.Integral) and not isinstance(value, bool):

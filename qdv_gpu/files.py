@@ -12,6 +12,7 @@ import re
 import stat
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -179,6 +180,19 @@ def contents_of(path: str | Path) -> bytes:
     return Path(path).read_bytes()
 
 
+def read_toml(name: str, path: Path) -> tuple[dict[str, Any], str]:
+    """What a file in TOML holds, and its text; InputError, which calls it `name`, if it cannot be read as that."""
+    try:
+        text = contents_of(path).decode("utf-8-sig").replace("\r\n", "\n")
+        return tomllib.loads(text), text
+    except OSError as error:
+        raise InputError(f"{name} {path} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{name} {path} is no text in UTF-8") from None
+    except (ValueError, RecursionError) as error:  # also of an integer of thousands of digits
+        raise InputError(f"{name} {path}: {error}") from None
+
+
 def check_regular(path: str | Path) -> None:
     """OSError for what is neither a regular file nor a folder."""
     path = Path(path)
@@ -242,7 +256,11 @@ def parse_bytes(text: str) -> int:
 
 
 def readable(size: float) -> str:
-    """ "1.3 GB" for 1,284,505,600."""
+    """A number of bytes as people write it.
+
+    >>> readable(1_284_505_600)
+    '1.28 GB'
+    """
     for unit in ("B", "kB", "MB", "GB"):
         if size < 999.5:
             return f"{size:.3g} {unit}"

@@ -242,7 +242,7 @@ def _own_precisions() -> tuple[str, ...]:
 
 
 def _set_precisions(own: tuple[str, ...]) -> None:
-    """Make them what `_own_precisions` gave; one that is so is not touched."""
+    """Set them to what `_own_precisions` gave, without touching those that have it."""
     backends: Any = torch.backends
     backends.fp32_precision = backends.cudnn.fp32_precision = "none"
     for operator, value in zip(_operators(), own[2:], strict=True):
@@ -341,7 +341,5 @@ def measured(device: torch.device) -> Iterator[dict[str, float]]:
     if cuda:
         torch.cuda.synchronize(device)
     measured["seconds"] = round(time.perf_counter() - started, 3)
-    peak = (
-        torch.cuda.max_memory_allocated(device) if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
-    measured["peak_bytes"] = float(peak)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    measured["peak_bytes"] = float(torch.cuda.max_memory_allocated(device) if cuda else resident)

@@ -67,12 +67,8 @@ def show_sweep(result: "Sweep") -> None:
     if result.ranking is not None:
         show_table(*ranking_table(result.ranking))
         print(ranking_sentences(result.ranking), ranking_notes(result.ranking), sep="\n")
-    written = [
-        result.out / "report.html",
-        result.out / "sweep.csv",
-        *([] if result.ranking is None else [result.out / "ranking.md"]),
-    ]
-    for path in (*written, *result.figures):
+    names = ["report.html", "sweep.csv", *([] if result.ranking is None else ["ranking.md"])]
+    for path in (*(result.out / name for name in names), *result.figures):
         print(path)
     for point, state in result.failed:
         said = f": {state.about['message']}" if "message" in state.about else ""

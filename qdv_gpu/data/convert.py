@@ -135,10 +135,7 @@ def _of_loader(loader: DataLoader[Any]) -> tuple[Sample, dict[str, Any]]:
         logger.warning("all images are read in the data set's order, not in that of %s", type(used).__name__)
     options: dict[str, Any] = {"num_workers": loader.num_workers}
     if loader.num_workers:
-        options |= {
-            "worker_init_fn": loader.worker_init_fn,
-            "multiprocessing_context": loader.multiprocessing_context,
-        }
+        options |= {"worker_init_fn": loader.worker_init_fn, "multiprocessing_context": loader.multiprocessing_context}
     if collate in (default_collate, default_convert):
         return _sample, options
     return partial(_collated, collate, batches is not None), options

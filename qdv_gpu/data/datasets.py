@@ -97,7 +97,7 @@ def load_images(
     if split is not None:
         check_text("split", split)
     if data not in DATASETS:
-        listing = _listing(Path(data), split)
+        listing = list_images(Path(data), split)
         return _of_files(listing, samples, geometry, skip_bad=skip_bad, seed=seed)
     split = split or "test"
     if split not in ("train", "test"):
@@ -208,7 +208,8 @@ def _fashion_mnist(split: str, cache: Path) -> Images:
     return Images.from_arrays(dataset.data[:, None], dataset.targets, _FASHION_CLASSES, "fashion-mnist")
 
 
-def _listing(path: Path, split: str | None) -> Listing:
+def list_images(path: Path, split: str | None) -> Listing:
+    """List the image files of a folder or a table, as `list_folder` and `list_table`."""
     return list_folder(path, split) if path.is_dir() else list_table(path, split)
 
 

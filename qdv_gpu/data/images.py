@@ -22,7 +22,7 @@ from qdv_gpu.data.readers import FileReader, ItemReader, Reader, at, hold, pixel
 from qdv_gpu.errors import InputError, listed, short
 from qdv_gpu.machine import free_memory, resolve_device
 
-BLOCK = 1 << 24  # bytes that are checked or hashed at a time
+BYTES_AT_ONCE = 1 << 24  # that are checked or hashed
 AHEAD = 2  # batches on their way to a GPU
 LUMA = (19595, 38470, 7471)  # 0.299, 0.587, 0.114 of ITU-R BT.601, times 2^16, as in Pillow
 
@@ -98,11 +98,12 @@ class Images:
             found = found.permute(0, 3, 1, 2).contiguous()
         if found.ndim != 4 or not found.numel():
             raise InputError(f"arrays of images must have shape [N, C, H, W], none of them 0, got {list(found.shape)}")
-        for start, block in _blocks(found) if found.is_floating_point() else ():
+        step = _images_at_once(found)
+        for number, block in enumerate(found.split(step) if found.is_floating_point() else ()):
             finite = block.flatten(1).isfinite().all(dim=1)
             if not finite.all():
                 raise InputError(
-                    f"images must be finite, got NaN or infinity in image {start + int(finite.int().argmin())}"
+                    f"images must be finite, got NaN or infinity in image {number * step + int(finite.int().argmin())}"
                 )
         targets, names = check_labels(labels, len(found), classes)
         return cls(name, targets, names, torch.arange(len(found)), found)
@@ -216,10 +217,10 @@ class Images:
         return sha256(b"".join(self.hashes[i] for i in self.indices.tolist())).hexdigest()
 
     def hashed(self) -> "Images":
-        """The same images, once what `digest` needs is known: from a GPU they would come back for it."""
+        """The same images, once they are hashed for `digest`: later, on a GPU, they would have to come back for it."""
         missing = [i for i, index in enumerate(self.indices.tolist()) if index not in self.hashes]
         if missing and self.pixels is not None:
-            blocks = [block for _, block in _blocks(torch.tensor(missing), BLOCK // max(1, self.pixels[0].nbytes))]
+            blocks = torch.tensor(missing).split(_images_at_once(self.pixels))
             with ThreadPoolExecutor(workers()) as pool:
                 found = [digest for digests in pool.map(self._hash, blocks) for digest in digests]
             self.hashes.update(zip(self.indices[missing].tolist(), found, strict=True))
@@ -381,7 +382,5 @@ def _without_label(image: Tensor) -> tuple[Tensor, None]:
     return image, None
 
 
-def _blocks(rows: Tensor, size: int | None = None) -> Iterator[tuple[int, Tensor]]:
-    """Blocks of the rows with the position of the first, `size` rows each or what BLOCK bytes hold."""
-    step = max(1, BLOCK // max(1, rows[0].nbytes) if size is None else size)
-    return ((start, rows[start : start + step]) for start in range(0, len(rows), step))
+def _images_at_once(pixels: Tensor) -> int:
+    return max(1, BYTES_AT_ONCE // max(1, pixels[0].nbytes))

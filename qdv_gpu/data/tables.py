@@ -13,11 +13,7 @@ from qdv_gpu.errors import InputError, short
 from qdv_gpu.files import contents_of
 
 TABLE_SUFFIXES = {".csv": ",", ".tsv": "\t"}
-COLUMNS = {
-    "file": ("file", "filename", "path", "image"),
-    "label": ("label", "class", "target"),
-    "split": ("split",),
-}
+COLUMNS = {"file": ("file", "filename", "path", "image"), "label": ("label", "class", "target"), "split": ("split",)}
 INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 
 

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from qdv_gpu.data.datasets import DATASETS, load_images
+from qdv_gpu.data.datasets import DATASETS, list_images, load_images
 from qdv_gpu.data.decode import decode
-from qdv_gpu.data.folders import list_folder
 from qdv_gpu.data.geometry import Geometry
 from qdv_gpu.data.images import Images
 from qdv_gpu.data.readers import FileReader, workers
-from qdv_gpu.data.tables import TABLE_SUFFIXES, list_table
+from qdv_gpu.data.tables import TABLE_SUFFIXES
 from qdv_gpu.errors import InputError
 from qdv_gpu.files import text_of
 
@@ -63,7 +62,7 @@ def find_again(
     path = Path(data)
     if not (path.is_dir() or (path.is_file() and path.suffix.lower() in TABLE_SUFFIXES)):
         raise InputError(f"there is no folder or table {path.absolute()} that images can be read from again")
-    listing = list_folder(path, split) if path.is_dir() else list_table(path, split)
+    listing = list_images(path, split)
     reader = FileReader(listing.files, listing.folder)
     positions = {text_of(reader.name(i)): i for i in range(len(reader))}
     indices = torch.tensor([_at(positions, name, data) for name in names])

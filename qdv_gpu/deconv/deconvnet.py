@@ -192,22 +192,45 @@ class Deconvnet:
         chosen = self._maps(maps, shape[0])
         values, best, places = self._rank(images, layer, k, image_size, shape)
 
-        owner, unit = best[chosen].flatten().cpu(), chosen.repeat_interleave(k)
-        spots = places[chosen].flatten(0, 1)  # [pictured * k, 2]
+        found = self._pictures(
+            images, layer, image_size, best[chosen].flatten().cpu(), chosen.repeat_interleave(k),
+            places[chosen].flatten(0, 1), together=IMAGES if first.batched else 1,
+        )  # fmt: skip
+        fields, patches, reconstructions = (part.unflatten(0, (-1, k)) for part in found)
+        return TopActivations(
+            values.cpu(), best.cpu(), places.cpu(), fields, patches, reconstructions, maps=chosen.cpu()
+        )
+
+    def _pictures(  # noqa: PLR0917 - of which units of what
+        self, images: Images, layer: str, image_size: int | None, owners: Tensor, maps: Tensor, places: Tensor, *,
+        together: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """Fields [n, 4], patches and reconstructions [n, C, h, w], on the CPU, of n units.
+
+        Parameters
+        ----------
+        owners, maps : Tensor
+            int64 [n]: the image and the map of each unit; `owners` are on the CPU.
+        places : Tensor
+            int64 [n, 2].
+        together : int
+            Images that go forward and back in one batch.
+        """
         fields: Tensor | None = None
-        for group in owner.unique().split(IMAGES if first.batched else 1):
-            own = torch.isin(owner, group).nonzero()[:, 0]
-            rows, which = (t.to(chosen.device) for t in (own, torch.searchsorted(group, owner[own])))
+        for group in owners.unique().split(together):
+            own = torch.isin(owners, group).nonzero()[:, 0]
+            rows, which = (t.to(maps.device) for t in (own, torch.searchsorted(group, owners[own])))
             record = record_forward(self.network, self._load(images, group, image_size), layer, "deconvnet")
             size, pixels = record.images.shape[2:], self._pixels(record.images)
-            seeds = record.activations[which, unit[rows], spots[rows, 0], spots[rows, 1]][:, None, None]
-            for block, signal in self._blocks(record, which, unit[rows], spots[rows], seeds, mode="deconvnet"):
-                image = all_of(size, spots[rows][block])
+            unit, spots = maps[rows], places[rows]
+            seeds = record.activations[which, unit, spots[:, 0], spots[:, 1]][:, None, None]
+            for block, signal in self._blocks(record, which, unit, spots, seeds, mode="deconvnet"):
+                image = all_of(size, spots[block])
                 field = signal.field or image
                 shown = field if field.size[0] <= size[0] and field.size[1] <= size[1] else image
                 if fields is None:
-                    fields = torch.empty(len(owner), 4, dtype=torch.int64)
-                    patches = torch.empty(len(owner), pixels.shape[1], *shown.size, dtype=torch.uint8)
+                    fields = torch.empty(len(owners), 4, dtype=torch.int64)
+                    patches = torch.empty(len(owners), pixels.shape[1], *shown.size, dtype=torch.uint8)
                     reconstructions = torch.empty(patches.shape)
                 at = own[block]
                 ends = torch.minimum(field.end, constants(size, field.start.device))
@@ -215,15 +238,7 @@ class Deconvnet:
                 patches[at] = shown.crop(pixels, which[block]).cpu()
                 reconstructions[at] = signal.within(shown).float().cpu()
         assert fields is not None
-        return TopActivations(
-            values=values.cpu(),
-            images=best.cpu(),
-            places=places.cpu(),
-            fields=fields.unflatten(0, (-1, k)),
-            patches=patches.unflatten(0, (-1, k)),
-            reconstructions=reconstructions.unflatten(0, (-1, k)),
-            maps=chosen.cpu(),
-        )
+        return fields, patches, reconstructions
 
     @exact_convolutions()
     def sanity_check(
@@ -327,22 +342,14 @@ class Deconvnet:
 
     def _maps(self, maps: int | Iterable[int] | None, count: int) -> Tensor:
         """The maps asked for, int64 [M] on the network's device."""
-        if maps is None:
-            chosen: Any = range(count)
-        elif isinstance(maps, slice):
-            try:
-                chosen = range(count)[maps]
-            except (TypeError, ValueError):
-                raise InputError(f"maps must be some of 0 to {count - 1}, got {short(maps)}") from None
-        else:
-            chosen = maps
-            if hasattr(type(maps), "tolist"):
-                chosen = chosen.tolist()
-            chosen = [chosen] if isinstance(chosen, int) else chosen
         allowed = f"maps must be some of 0 to {count - 1}"
+        chosen: Any = maps.tolist() if hasattr(type(maps), "tolist") else maps  # type: ignore[union-attr]  # an array's
         try:
-            numbers = listed("maps", chosen)
-        except InputError:
+            if chosen is None or isinstance(chosen, slice):
+                numbers: list[Any] = list(range(count)[chosen or slice(None)])
+            else:
+                numbers = [chosen] if isinstance(chosen, int) else listed("maps", chosen)
+        except (TypeError, ValueError):
             raise InputError(f"{allowed}, got {short(maps)}") from None
         for number in numbers:
             whole = hasattr(number, "__index__") and not (isinstance(number, Tensor) and number.is_floating_point())

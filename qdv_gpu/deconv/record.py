@@ -96,21 +96,7 @@ def record_forward(network: Network, images: Tensor, layer: str, mode: str) -> R
         if not told and not isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError):
             check_size(network, images.shape[1:])  # which says so if it is the size that the network cannot take
         raise
-    if not outputs:
-        raise InputError(f"layer {layer} of {network.name} is not used in its forward pass")
-    if len(outputs) > 1 and asked.call is None:
-        calls = ", ".join(map(str, numbered(layer, len(outputs))))
-        raise InputError(f"layer {layer} of {network.name} is used {len(outputs)} times: choose one of {calls}")
-    if asked.call is not None and (len(outputs) == 1 or asked.call > len(outputs)):
-        times = "once" if len(outputs) == 1 else f"{len(outputs)} times"
-        raise InputError(f"layer {asked.path} of {network.name} is used {times}, got {layer}")
-    output = outputs[(asked.call or 1) - 1]
-    if not isinstance(output, Tensor) or output.ndim != 4 or len(output) != len(images):
-        shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise InputError(
-            f"layer {layer} of {network.name} has no maps: a Deconvnet needs [B, C, h, w], got {shape}; "
-            "choose a convolution, pooling or the ReLU behind one"
-        )
+    output = _chosen(outputs, asked, network.name, len(images))
     nodes, number = [], 0
     if output.requires_grad:
         root, number = children(get_gradient_edge(output).node)[0]  # of the clone
@@ -124,6 +110,26 @@ def record_forward(network: Network, images: Tensor, layer: str, mode: str) -> R
     if mode != "gradient":
         check_rules(nodes, network.name, mode)
     return record
+
+
+def _chosen(outputs: list[Any], asked: LayerName, network: str, images: int) -> Tensor:
+    """The maps [I, C, h, w] of the call that is asked for; InputError if there are none."""
+    if not outputs:
+        raise InputError(f"layer {asked} of {network} is not used in its forward pass")
+    if len(outputs) > 1 and asked.call is None:
+        calls = ", ".join(map(str, numbered(asked.path, len(outputs))))
+        raise InputError(f"layer {asked} of {network} is used {len(outputs)} times: choose one of {calls}")
+    if asked.call is not None and (len(outputs) == 1 or asked.call > len(outputs)):
+        times = "once" if len(outputs) == 1 else f"{len(outputs)} times"
+        raise InputError(f"layer {asked.path} of {network} is used {times}, got {asked}")
+    output = outputs[(asked.call or 1) - 1]
+    if not isinstance(output, Tensor) or output.ndim != 4 or len(output) != images:
+        shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise InputError(
+            f"layer {asked} of {network} has no maps: a Deconvnet needs [B, C, h, w], got {shape}; "
+            "choose a convolution, pooling or the ReLU behind one"
+        )
+    return output
 
 
 class _Watch(TorchFunctionMode):

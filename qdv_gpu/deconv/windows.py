@@ -48,10 +48,8 @@ class Window:
 
     def inside(self, size: Sequence[int]) -> Tensor:
         """Which pixels are on a map of that size, bool [M, 1, h, w]."""
-        rows, columns = self._places()
-        return ((rows >= 0) & (rows < size[0]))[:, None, :, None] & ((columns >= 0) & (columns < size[1]))[
-            :, None, None
-        ]
+        rows, columns = ((places >= 0) & (places < n) for places, n in zip(self._places(), size, strict=True))
+        return rows[:, None, :, None] & columns[:, None, None]
 
     def crop(self, maps: Tensor, which: Tensor) -> Tensor:
         """The rectangles of maps [K, C, H, W], signal m from map which[m]: [M, C, h, w], 0 beyond the edges."""

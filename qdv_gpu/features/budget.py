@@ -172,8 +172,5 @@ def _plan(task: Task, room: int) -> Plan:
             batches[layer.name] = batch(row, spare)
             workspaces[layer.name] = task.work(layer, spare)
     return Plan(
-        [[layer.name for layer in held] for held in passes],
-        [layer.name for layer in recomputed],
-        batches,
-        workspaces,
+        [[layer.name for layer in held] for held in passes], [layer.name for layer in recomputed], batches, workspaces
     )

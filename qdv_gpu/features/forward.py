@@ -274,16 +274,15 @@ class ForwardPass:
             if self.channels_last is None:
                 two = network_input(self.network, pixels[:2], self.image_size)
                 self.channels_last = takes_channels_last(self.network, two)
-            layout = torch.channels_last if self.channels_last else torch.contiguous_format
-            run, fresh = partial(self._run, store, layout), not self.calls
+            fresh = not self.calls
             with product_precision("tf32" if self.precision == "tf32" else "ieee"):
                 if pixels.is_cuda:
-                    found = self.halving(run, pixels, rows)
+                    found = self.halving(partial(self._run, store), pixels, rows)
                 else:
                     tiles, found = list(zip(pixels.split(tile), rows.split(tile), strict=True)), []
                     first = 0 if self.calls else 1  # which finds the calls
                     for some in (tiles[:first], tiles[first:]):
-                        found += in_parallel(lambda one, run=run: run(*one), some)
+                        found += in_parallel(lambda one: self._run(store, *one), some)
                 if fresh:
                     self._compare_alone(pixels, rows, found[0])
             advance("activations", int(rows[-1]) + 1, len(self.images))
@@ -314,9 +313,12 @@ class ForwardPass:
         calls = {source: self.calls[source]} if source in self.calls else {}
         return LayerTiles(replace(self, layers={source: self.layers[source]}, calls=calls), layer)
 
-    def _run(self, store: Store, layout: torch.memory_format, pixels: Tensor, rows: Tensor) -> dict[str, Tensor]:
+    def _run(
+        self, store: Store, pixels: Tensor, rows: Tensor, *, channels_last: bool | None = None
+    ) -> dict[str, Tensor]:
         """One tile through the network."""
-        network = self.network
+        network, last = self.network, self.channels_last if channels_last is None else channels_last
+        layout = torch.channels_last if last else torch.contiguous_format
         seen: dict[str, list[Tensor]] = {name: [] for name in self.layers}
         names = {path: [name for name in self.layers if self.layers[name] == path] for path in self.layers.values()}
         expected = sum(map(len, self.calls.values()))
@@ -367,7 +369,7 @@ class ForwardPass:
         """Run the last image of the first tile again, alone and in torch's default layout; warn of other numbers."""
         last = len(next(iter(found.values()))) - 1
         try:
-            alone = self._run(_copied, torch.contiguous_format, pixels[last : last + 1], rows[last : last + 1])
+            alone = self._run(_copied, pixels[last : last + 1], rows[last : last + 1], channels_last=False)
         except InputError as error:
             if error.__cause__ is None:
                 raise

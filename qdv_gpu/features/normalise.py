@@ -16,8 +16,8 @@ TINY = torch.finfo(torch.float32).tiny  # norms, deviations and extents up to he
 TILE = 1 << 22  # elements of a tile on a CPU
 CUDA_TILE = 1 << 26  # and on a GPU: each reads and writes all of the bases, which are as large as 160 rows
 LEAST_ROWS = 32  # of a tile, however wide the layer is
-BLOCKS = 16  # that a product is cut into on a CPU, or more where one would exceed BLOCK
-BLOCK = 1 << 19  # elements
+CPU_BLOCKS = 16  # that a product is cut into on a CPU, or more where one would exceed CPU_BLOCK
+CPU_BLOCK = 1 << 19  # elements
 CUDA_BLOCK = 1 << 24  # elements of a block on a GPU, where only memory asks for more than one
 
 
@@ -147,6 +147,6 @@ def over_blocks(function: Callable[[slice], T], length: int, width: int, device:
     if device.type != "cpu":
         step = max(1, CUDA_BLOCK // max(1, width))
         return [function(slice(start, min(start + step, length))) for start in range(0, length, step)]
-    count = max(BLOCKS, -(-length * width // BLOCK))
+    count = max(CPU_BLOCKS, -(-length * width // CPU_BLOCK))
     step = max(1, -(-length // count))
     return in_parallel(function, [slice(start, min(start + step, length)) for start in range(0, length, step)])

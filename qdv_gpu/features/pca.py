@@ -9,8 +9,8 @@ import torch
 
 from qdv_gpu.errors import InputError
 from qdv_gpu.features.normalise import (
-    BLOCK,
-    BLOCKS,
+    CPU_BLOCK,
+    CPU_BLOCKS,
     CUDA_BLOCK,
     TINY,
     Statistics,
@@ -222,7 +222,7 @@ def workspace(rows: int, features: int, pca: int, *, memory: float = math.inf, d
     for columns in columns_for(pca):
         kept = rows * (min(columns, features) + pca) if pca > 0 else rows * features
         most = max(own, max(rows, features) * min(columns, features))
-        blocks = threads() * min(BLOCK, -(-most // BLOCKS)) if device == "cpu" else min(CUDA_BLOCK, most)
+        blocks = threads() * min(CPU_BLOCK, -(-most // CPU_BLOCKS)) if device == "cpu" else min(CUDA_BLOCK, most)
         doubles = 8 * (3 * blocks + 8 * features)  # copies of a block; means, squares and the like
         work = Workspace(columns, 4 * (2 * features * min(columns, features) + kept + own) + doubles)
         if work.bytes <= memory:

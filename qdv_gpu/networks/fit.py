@@ -53,7 +53,7 @@ def load_state(module: nn.Module, state: Tensors, name: str, source: str | Path,
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise InputError(f"weights {source} do not fit {name}: the file {problem} {names[0]}{more}")
-    # Copied into weights that a given module shares, they would change it.
+    # Somebody else's weights are replaced: to copy into them would change them for their owner too.
     fitting = {key: tensor.to(own[key].dtype) for key, tensor in state.items()}
     module.load_state_dict(fitting, assign=shared)
 

@@ -13,11 +13,7 @@ After = Callable[[str, nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]
 
 @contextmanager
 def hooked(
-    module: nn.Module,
-    paths: Iterable[str],
-    *,
-    before: Before | None = None,
-    after: After | None = None,
+    module: nn.Module, paths: Iterable[str], *, before: Before | None = None, after: After | None = None
 ) -> Iterator[None]:
     """Call `before` and `after` around each call of some submodules; nothing of it stays, also after an exception.
 

@@ -1,6 +1,7 @@
 """Names of layers, and what one image shows of them."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from qdv_gpu.networks.guard import guarded
 from qdv_gpu.networks.hooks import hooked
 from qdv_gpu.networks.network import Network, check_network, check_replaced
 
-SMALL = 1 << 26  # bytes of images that are not asked after
+SMALL = 1 << 26  # bytes of images that are taken to fit, whatever is free
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,12 @@ def trace_calls(network: Network, image_size: int | None = None) -> list[Call]:
     with hooked(network.module, paths, after=record):
         check_size(network, (network.channels, size, size))
     return calls
+
+
+def output_names(network: Network, layers: Mapping[str, str], image_size: int | None = None) -> list[str]:
+    """Names of the outputs of layers (name to module path): "name@1", "name@2", ... of one that is called twice."""
+    calls = Counter(call.path for call in trace_calls(network, image_size))
+    return [str(name) for layer, path in layers.items() for name in numbered(layer, calls[path])]
 
 
 def _is_view(module: nn.Module, given: Any, output: Any) -> bool:

@@ -2,39 +2,33 @@
 
 import hashlib
 import logging
-import math
-import numbers
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from qdv_gpu.errors import LARGEST, SIDE, InputError, as_path, check_count, check_side, listed, short
+from qdv_gpu.errors import InputError, as_path, check_count, check_side, listed
 from qdv_gpu.files import text_of
 from qdv_gpu.machine import resolve_device, seeded
 from qdv_gpu.networks.build import build
 from qdv_gpu.networks.copies import shared_copy
 from qdv_gpu.networks.fit import head_classes, load_state
 from qdv_gpu.networks.guard import guarded
-from qdv_gpu.networks.layers import check_memory, check_size
-from qdv_gpu.networks.network import Network, ReplacedError
+from qdv_gpu.networks.inputs import described, is_timm, normalising
+from qdv_gpu.networks.layers import LayerName, check_memory
+from qdv_gpu.networks.network import Network
 from qdv_gpu.networks.spec import Spec, flat_edits
 from qdv_gpu.networks.stages import default_layers
-from qdv_gpu.networks.variant import Variant, edited, with_head
+from qdv_gpu.networks.variant import Variant, edited, is_named, with_head
 from qdv_gpu.networks.weights import Tensors, read_weights
 
 logger = logging.getLogger(__name__)
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-SIZES = (224, 32, 64, 28, 96, 128, 16, 8, 256, 299)  # that a network is tried at which does not say its own
-CROP = 0.875  # of the shorter side, where nothing is said: 224 of 256 pixels
 CLASSES = 1 << 20  # of a head at most
-CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
 Source = Network | nn.Module | Variant | str  # what a network is taken from, everywhere
 Sources = Source | Sequence[Source] | Mapping[str, Source]  # one or several, or several by their labels
 
@@ -102,56 +96,14 @@ def load_network(
         check_side(image_size, "image_size")
     check_count("seed", seed, least=0)
     if isinstance(spec, Network):
-        return _normalising(_with_classes(_ready(spec, device), num_classes, seed), mean, std)
+        return normalising(_with_classes(_ready(spec, device), num_classes, seed), mean, std)
     if not isinstance(spec, str | nn.Module | Variant):
         kind = type(spec).__name__
         raise InputError(f"a network is a name, an nn.Module, a Network or a Variant, got {kind}")
     if isinstance(spec, Variant) and isinstance(spec.base, Network):
         network = _variant_of(spec.base, spec, image_size, seed, device)
-        return _normalising(_with_classes(network, num_classes, seed), mean, std)
-    given = spec.base if isinstance(spec, Variant) else spec
-    if isinstance(spec, nn.Module):
-        asked = Spec(type(spec).__name__)
-    else:
-        asked = spec.spec if isinstance(spec, Variant) else Spec.parse(spec)
-    source, state, metadata = _weights(asked.checkpoint or weights)
-    held = metadata.get("network")
-    if held not in (None, asked.base) and _structure(held) != asked.structure:
-        raise InputError(f"checkpoint {source} holds {held}, not {asked.built}")
-
-    with seeded(seed):
-        shared = isinstance(given, nn.Module)
-        if isinstance(given, nn.Module):
-            module, about = shared_copy(given), dict[str, Any]()
-        else:
-            module, about = build(asked.name, asked.arguments, pretrained=str(source) == "imagenet")
-        with guarded(f"network {asked.built} cannot be put in evaluation mode"):
-            module.eval()
-        _check_names(module, asked.built)
-        as_made = state is None and (shared or (":" in asked.name and not _is_timm(module)))
-        network = _described(module, asked, "given" if as_made else str(source), about, metadata, image_size)
-        edit = partial(edited, edits=asked.edits, carry=asked.carry, name=asked.built, image_size=image_size, seed=seed)
-        own = None
-        if asked.edits and state is not None and held != asked.base:
-            own = edit(replace(network, module=shared_copy(module)), trained=True)
-            try:
-                load_state(own.module, state, asked.name, source, shared=True)
-            except InputError:
-                if held is not None:
-                    raise
-                own = None  # so it is the base's
-        if own is None and state is not None:
-            load_state(module, state, asked.name, source, shared=shared)
-        network = own or (edit(network) if asked.edits else network)
-        network = replace(network, spec=asked.built, name=asked.label or asked.short)
-        if num_classes is not None and head_classes(network.module) != num_classes:
-            network = with_head(network, asked.name, num_classes)
-    _check_numbers(network.module, asked.built)
-    if image_size is not None:
-        check_memory(network, image_size)
-    moved = network.module.eval() if device is None else network.module.eval().to(resolve_device(device))
-    network = replace(network, module=moved)
-    network = _normalising(replace(network, layers=default_layers(network)), mean, std)
+        return normalising(_with_classes(network, num_classes, seed), mean, std)
+    network = normalising(_built(spec, weights, num_classes, image_size, seed, device), mean, std)
     logger.debug(
         "%s: %d px, mean %s, std %s, weights %s; layers %s",
         network.name, network.image_size, network.mean, network.std, network.source, ", ".join(network.layers),
@@ -193,7 +145,7 @@ def load_networks(
         labels, chosen = [str(label) for label in networks], list(networks.values())
     else:
         chosen = [networks] if isinstance(networks, Source) else listed("networks", networks, what="networks")
-        labels = [Spec.parse(str(one)).label or None if _is_named(one) else None for one in chosen]
+        labels = [Spec.parse(str(one)).label or None if is_named(one) else None for one in chosen]
     if not chosen:
         raise InputError("at least one network is required")
     given = [label for label in labels if label]
@@ -203,26 +155,24 @@ def load_networks(
         load_network(network, weights=weights, image_size=image_size, mean=mean, std=std, device=device)
         for network in chosen
     ]
-    names = [text_of(label or network.name) for label, network in zip(labels, loaded, strict=True)]
+    names = _distinct_names(loaded, labels)
+    return [replace(network, name=name) for network, name in zip(loaded, names, strict=True)]
+
+
+def _distinct_names(networks: Sequence[Network], labels: Sequence[str | None]) -> list[str]:
+    """A name for each: its label, or its own, where others have it with its weights' folder or file, or a number."""
+    names = [text_of(label or network.name) for label, network in zip(labels, networks, strict=True)]
     long = list(names)
-    for position, network in enumerate(loaded):
+    for i, network in enumerate(networks):
         path = Path(network.source)
-        stem = path.parent.name if path.name == "weights.safetensors" else path.stem
-        if path.suffix and names.count(names[position]) > 1 and not labels[position]:
-            long[position] = f"{names[position]}-{stem}"
-    taken = list(long)
-    for position, name in enumerate(long):
-        if long.count(name) > 1:
-            taken[position] = f"{name}-{long[: position + 1].count(name)}"
-    return [replace(network, name=name) for network, name in zip(loaded, taken, strict=True)]
+        if path.suffix and names.count(names[i]) > 1 and not labels[i]:
+            long[i] += f"-{path.parent.name if path.name == 'weights.safetensors' else path.stem}"
+    return [f"{name}-{long[: i + 1].count(name)}" if long.count(name) > 1 else name for i, name in enumerate(long)]
 
 
-def _is_named(network: Source) -> bool:
-    return isinstance(network, str) or (isinstance(network, Variant) and network.named)
-
-
-def select_layers(networks: Sequence[Network], layers: Sequence[str] | None) -> list[dict[str, str]]:
+def select_layers(networks: Sequence[Network], asked: Sequence[LayerName] | None) -> list[dict[str, str]]:
     """The layers of each network, of those asked for; each must be in some network, and each network have one."""
+    layers = None if asked is None else [layer.path for layer in asked]
     if layers is None or len(networks) == 1:
         return [network.select(layers) for network in networks]
     has = [[layer for layer in layers if network.has(layer)] for network in networks]
@@ -232,54 +182,80 @@ def select_layers(networks: Sequence[Network], layers: Sequence[str] | None) -> 
     return [network.select(own) for network, own in zip(networks, has, strict=True)]
 
 
-def _described(  # noqa: PLR0917 - what is known of it
-    module: nn.Module, asked: Spec, source: str, about: Mapping[str, Any], metadata: dict[str, Any],
-    image_size: int | None,
+class _Weights(NamedTuple):
+    """Where weights are from (a file, "given", "imagenet" or "none"), their tensors, and what a file says of them.
+
+    There are no tensors where they come with the network, or are random.
+    """
+
+    source: str | Path
+    tensors: Tensors | None
+    metadata: dict[str, Any]
+
+
+def _built(  # noqa: PLR0917 - as `load_network`
+    spec: str | nn.Module | Variant, weights: Any, num_classes: int | None, image_size: int | None, seed: int,
+    device: str | torch.device | None,
 ) -> Network:  # fmt: skip
-    """A module with what it says, or its checkpoint or library, of its images; without edits, and without layers."""
-    own = {name: value for name in ("image_size", "image_mean", "image_std", "bgr")
-           if (value := getattr(module, name, None)) is not None}  # fmt: skip
-    said: dict[str, Any] = {
-        name: metadata[name] for name in ("image_size", "image_mean", "image_std") if name in metadata
-    }
-    known: dict[str, Any] = {**about, **_of_timm(module), **own, **said}
-    convolution = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
-    channels = 3 if convolution is None else convolution.in_channels
-    usual = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,) * channels, (0.5,) * channels)
-    size = _side(known.get("image_size"), asked)
-    network = Network(
-        spec=asked.base,
-        source=source,
-        name=asked.label or asked.short,
-        module=module,
-        layers={},
-        image_size=size or SIZES[0],
-        resize=0,
-        interpolation=str(known.get("interpolation", "bilinear")),
-        squash=known.get("crop_mode") == "squash",
-        channels=channels,
-        mean=usual[0],
-        std=usual[1],
-        bgr=bool(known.get("bgr", False)),
-        class_token=any(
-            path.rpartition(".")[2].rstrip("0123456789") in CLASS_TOKENS for path, _ in module.named_parameters()
-        ),
-        metadata=metadata,
-    )
-    if (
-        channels not in (1, 3)
-        and _takes(network, 3, network.image_size)
-        and not _takes(network, channels, network.image_size)
-    ):
-        channels, usual = 3, (IMAGENET_MEAN, IMAGENET_STD)  # the first convolution comes behind something else
-        network = replace(network, channels=3, mean=usual[0], std=usual[1])
-    network = network if size else replace(network, image_size=_accepted_size(network, image_size))
-    for name in ("image_mean", "image_std"):
-        values = known.get(name)
-        if isinstance(values, Sequence) and len(values) == 3 != channels:  # a library's, of colours
-            known[name] = [sum(values) / 3] if channels == 1 else None
-    resize = math.floor(network.image_size / known.get("crop", CROP) + 1e-6)
-    return _normalising(replace(network, resize=resize), known.get("image_mean"), known.get("image_std"))
+    """A network by its name, or of a module: with its weights, edits and head, on the device."""
+    given: Any = spec.base if isinstance(spec, Variant) else spec
+    if isinstance(spec, nn.Module):
+        asked = Spec(type(spec).__name__)
+    else:
+        asked = spec.spec if isinstance(spec, Variant) else Spec.parse(spec)
+    found = _weights(asked.checkpoint or weights)
+    held = found.metadata.get("network")
+    if held not in (None, asked.base) and _structure(held) != asked.structure:
+        raise InputError(f"checkpoint {found.source} holds {held}, not {asked.built}")
+    with seeded(seed):
+        base = _unedited(given, asked, found, image_size)
+        network = _edited(base, asked, found, image_size, seed, shared=isinstance(given, nn.Module))
+        network = replace(network, spec=asked.built, name=asked.label or asked.short)
+        if num_classes is not None and head_classes(network.module) != num_classes:
+            network = with_head(network, asked.name, num_classes)
+    _check_numbers(network.module, asked.built)
+    if image_size is not None:
+        check_memory(network, image_size)
+    module = network.module.eval()
+    network = replace(network, module=module if device is None else module.to(resolve_device(device)))
+    return replace(network, layers=default_layers(network))
+
+
+def _unedited(given: str | nn.Module, asked: Spec, weights: _Weights, image_size: int | None) -> Network:
+    """The network without its edits, and before the tensors of a file are put into it."""
+    if isinstance(given, nn.Module):
+        module, about = shared_copy(given), dict[str, Any]()
+    else:
+        module, about = build(asked.name, asked.arguments, pretrained=str(weights.source) == "imagenet")
+    with guarded(f"network {asked.built} cannot be put in evaluation mode"):
+        module.eval()
+    _check_names(module, asked.built)
+    has_own = isinstance(given, nn.Module) or (":" in asked.name and not is_timm(module))
+    source = "given" if has_own and weights.tensors is None else str(weights.source)
+    return described(module, asked, source, about, weights.metadata, image_size)
+
+
+def _edited(
+    base: Network, asked: Spec, weights: _Weights, image_size: int | None, seed: int, *, shared: bool
+) -> Network:
+    """The network with its weights and its edits.
+
+    The tensors of a file are the variant's own if it says so, or if it says nothing and they fit; else its base's.
+    """
+    edit = partial(edited, edits=asked.edits, carry=asked.carry, name=asked.built, image_size=image_size, seed=seed)
+    if weights.tensors is not None:
+        held = weights.metadata.get("network")
+        if asked.edits and held != asked.base:
+            variant = edit(replace(base, module=shared_copy(base.module)), trained=True)
+            try:
+                load_state(variant.module, weights.tensors, asked.name, weights.source, shared=True)
+            except InputError:
+                if held is not None:
+                    raise
+            else:
+                return variant
+        load_state(base.module, weights.tensors, asked.name, weights.source, shared=shared)
+    return edit(base) if asked.edits else base
 
 
 def _check_names(module: nn.Module, network: str) -> None:
@@ -305,96 +281,15 @@ def _check_numbers(module: nn.Module, network: str) -> None:
             raise InputError(f"{network} has no numbers in {key}, which is on the meta device: give it weights")
 
 
-def _is_timm(module: nn.Module) -> bool:
-    return isinstance(getattr(module, "pretrained_cfg", None), dict)
-
-
-def _of_timm(module: nn.Module) -> dict[str, Any]:
-    """What a module of timm's says of the images that it was trained on."""
-    if not _is_timm(module):
-        return {}
-    config: Any = module.pretrained_cfg
-    built_for = getattr(getattr(module, "patch_embed", None), "img_size", None)
-    found = {
-        "image_size": built_for or (config.get("input_size") or [None])[-1],
-        "crop": config.get("crop_pct"),
-        "crop_mode": config.get("crop_mode"),
-        "interpolation": config.get("interpolation"),
-        "image_mean": config.get("mean"),
-        "image_std": config.get("std"),
-    }
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _side(size: Any, asked: Spec) -> int | None:
-    """An image size, of a number or of height and width, which must be the same."""
-    sides = set(size) if isinstance(size, Sequence) and not isinstance(size, str) else {size}
-    side: Any = sides.pop() if len(sides) == 1 else ""
-    if side is None or (isinstance(side, numbers.Integral) and not isinstance(side, bool) and 0 < int(side) <= SIDE):
-        return None if side is None else int(side)
-    raise InputError(
-        f"the image size of {asked.built} must be a positive number of pixels, of a square, got {short(size)}"
-    )
-
-
-def _normalising(network: Network, mean: Any, std: Any) -> Network:
-    """The network with other means and standard deviations of its channels, where they are given."""
-    return replace(
-        network,
-        mean=network.mean if mean is None else _of_channels("mean", mean, network),
-        std=network.std if std is None else _of_channels("std", std, network),
-    )
-
-
-def _of_channels(name: str, values: Any, network: Network) -> tuple[float, ...]:
-    """A number for each channel, of as many or of one."""
-    given = [values] if isinstance(values, numbers.Real) else listed(name, values, what="numbers")
-    given = given * network.channels if len(given) == 1 else given
-    least, most = (1 / LARGEST, LARGEST) if name == "std" else (0, 1)
-    if len(given) == network.channels and all(_is_within(v, least, most) for v in given):
-        return tuple(map(float, given))
-    kind = "positive numbers" if name == "std" else "numbers in 0..1, as pixels are (those of 0..255 divided by 255)"
-    raise InputError(f"{name} of {network.name} must be 1 or {network.channels} {kind}, got {short(values)}")
-
-
-def _is_within(value: Any, least: float, most: float) -> bool:
-    real: bool = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return real and least <= value <= most
-
-
-def _takes(network: Network, channels: int, size: int) -> bool:
-    """Whether the network takes images of so many channels and pixels; an error that no other images mend is raised."""
-    try:
-        check_size(network, (channels, size, size))
-    except ReplacedError:
-        raise
-    except InputError:
-        return False
-    return True
-
-
-def _accepted_size(network: Network, asked: int | None) -> int:
-    """The first size that a network takes which does not say its own: that of its images, or a usual one."""
-    for size in SIZES if asked is None else (asked, *SIZES):
-        if _takes(network, network.channels, size):
-            return size
-    try:
-        check_size(network, (network.channels, SIZES[0], SIZES[0]))
-    except InputError as error:
-        raise InputError(f"{error} (nor of {SIZES[1:]}: set its attribute image_size)") from error
-    return SIZES[0]
-
-
 def _variant_of(
     base: Network, variant: Variant, image_size: int | None, seed: int, device: str | torch.device | None
 ) -> Network:
     """A variant of a network that is loaded."""
-    base = _ready(base, device)
-    network = replace(base, module=shared_copy(base.module))
-    spec = variant.spec
+    base, spec = _ready(base, device), variant.spec
     network = edited(
-        network, edits=flat_edits(variant.edits), carry=variant.carry, name=spec.built, image_size=image_size, seed=seed
-    )
+        replace(base, module=shared_copy(base.module)), edits=flat_edits(variant.edits), carry=variant.carry,
+        name=spec.built, image_size=image_size, seed=seed,
+    )  # fmt: skip
     network = replace(network, spec=spec.built, name=spec.short, module=network.module.eval().to(base.device))
     return replace(network, layers=default_layers(network))
 
@@ -403,10 +298,9 @@ def _with_classes(network: Network, num_classes: int | None, seed: int) -> Netwo
     """The network, or one that shares its weights and has a new head for another number of classes."""
     if num_classes is None or head_classes(network.module) == num_classes:
         return network
+    copied = replace(network, module=shared_copy(network.module))
     with seeded(seed):
-        changed = with_head(
-            replace(network, module=shared_copy(network.module)), Spec.parse(network.spec).name, num_classes
-        )
+        changed = with_head(copied, Spec.parse(network.spec).name, num_classes)
     return replace(changed, module=changed.module.to(network.device))
 
 
@@ -425,21 +319,20 @@ def _ready(network: Network, device: str | torch.device | None) -> Network:
     return replace(network, module=shared_copy(network.module).to(target).eval())
 
 
-def _weights(weights: Any) -> tuple[str | Path, Tensors | None, dict[str, Any]]:
-    """Where weights are from, the tensors unless they come with the network or are random, and what is said of them."""
+def _weights(weights: Any) -> _Weights:
     if isinstance(weights, Mapping):
         if not all(isinstance(n, str) and isinstance(v, torch.Tensor) for n, v in weights.items()):
             raise InputError("weights must be a name, a file or a state dict of names and tensors")
-        return "given", dict(weights), {}
+        return _Weights("given", dict(weights), {})
     if weights is not None and not isinstance(weights, str | Path):
         raise InputError(f"weights must be a name, a file or a state dict, got {type(weights).__name__}")
     if weights is None or str(weights) in ("imagenet", "none"):
-        return "none" if weights is None else str(weights), None, {}
+        return _Weights("none" if weights is None else str(weights), None, {})
     file = _weights_file(weights)
     tensors, metadata = read_weights(file)
     if not isinstance(metadata, dict) or not isinstance(metadata.get("network", ""), str):
         raise InputError(f"{file} is damaged (what it says of its network is no text)")
-    return file, tensors, metadata
+    return _Weights(file, tensors, metadata)
 
 
 def _weights_file(checkpoint: str | Path) -> Path:

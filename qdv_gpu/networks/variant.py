@@ -64,7 +64,7 @@ class Variant:
 
     @property
     def named(self) -> bool:
-        """Whether its base is a name, and not a module that is somewhere."""
+        """Whether its base is a name, and not a module in memory."""
         return isinstance(self.base, str)
 
     @property
@@ -115,8 +115,8 @@ def edited(
     except InputError:
         runs = False
     draft = Draft(replace(sized, name=network.spec), {tensor: key for key, tensor in named.items()})
-    generator = torch.Generator().manual_seed(seed)
-    other = int(torch.randint(2**62, (1,), generator=generator, device="cpu"))  # not the numbers of the base's own
+    generator = torch.Generator().manual_seed(seed)  # another seed, or the numbers might be those of the base
+    other = int(torch.randint(2**62, (1,), generator=generator, device="cpu"))
     with seeded(other):
         apply_edits(draft, edits)
     origins = _carry(draft, named, carry)
@@ -165,11 +165,15 @@ def _carry(draft: Draft, named: Mapping[str, Tensor], carry: str) -> dict[str, s
     return origins
 
 
+def is_named(network: Any) -> bool:
+    """Whether a network, or what it is a variant of, is given by its name."""
+    return isinstance(network, str) or (isinstance(network, Variant) and network.named)
+
+
 def home(network: Any) -> str | None:
-    """The device that a network is asked for on: None, where it is, of what is a module, and else "auto".
+    """The device that a network is asked for on: "auto" of one by name, and None, where it is, of a module.
 
     >>> home("alexnet"), home(nn.ReLU())
     ('auto', None)
     """
-    named = isinstance(network, str) or (isinstance(network, Variant) and network.named)
-    return "auto" if named else None
+    return "auto" if is_named(network) else None

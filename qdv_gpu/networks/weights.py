@@ -23,20 +23,9 @@ HASH = "sha256"  # the key of the hash among what is said
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")
 # Under which programs keep a state dict in a checkpoint; where there are several, the first of these is taken.
 WRAPPINGS = (
-    "state_dict",
-    "model_state_dict",
-    "model_state",
-    "model",
-    "net",
-    "network",
-    "module",
-    "weights",
-    "params",
-    "state_dict_ema",
-    "model_ema",
-    "ema_state_dict",
-    "ema",
-)
+    "state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params",
+    "state_dict_ema", "model_ema", "ema_state_dict", "ema",
+)  # fmt: skip
 
 
 def read_weights(path: str | Path) -> tuple[Tensors, dict[str, Any]]:

@@ -1,14 +1,13 @@
 """Wider and narrower: every number of channels times a factor."""
 
 import math
-import numbers
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from qdv_gpu.errors import InputError, short
+from qdv_gpu.errors import InputError, is_real, short
 from qdv_gpu.networks.blank import needed, on_meta, run_blank
 from qdv_gpu.networks.fit import head_path
 from qdv_gpu.networks.network import Network
@@ -37,8 +36,7 @@ def set_width(network: Network, factor: Any) -> dict[nn.Module, nn.Module]:
     >>> [(new.in_channels, new.out_channels) for new in set_width(network, 2).values()]
     [(1, 8), (8, 2)]
     """
-    positive = isinstance(factor, numbers.Real) and not isinstance(factor, bool) and 0 < float(factor) < math.inf
-    if not positive:
+    if not is_real(factor) or not 0 < float(factor) < math.inf:
         raise InputError(f"width must be a positive number, got {short(factor)}")
     module = network.module
     head = head_path(module)

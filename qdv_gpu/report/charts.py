@@ -22,6 +22,12 @@ class Series:
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
 
+    def interval(self, position: int) -> tuple[float, float] | None:
+        """Its ends, if they are known."""
+        if self.low is None or self.high is None or np.isnan(self.low[position]):
+            return None
+        return self.low[position], self.high[position]
+
 
 def line_chart(
     series: Sequence[Series],
@@ -110,15 +116,19 @@ def _line(
     for position, value in enumerate(one.values):
         if value != value:
             continue
-        said, place = f"{one.name}, {ticks[position]}: {value:.3f}", x(position)
-        if one.low is not None and one.high is not None and one.low[position] == one.low[position]:
-            ends = one.low[position], one.high[position]
+        place, ends = x(position), one.interval(position)
+        if ends is not None:
             parts.append(f'<path class="whisker" d="M{place:.1f} {y(ends[0]):.1f}V{y(ends[1]):.1f}"/>')
-            said += f" ({ends[0]:.3f} to {ends[1]:.3f})"
-        parts.append(
-            f'<circle class="dot" cx="{place:.1f}" cy="{y(value):.1f}" r="4"><title>{escape(said)}</title></circle>'
-        )
+        parts.append(_dot(place, y(value), f"{one.name}, {ticks[position]}: {_said(value, ends)}"))
     return f'<g class="s{number % KINDS}">{"".join(parts)}</g>'
+
+
+def _said(value: float, ends: tuple[float, float] | None) -> str:
+    return f"{value:.3f}" if ends is None else f"{value:.3f} ({ends[0]:.3f} to {ends[1]:.3f})"
+
+
+def _dot(x: float, y: float, said: str, kind: str = "dot", *, r: int = 4) -> str:
+    return f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{r}"><title>{escape(said)}</title></circle>'
 
 
 def interval_chart(one: Series, names: Sequence[str], title: str, *, marked: Sequence[bool] | None = None) -> Markup:
@@ -149,15 +159,10 @@ def interval_chart(one: Series, names: Sequence[str], title: str, *, marked: Seq
         )
         if value != value:
             continue
-        said, colour = f"{name}: {value:.3f}", 0 if marked is None or marked[number] else 1
-        if one.low is not None and one.high is not None and one.low[number] == one.low[number]:
-            ends = one.low[number], one.high[number]
-            said += f" ({ends[0]:.3f} to {ends[1]:.3f})"
+        ends, colour = one.interval(number), 0 if marked is None or marked[number] else 1
+        if ends is not None:
             parts.append(f'<path class="whisker s{colour}" d="M{x(ends[0]):.1f} {place:.1f}H{x(ends[1]):.1f}"/>')
-        parts.append(
-            f'<circle class="dot s{colour}" cx="{x(value):.1f}" cy="{place:.1f}" r="4">'
-            f"<title>{escape(said)}</title></circle>"
-        )
+        parts.append(_dot(x(value), place, f"{name}: {_said(value, ends)}", f"dot s{colour}"))
     return Markup("<h3>{}</h3>").format(title) + _svg(title, [one], parts, bottom + 24, width=width)
 
 
@@ -200,10 +205,7 @@ def scatter_chart(
     for i, name in enumerate(names):
         left, top = place(i)
         said = f"{i + 1}: {name}, {x[i]:.3g} {across}, {y[i]:.3f}"
-        parts.append(
-            f'<circle class="dot s{0 if best[i] else 1}" cx="{left:.1f}" cy="{top:.1f}" r="5">'
-            f"<title>{escape(said)}</title></circle>"
-        )
+        parts.append(_dot(left, top, said, f"dot s{0 if best[i] else 1}", r=5))
         free = next((at for at in _beside(left, top) if _is_free(at, taken)), None)
         if free is not None:
             taken.append(free)

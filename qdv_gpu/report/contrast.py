@@ -35,15 +35,30 @@ def write_comparison(folder: RunFolder, found: Comparison, formats: Sequence[str
 
 def summary(found: Comparison) -> str:
     """The outcome in a few plain sentences, each of which the numbers say."""
-    a, b = drawing.plain(found.first), drawing.plain(found.second)
     named = [_name(pair) for pair in found.pairs]
-    text = []
     if found.runs == 2:
         shown = ", ".join(f"{name} {pair.in_maps.delta:+.3f}" for name, pair in zip(named, found.pairs, strict=True))
         return (
-            f"{b} less {a}, mean of two runs of each: {shown}. "
+            f"{drawing.plain(found.second)} less {drawing.plain(found.first)}, mean of two runs of each: {shown}. "
             "Two runs give no interval: a third of each says how much the runs differ."
         )
+    text = [*_ahead(found, named), *_not_ahead(found, named), _own_space(found, named), *_not_compared(found)]
+    if found.runs == found.seeds == 1:
+        text.append("Where a layer has one map, the intervals do not know how maps of other seeds differ.")
+    if found.runs == 1:
+        text.append(
+            f"This speaks of these two trained networks, on images like these {len(found.hits[0]):,}, "
+            "and not of their architectures."
+        )
+    else:
+        text.append(f"This speaks of networks trained as these {found.runs} of each, on images like these.")
+    return " ".join(text)
+
+
+def _ahead(found: Comparison, named: Sequence[str]) -> list[str]:
+    """At which layers, and from which on, B is ahead, and then A."""
+    a, b = drawing.plain(found.first), drawing.plain(found.second)
+    text = []
     for verdict, better, worse in (("ahead", b, a), ("behind", a, b)):
         own = [
             f"{name} (by {_size(pair)}{_small(found, pair)})"
@@ -56,28 +71,20 @@ def summary(found: Comparison) -> str:
             text.append(f"{better} keeps the classes together better than {worse} at {_list(own)}{it}.")
         elif from_on:
             text.append(f"{_capital(from_on[0])} {better} is ahead of {worse} {from_on[1]}.")
-    same = [name for name, pair in zip(named, found.pairs, strict=True) if pair.in_maps.verdict == "equivalent"]
-    open_ = [name for name, pair in zip(named, found.pairs, strict=True) if pair.in_maps.verdict == "undecided"]
-    rest = []
-    if same:
-        rest.append(f"they differ by less than {found.margin:g} at {_list(same)}")
-    if open_:
-        reach = "interval holds 0 and reaches" if len(open_) == 1 else "intervals hold 0 and reach"
-        rest.append(f"undecided at {_list(open_)}, where the {reach} beyond ±{found.margin:g}")
-    if rest:
-        text.append(f"{_capital('; '.join(rest))}.")
-    text.append(_own_space(found, named))
-    text += _not_compared(found)
-    if found.runs == found.seeds == 1:
-        text.append("Where a layer has one map, the intervals do not know how maps of other seeds differ.")
-    if found.runs == 1:
-        text.append(
-            f"This speaks of these two trained networks, on images like these {len(found.hits[0]):,}, "
-            "and not of their architectures."
-        )
-    else:
-        text.append(f"This speaks of networks trained as these {found.runs} of each, on images like these.")
-    return " ".join(text)
+    return text
+
+
+def _not_ahead(found: Comparison, named: Sequence[str]) -> list[str]:
+    """At which layers they are alike, and which are undecided."""
+    same, undecided = (
+        [name for name, pair in zip(named, found.pairs, strict=True) if pair.in_maps.verdict == verdict]
+        for verdict in ("equivalent", "undecided")
+    )
+    text = [f"they differ by less than {found.margin:g} at {_list(same)}"] if same else []
+    if undecided:
+        reach = "interval holds 0 and reaches" if len(undecided) == 1 else "intervals hold 0 and reach"
+        text.append(f"undecided at {_list(undecided)}, where the {reach} beyond ±{found.margin:g}")
+    return [f"{_capital('; '.join(text))}."] if text else []
 
 
 def _from_on(found: Comparison, named: Sequence[str], verdict: str) -> tuple[str, str] | None:

@@ -88,25 +88,18 @@ def plot_maps(
         for name, given in (("titles", titles), ("subtitles", subtitles), ("groups", groups))
     )
     _check_maps(maps)
-    styles, others, heading = None, 0, None
+    styles, heading = None, None
     handles: list[Line2D] = []
     entries: list[str] = []
     if labels is not None:
         labels, names = _check_labels(labels, classes, len(maps[0]))
-        if difficulty is not None:
-            difficulty = as_floats("difficulty", difficulty, len(names))
-        shown = np.arange(len(names))
-        if len(names) > NAMED:
-            counts = np.bincount(labels, minlength=len(names))
-            rank = counts if difficulty is None else np.nan_to_num(difficulty, nan=-np.inf)
-            shown = np.argsort(-rank, kind="stable")[:NAMED]
-            others = len(names) - NAMED
-            heading = f"{NAMED} {'most numerous' if difficulty is None else 'most difficult'} of {len(names)} classes"
+        difficulty = None if difficulty is None else as_floats("difficulty", difficulty, len(names))
+        shown, heading = _named(labels, len(names), difficulty)
         styles = np.full(len(names), -1)  # [C], the number of each class's colour and marker, -1 for gray
         styles[shown] = np.arange(len(shown))
         handles = [_point(style) for style in range(len(shown))]
         entries = [names[int(c)] for c in shown]
-        if others:
+        if others := len(names) - len(shown):
             handles.append(_point(-1))
             entries.append(f"{others} other class{'es' if others > 1 else ''}")
     rows = _rows([""] * len(maps) if groups is None else groups)
@@ -121,14 +114,7 @@ def plot_maps(
     bottom = drawing.add_legend(figure, handles, entries, title=heading)
 
     # From the top down: where each row and each text begins, in inches; then the figure has its height.
-    above = [""] * len(maps)
-    if titles is not None:
-        above = [drawing.wrapped(plain(title), side, TEXT, lines=3) for title in titles]
-    if subtitles is not None:
-        above = [
-            f"{one}\n{shortened(plain(two), side, TEXT)}".lstrip("\n")
-            for one, two in zip(above, subtitles, strict=True)
-        ]
+    above = _texts_above(titles or [""] * len(maps), subtitles, side)
     top, tops = MARGIN, []
     headings: list[tuple[float, str]] = []
     for group, row in rows:
@@ -154,6 +140,17 @@ def plot_maps(
             if above[i]:
                 ax.set_title(above[i], fontsize=TEXT, pad=3, parse_math=False, linespacing=1.15)
     return figure, axes
+
+
+def _texts_above(titles: Sequence[str], subtitles: Sequence[str] | None, width: float) -> list[str]:
+    """What stands above each map: its title in at most three lines, and its subtitle below that in one."""
+    shown = [drawing.wrapped(plain(title), width, TEXT, lines=3) for title in titles]
+    if subtitles is None:
+        return shown
+    return [
+        f"{title}\n{shortened(plain(subtitle), width, TEXT)}".lstrip("\n")
+        for title, subtitle in zip(shown, subtitles, strict=True)
+    ]
 
 
 def _check_texts(name: str, given: Any, count: int) -> list[str] | None:
@@ -186,6 +183,16 @@ def _check_labels(labels: Any, classes: Sequence[str] | None, N: int) -> tuple[n
     if labels.min() < 0 or labels.max() >= len(names):
         raise InputError(f"labels must be within 0 and {len(names) - 1}, got {labels.min()} to {labels.max()}")
     return labels, names
+
+
+def _named(labels: np.ndarray, classes: int, difficulty: np.ndarray | None) -> tuple[np.ndarray, str | None]:
+    """The classes that have a colour, and which they are in words, unless they are all."""
+    if classes <= NAMED:
+        return np.arange(classes), None
+    counts = np.bincount(labels, minlength=classes)
+    rank = counts if difficulty is None else np.nan_to_num(difficulty, nan=-np.inf)
+    which = "most numerous" if difficulty is None else "most difficult"
+    return np.argsort(-rank, kind="stable")[:NAMED], f"{NAMED} {which} of {classes} classes"
 
 
 def _rows(groups: Sequence[str]) -> list[tuple[str | None, list[int]]]:

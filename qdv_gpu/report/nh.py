@@ -84,23 +84,12 @@ def plot_nh(
         if not len(values) or len(values) > max(map(len, nh.values())):
             raise InputError(f"differences must have a value for each layer, got {len(values)} of {network}")
     for given in (nh, errors, space):
-        for network, values in (given or {}).items():
+        for network, values in given.items():
             if len(values) != len(layers.get(network, ())):
                 raise InputError(f"one value for each layer of {network} is required, got {len(values)} values")
     depth = max(len(values) for values in nh.values())
     names = _shared_names([layers[network] for network in nh], depth)
-    handles = [drawing.curve_mark(number) for number in range(len(nh))]
-    entries = list(nh)
-    if differences:
-        handles += [drawing.curve_mark(len(nh) + number) for number in range(len(differences))]
-        entries += differences
-    if errors:
-        handles.append(Line2D([], [], color=GRAY, linewidth=1, marker="|", markersize=6, linestyle=""))
-        entries.append("95 % interval")
-    if space:
-        handles.append(Line2D([], [], color=GRAY, linewidth=1, linestyle=":"))
-        entries.append("in the layer's own space")
-
+    handles, entries = _legend([*nh, *differences], intervals=bool(errors), space=bool(space))
     width = drawing.width_for(float(np.clip(2 + 0.5 * depth, 3.4, PAGE)), entries)
     figure = NotebookFigure(figsize=(width, 1))
     bottom = drawing.add_legend(figure, handles, entries)
@@ -117,9 +106,8 @@ def plot_nh(
         drawing.plain_axes(ax)
         ax.set_xticks(range(1, depth + 1), [])
     low, high = _draw_lines(axes[0], nh, errors, first=0)
-    for number, values in enumerate((space or {}).values()):
-        x, y = np.arange(1, len(values) + 1), np.asarray(values, np.float64)
-        axes[0].plot(x, y, color=COLOURS[number % len(COLOURS)], linewidth=1, linestyle=":")
+    for number, y in enumerate(space.values()):
+        axes[0].plot(np.arange(1, len(y) + 1), y, color=COLOURS[number % len(COLOURS)], linewidth=1, linestyle=":")
         low, high = min(low, np.nanmin(y)), max(high, np.nanmax(y))
     _limit(axes[0], low, high, chance)
     axes[0].set_ylabel(f"neighborhood hit (k = {k})", fontsize=TEXT)
@@ -134,17 +122,27 @@ def plot_nh(
     return figure, axes
 
 
+def _legend(curves: Sequence[str], *, intervals: bool, space: bool) -> tuple[list[Line2D], list[str]]:
+    """Marks of the legend, and what stands beside them."""
+    handles, entries = [drawing.curve_mark(number) for number in range(len(curves))], list(curves)
+    if intervals:
+        handles.append(Line2D([], [], color=GRAY, linewidth=1, marker="|", markersize=6, linestyle=""))
+        entries.append("95 % interval")
+    if space:
+        handles.append(Line2D([], [], color=GRAY, linewidth=1, linestyle=":"))
+        entries.append("in the layer's own space")
+    return handles, entries
+
+
 def _draw_lines(
-    ax: Axes, lines: Mapping[str, Any], errors: Mapping[str, Any] | None, *, first: int
+    ax: Axes, lines: Mapping[str, np.ndarray], errors: Mapping[str, np.ndarray], *, first: int
 ) -> tuple[float, float]:
     """Draw float [L] by name, side by side, with intervals, in the styles from number `first`; their least and most."""
     low, high = np.inf, -np.inf
     step = min(0.1, 0.5 / len(lines))
-    for number, (name, values) in enumerate(lines.items()):
-        y = np.asarray(values, np.float64)
+    for number, (name, y) in enumerate(lines.items()):
         x = np.arange(1, len(y) + 1) + (number - (len(lines) - 1) / 2) * step
-        bar = NORMAL * np.asarray(errors[name], np.float64) if errors and name in errors else np.zeros(len(y))
-        bar = np.nan_to_num(bar)
+        bar = np.nan_to_num(NORMAL * errors[name]) if name in errors else np.zeros(len(y))
         drawing.draw_curve(ax, x, y, bar, first + number)
         low, high = min(low, float(np.nanmin(y - bar))), max(high, float(np.nanmax(y + bar)))
     return low, high

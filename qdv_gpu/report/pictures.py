@@ -14,10 +14,10 @@ from qdv_gpu.arrays import as_floats, to_tensor
 from qdv_gpu.errors import InputError, check_among, check_text, check_whole, listed
 from qdv_gpu.report import drawing
 from qdv_gpu.report.drawing import LINE, MARGIN, SMALL, TEXT, TITLE, NotebookFigure, plain
+from qdv_gpu.report.folder import DPI
 
 CONTRASTS = ("map", "layer")
 TILE, PATCH = 96, 40  # sides in pixels of a reconstruction and of a patch in a figure
-DPI = 200  # pixels of an inch of a figure
 INPUT = 1.2  # inches: side of the input image
 CAPTION = 2.4  # inches: room for the title of a narrower grid
 

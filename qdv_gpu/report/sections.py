@@ -215,9 +215,8 @@ def about_section(runs: Sequence[RunView]) -> Section:
             (name, f"{said.get('spec')}, weights {said.get('weights')}, {said.get('image_size')} px")
             for name, said in about["networks"].items()
         ]
-        facts.append(
-            ("settings", ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None))
-        )
+        chosen = (f"{name} {value}" for name, value in settings.items() if value is not None)
+        facts.append(("settings", ", ".join(chosen)))
         device = " ".join(str(about[key]) for key in ("device", "device_name") if about.get(key))
         facts.append(("device", f"{device}, {about['threads']} threads" if about.get("threads") else device))
         facts.append(("versions", ", ".join(f"{name} {value}" for name, value in about.get("versions", {}).items())))

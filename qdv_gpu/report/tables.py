@@ -16,8 +16,8 @@ from qdv_gpu.scores.quality import MEASURES
 COLUMNS = ["network", "layer", "features", "samples", "perplexity", "seed", *MEASURES, "kl", "seconds"]
 
 ERRORS = {"nh": "standard_error", "nh_feature_space": "standard_error_feature_space"}
-MEANS = ["position", "network", "layer", "tokens"]
-MEANS += [name for measure in MEASURES for name in (measure, ERRORS.get(measure)) if name is not None]
+OF_LAYER = ["position", "network", "layer", "tokens"]
+MEANS = OF_LAYER + [name for measure in MEASURES for name in (measure, ERRORS.get(measure)) if name is not None]
 
 
 def nh_table(layers: Sequence[AnalysedLayer], k: int) -> list[list[str]]:
@@ -88,15 +88,7 @@ def _about_tokens(layers: Sequence[AnalysedLayer]) -> str:
 def scores_csv(layers: Sequence[AnalysedLayer]) -> str:
     """The mean scores, one row for each layer and k."""
     rows = [
-        {
-            "position": layer.position,
-            "network": layer.network,
-            "layer": layer.layer,
-            "tokens": layer.tokens,
-            **asdict(one.mean),
-        }
-        for layer in layers
-        for one in layer.scores
+        {name: getattr(layer, name) for name in OF_LAYER} | asdict(one.mean) for layer in layers for one in layer.scores
     ]
     return csv_text(rows, MEANS)
 

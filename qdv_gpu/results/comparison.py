@@ -255,12 +255,7 @@ def _most_alike(cka: np.ndarray) -> list[tuple[int, int]]:
 def as_json(comparison: Comparison) -> dict[str, Any]:
     """All numbers of a comparison, for comparison.json."""
     return {
-        "first": comparison.first,
-        "second": comparison.second,
-        "k": comparison.k,
-        "margin": comparison.margin,
-        "runs": comparison.runs,
-        "seeds": comparison.seeds,
+        **{name: getattr(comparison, name) for name in ("first", "second", "k", "margin", "runs", "seeds")},
         "images": comparison.hits.shape[1],
         "layers": [list(titles) for titles in comparison.layers],
         "ahead_from": comparison.ahead_from(),

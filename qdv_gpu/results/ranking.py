@@ -153,13 +153,7 @@ class Ranking:
         return self.order[0]
 
 
-def ranked(
-    candidates: Sequence[Candidate],
-    labels: np.ndarray,
-    *,
-    k: int,
-    baseline: str | None = None,
-) -> Ranking:
+def ranked(candidates: Sequence[Candidate], labels: np.ndarray, *, k: int, baseline: str | None = None) -> Ranking:
     """Rank candidates by NH, at every layer that they share; the last one says who is first.
 
     Layers belong together by position if all candidates have equally many, else by the names that all have, and the

@@ -25,14 +25,8 @@ from qdv_gpu.sealed import hash_of, read_sealed
 RUN = "run.json"
 NEEDED = {"classes", "data", "images", "outputs", "settings", "store"}  # of what a finished run's run.json says
 TYPES = {
-    "classes": list,
-    "data": str,
-    "images": dict,
-    "networks": dict,
-    "outputs": dict,
-    "settings": dict,
-    "store": str,
-}
+    "classes": list, "data": str, "images": dict, "networks": dict, "outputs": dict, "settings": dict, "store": str,
+}  # fmt: skip
 SAME = ("perplexity", "iterations", "learning_rate", "normalise", "pca", "engine")  # settings that a comparison shares
 
 

@@ -1,7 +1,6 @@
 """The pipeline: networks and images in; stages in the store; a run folder with maps, scores, tables and figures out."""
 
 import logging
-import math
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,20 +10,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import qdv_gpu
 from qdv_gpu.data.convert import as_images
 from qdv_gpu.data.datasets import check_data, drawn, load_images, stratified
 from qdv_gpu.data.images import Images
 from qdv_gpu.errors import InputError, as_path, check_flag, listed
-from qdv_gpu.features.budget import FORWARD, Layer, Plan, Task, plan
-from qdv_gpu.features.forward import ForwardPass, check_precision, default_batch, hold, shown, tile_images
-from qdv_gpu.features.pca import reduce
-from qdv_gpu.machine import command_line, free_memory, measured, resolve_device, return_freed_memory, threads
-from qdv_gpu.networks.layers import read_layers, trace_calls
+from qdv_gpu.features.budget import plan
+from qdv_gpu.features.forward import check_precision, shown
+from qdv_gpu.machine import command_line, free_memory, resolve_device, return_freed_memory, threads
+from qdv_gpu.networks.layers import read_layers
 from qdv_gpu.networks.load import Sources, load_networks, select_layers
-from qdv_gpu.progress import part, whole
+from qdv_gpu.progress import whole
 from qdv_gpu.report import figures, tables
 from qdv_gpu.report.contrast import write_comparison
 from qdv_gpu.report.folder import RunFolder, read_formats
@@ -32,21 +29,16 @@ from qdv_gpu.results.comparison import compared
 from qdv_gpu.results.records import Analysis, Predictions
 from qdv_gpu.results.run import embedding_file
 from qdv_gpu.results.store import Store
-from qdv_gpu.scores.quality import score_maps
 from qdv_gpu.scores.statistics import class_neighbors
-from qdv_gpu.studies.job import OUTPUT, Job
-from qdv_gpu.studies.output import Output, tsne_of
+from qdv_gpu.studies.compute import compute, memory_taken, task_of
+from qdv_gpu.studies.job import Job
+from qdv_gpu.studies.output import tsne_of
 from qdv_gpu.studies.report import REPORT, keep_thumbnails, write_report
 from qdv_gpu.studies.settings import Settings, changed, preset
 from qdv_gpu.tsne.estimator import EXAGGERATED, warn_if_short
 
 logger = logging.getLogger(__name__)
 COPIES = 0.01  # share of the images beyond which copies of others are warned of
-TIED = 0.05  # share of the images, with neighbours that are drawn by lot, beyond which that is warned of
-SOURCE = 9  # bytes for each byte of an image of its own size: it, and two copies in float32
-DECODED = 16  # and of those that wait, where files are decoded batch by batch
-# Bytes of neighbours, affinities and their copies for each image and unit of perplexity; of blocks of distances.
-AFFINITIES, BLOCKS = {"cpu": 200, "cuda": 320}, {"cpu": 0, "cuda": 10**9}
 
 
 def analyze(
@@ -124,20 +116,10 @@ def analyze(
 
 @contextmanager
 def analysing(
-    folder: RunFolder,
-    networks: Sources,
-    data: Any,
-    *,
-    settings: Settings | str,
-    weights: str | Path,
-    device: str | torch.device,
-    formats: Sequence[str],
-    store: str | Path | None,
-    skip_bad: bool,
-    also: Sequence[Settings] = (),
-    report: bool = True,
-    **changes: Any,
-) -> Iterator[Analysis]:
+    folder: RunFolder, networks: Sources, data: Any, *, settings: Settings | str, weights: str | Path,
+    device: str | torch.device, formats: Sequence[str], store: str | Path | None, skip_bad: bool,
+    also: Sequence[Settings] = (), report: bool = True, **changes: Any,
+) -> Iterator[Analysis]:  # fmt: skip
     """As `analyze`; other processes are kept out of the folder for as long as the block lasts."""
     if not isinstance(settings, str | Settings):
         raise InputError(f"settings must be Settings or a preset's name, got {type(settings).__name__}")
@@ -154,10 +136,10 @@ def analysing(
     jobs, images = find_jobs(
         networks, data, chosen, weights=weights, device=target, skip_bad=skip_bad, store=kept, run=folder
     )
-    taken = _taken(jobs, chosen)
+    taken = memory_taken(jobs, chosen)
     budget = chosen.memory or taken + free_memory(target) * 4 // 5
     most = replace(chosen, perplexity=chosen.perplexity + sum(one.perplexity for one in also))
-    plans = plan([_task(job, most) for job in jobs], budget=budget, reserved=taken)  # or nothing is written
+    plans = plan([task_of(job, most) for job in jobs], budget=budget, reserved=taken)  # raises, and nothing is written
     warn_if_short(chosen.iterations, EXAGGERATED)
     about = _about(jobs, images, chosen, target)
     with folder.locked(about), kept.used(), whole(sum(job.cost() for job in jobs)):
@@ -166,10 +148,10 @@ def analysing(
                 with kept.computing(job.looked) as waited:
                     if waited:  # so most or all of it is there by now
                         job.look(kept)
-                        [planned] = plan([_task(job, most)], budget=budget, reserved=taken)
+                        [planned] = plan([task_of(job, most)], budget=budget, reserved=taken)
                     for line in job.reused():
                         logger.info(line)
-                    _compute(job, planned, kept, also)
+                    compute(job, planned, kept, also)
         except KeyboardInterrupt:
             outputs = [output for job in jobs for output in job.outputs]
             done = sum(output.complete for output in outputs)
@@ -203,7 +185,7 @@ def find_jobs(
         networks, weights=weights, image_size=settings.image_size, mean=settings.mean, std=settings.std, device=device
     )
     asked = read_layers(settings.layers)
-    selected = select_layers(loaded, None if asked is None else [layer.path for layer in asked])
+    selected = select_layers(loaded, asked)
     images = images_of(data, settings, skip_bad=skip_bad)
     settings.check_images(images)
     _check_floats(images, settings)
@@ -288,129 +270,6 @@ def _about(jobs: Sequence[Job], images: Images, settings: Settings, device: torc
             "numpy": np.__version__,
         },
     }
-
-
-def _taken(jobs: Sequence[Job], settings: Settings) -> int:
-    """Bytes of weights and images on the networks' device."""
-    weights = [tensor for job in jobs for tensor in job.network.module.state_dict().values()]
-    largest = max((tensor.nbytes for tensor in weights), default=0)
-    copied = largest // 2 if settings.precision == "bf16" else 0  # the one in use
-    held = [job.images.pixels for job in jobs if job.images.pixels is not None]
-    on_device = {pixels.data_ptr(): pixels.nbytes for pixels in held if pixels.device == jobs[0].network.device}
-    return sum(tensor.nbytes for tensor in weights) + copied + sum(on_device.values())
-
-
-def _task(job: Job, settings: Settings) -> Task:
-    """What is to be computed of one network, and what it needs."""
-    network, images, N = job.network, job.images, len(job.images)
-    kind, S, size = network.device.type, settings.seeds, settings.image_size or network.image_size
-    layers = [Layer(source, tuple(job.calls([source])[source]), job.element) for source, _ in job.missing()]
-    widest = max((output.features for output in job.outputs), default=0)
-    d = min(settings.pca or widest, widest, N)
-    row = AFFINITIES[kind] * settings.perplexity + 350 * S + 40 * S * max(settings.neighbors) + 48 * d
-    image_bytes = 0
-    if layers:
-        calls = trace_calls(network, settings.image_size)
-        largest = max(math.prod(call.input or ()) + math.prod(call.output or ()) for call in calls)
-        pixels = images[0].numel()
-        waiting = DECODED if images.pixels is None and kind == "cpu" else 0
-        image_bytes = max(FORWARD * largest * 4, SOURCE * pixels) + waiting * pixels
-    return Task(
-        network.name,
-        layers,
-        images=N,
-        image_bytes=image_bytes,
-        pca=min(settings.pca, N, max(widest, 1)),
-        embedding=int(row * N) + BLOCKS[kind],
-        tile=tile_images(network.device, size),
-        batch=default_batch(network.device, size),
-        device=kind,
-    )
-
-
-def _compute(job: Job, planned: Plan, store: Store, also: Sequence[Settings]) -> None:
-    """Compute what is missing of one network, stage by stage, each kept as soon as it is there."""
-    network, images, settings = job.network, job.images, job.settings
-    job.keep_outputs(store)
-    missing = dict(job.missing())
-    row = job.element * len(images)
-    sizes = {source: row * sum(calls) for source, calls in job.calls(missing).items()}
-    for line in planned.lines(network.name, sizes):
-        logger.info(line)
-    groups = [(group, True) for group in planned.passes] + [([source], False) for source in planned.recomputed]
-    for group, fits in groups:
-        if network.device.type == "cuda":
-            torch.cuda.empty_cache()  # blocks of other sizes, which the budget does not count
-        pass_ = ForwardPass(
-            network, images, {source: job.path(source) for source in group}, settings.image_size,
-            planned.batches[group[0]], settings.precision, settings.tokens, job.calls(group),
-            channels_last=job.found["channels_last"],
-        )  # fmt: skip
-        held: dict[str, Tensor] = {}
-        timing: dict[str, float] = {"seconds": 0.0, "peak_bytes": 0.0}
-        if fits:
-            share = len(group) / sum(map(len, planned.passes))
-            with measured(network.device) as timing, part(job.forward_cost() * share, network.name):
-                held = hold(pass_)
-            timing["seconds"] = round(timing["seconds"] / len(held), 3)
-        for source in group:
-            for output in missing[source]:
-                name = str(output.name)
-                tiles = held.pop(name).split(planned.batches[source]) if name in held else pass_.tiles(name)
-                if source == OUTPUT:
-                    job.keep_predictions(torch.cat([tile.float() for tile in tiles]), store)
-                    continue
-                with measured(network.device) as reduced, part(output.pca_cost(), f"{network.name} {name}"):
-                    components = reduce(
-                        tiles, settings.pca, normalise=settings.normalise, name=f"{network.name} {name}",
-                        workspace=planned.workspaces[source],
-                    )  # fmt: skip
-                del tiles
-                timings = {"activations": timing, "pca": reduced}
-                output.keep_components(components, planned.workspaces[source].columns, timings, store)
-                _embed_and_score(job, output, components, store, also)
-    for output in job.outputs:
-        if not output.complete:
-            X = torch.from_numpy(output.components().arrays["X"]).to(network.device)
-            _embed_and_score(job, output, X, store, also)
-
-
-def _embed_and_score(job: Job, output: Output, X: Tensor, store: Store, also: Sequence[Settings]) -> None:
-    """The maps and scores of one layer that are missing, from its components X [N, n]."""
-    network, settings = job.network, output.settings
-    where = f"{network.name} {output.name}"
-    seeds = output.missing_seeds
-    if seeds:
-        beside = output.beside(also, store) if output.engine != "cuml" else []
-        batch = [output, *(one for one in beside if one.missing_seeds == seeds)]
-        with measured(network.device) as spent, part(output.maps_cost(), where):
-            tsne = tsne_of(settings, network.device)
-            perplexities = [one.settings.perplexity for one in batch]
-            Z = tsne.fit_transform(X, seeds=seeds, perplexities=perplexities)  # [perplexities, seeds, N, 2]
-        spent["seconds"] = round(spent["seconds"] / (len(batch) * len(seeds)), 3)
-        for one, maps, divergences in zip(batch, Z, np.asarray(tsne.kl_divergence_), strict=True):
-            for seed, z, kl in zip(seeds, maps, divergences, strict=True):
-                one.keep_map(seed, z, {"kl": float(kl), "engine": tsne.engine_, "timing": spent}, store)
-    ks = [k for k, record in output.scores.items() if record is None]
-    if ks:
-        with measured(network.device) as spent, part(output.scores_cost(), where):
-            Z = torch.from_numpy(output.Z).to(network.device)
-            scored = score_maps(X, Z, job.images.labels, k=ks, seeds=list(output.maps))
-        for scores in scored:
-            output.keep_scores(scores, spent, store)
-    best = output.scored(settings.neighbors[0]).mean
-    said = f"NH {best.nh:.3f} ± {best.standard_error:.3f}"
-    if job.images.labels is None:
-        said = f"trustworthiness {best.trustworthiness:.3f}"
-    logger.info("%s: %s (%d features)", where, said, output.features)
-    if ks and best.tied > TIED:
-        logger.warning(
-            "%s: for %.0f %% of the images the nearest neighbours are drawn by lot from equally far ones, as of copies "
-            "or in a layer of few values: how the map spreads these says nothing",
-            where, 100 * best.tied,
-        )  # fmt: skip
-    costs = output.record(network.name, 0, len(job.images)).stages
-    logger.debug("%s: %s", where, ", ".join(f"{stage} {cost['seconds']:.2f} s" for stage, cost in costs.items()))
 
 
 def _view(

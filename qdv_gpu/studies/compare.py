@@ -1,7 +1,6 @@
 """Two networks, or two runs, set against each other: which is ahead, at which layer, and is that more than noise?"""
 
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +10,13 @@ import numpy as np
 import torch
 
 from qdv_gpu.data.convert import as_images
-from qdv_gpu.data.datasets import DATASETS, check_data
+from qdv_gpu.data.datasets import DATASETS, check_data, list_images
 from qdv_gpu.data.decode import image_tensor
-from qdv_gpu.data.folders import list_folder
 from qdv_gpu.data.images import Images
-from qdv_gpu.data.tables import list_table
 from qdv_gpu.data.thumbnails import find_again, pictures
 from qdv_gpu.errors import InputError, as_path, check_among, check_flag, listed, short
 from qdv_gpu.files import explained
-from qdv_gpu.networks.layers import numbered, read_layers, trace_calls
+from qdv_gpu.networks.layers import output_names, read_layers
 from qdv_gpu.networks.load import Source, load_networks, select_layers
 from qdv_gpu.report.contrast import write_comparison
 from qdv_gpu.report.folder import DPI, FORMATS, RunFolder, read_formats
@@ -99,26 +96,20 @@ def compare(
     if any(len(both) != 2 for both in runs):
         raise InputError(f"runs must be pairs of a run of A and a run of B, got {short(runs)}")
     check_flag("skip_bad", skip_bad)
-    flat = [side for both in ((first, second), *runs) for side in both]
     check_margin(margin)
     check_pairing(pair)
+    sides = [side for both in ((first, second), *runs) for side in both]
     store = None if store is None or (isinstance(store, str) and not store) else as_path("store", store)
-    others = [side for side in flat if not is_run(side)]
-    if not others:
+    if _are_runs(sides, data):
         if data is not None or not (isinstance(settings, str) and settings == "default") or changes.keys() - {"k"}:
             raise InputError("run folders have their images and settings: of data and settings only k can be given")
         k = changed(Settings(), changes).neighbors[0] if changes else None
-        found, folder = _read_all(flat, k, store), RunFolder(out, "analyze" if is_run(out) else "compare")
+        found, folder = _read_all(sides, k, store), RunFolder(out, "analyze" if is_run(out) else "compare")
         layers = _layers_of(found)
         folder.check()
         with folder.locked(None):
             return _written(folder, found, layers, pair, margin, formats)
-    named = f"{others[0]!s:.80}" if isinstance(others[0], str | Path) else type(others[0]).__name__
-    if len(others) < len(flat):
-        raise InputError(f"run folders can be compared with run folders alone, and {named} is no finished run")
-    if data is None:
-        raise InputError(f"data is required to compare networks, and {named} is no finished run: pass --data")
-    networks = [str(side) if isinstance(side, Path) else side for side in flat]
+    networks = [str(side) if isinstance(side, Path) else side for side in sides]
     chosen = changed(preset(settings) if isinstance(settings, str) else settings, changes)
     if not isinstance(data, str | Path):
         data = as_images(data, image_size=None if chosen.crop else chosen.image_size)
@@ -134,8 +125,21 @@ def compare(
         return _written(folder, found, _layers_of(found), pair, margin, formats)
 
 
+def _are_runs(sides: Sequence[Side], data: Any) -> bool:
+    """Whether all are run folders; InputError if only some are, or if they are networks and there are no data."""
+    networks = [side for side in sides if not is_run(side)]
+    if not networks:
+        return True
+    named = f"{networks[0]!s:.80}" if isinstance(networks[0], str | Path) else type(networks[0]).__name__
+    if len(networks) < len(sides):
+        raise InputError(f"run folders can be compared with run folders alone, and {named} is no finished run")
+    if data is None:
+        raise InputError(f"data is required to compare networks, and {named} is no finished run: pass --data")
+    return False
+
+
 def _layers_of(found: Sequence[Run]) -> tuple[list[Layers], list[Layers]]:
-    """The layers of A's runs, and of B's."""
+    """The layers of A's runs, and of B's; InputError unless these can be compared."""
     layers = _of_networks(found)
     a, b = layers[0::2], layers[1::2]
     _check_runs(a, b)
@@ -146,7 +150,7 @@ def _written(  # noqa: PLR0917 - what there is to compare, and how
     folder: RunFolder, found: Sequence[Run], layers: tuple[list[Layers], list[Layers]],
     pair: str | Mapping[str, str], margin: float, formats: Sequence[str],
 ) -> Comparison:  # fmt: skip
-    """Compare runs, and write what comes of it to a folder that is locked."""
+    """Compare the layers of A's runs with those of B's, and write what comes of it to a folder that is locked."""
     one, (a, b) = found[0], layers
     comparison = compared(a, b, one.labels, one.classes, k=a[0][0].scores[0].k, pair=pair, margin=margin)
     for one_pair in comparison.pairs:
@@ -167,26 +171,19 @@ def _check_labels(data: str | Path | Images, settings: Settings) -> None:
         data.require_labels("a comparison")
     elif str(data) not in DATASETS:
         check_data(data)
-        path = Path(data)
-        if (list_folder if path.is_dir() else list_table)(path, settings.split).labels is None:
+        if list_images(Path(data), settings.split).labels is None:
             raise InputError(f"the images of {data} have no labels: a comparison needs them")
 
 
 def _check_layers(networks: Sequence[Source], pair: Mapping[str, str], settings: Settings, weights: str | Path) -> None:
     """Raise InputError before anything is computed if a layer that is paired is not there."""
     loaded = load_networks(
-        networks[:2],
-        weights=weights,
-        image_size=settings.image_size,
-        mean=settings.mean,
-        std=settings.std,
+        networks[:2], weights=weights, image_size=settings.image_size, mean=settings.mean, std=settings.std,
         device="cpu",
-    )
-    asked = read_layers(settings.layers)
-    selected = select_layers(loaded, None if asked is None else [layer.path for layer in asked])
+    )  # fmt: skip
+    selected = select_layers(loaded, read_layers(settings.layers))
     for network, layers, wanted in zip(loaded, selected, (list(pair), list(pair.values())), strict=True):
-        calls = Counter(call.path for call in trace_calls(network, settings.image_size))
-        names = [str(name) for layer, path in layers.items() for name in numbered(layer, calls[path])]
+        names = output_names(network, layers, settings.image_size)
         for layer in wanted:
             check_among(f"layer of {network.name}", layer, names)
 

@@ -2,8 +2,7 @@
 
 import logging
 import zipfile
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from qdv_gpu.errors import InputError, as_path, check_among, check_count, check_
 from qdv_gpu.features.forward import shown
 from qdv_gpu.files import replacing, safe_name
 from qdv_gpu.machine import resolve_device
-from qdv_gpu.networks.layers import numbered, read_layers, trace_calls
+from qdv_gpu.networks.layers import output_names, read_layers
 from qdv_gpu.networks.load import Sources, load_networks, select_layers
 from qdv_gpu.networks.network import Network
 from qdv_gpu.report import pictures
@@ -135,7 +134,7 @@ def picture(
     )
     loaded = [network.at_size(image_size) for network in loaded]
     asked = read_layers(layers) or []
-    selected = select_layers(loaded, [layer.path for layer in asked] or None)
+    selected = select_layers(loaded, asked or None)
     source = _source(data, split, index, image, skip_bad=skip_bad)
     if source.images is not None and top > len(source.images):
         raise InputError(f"top must be at most {len(source.images)}, the images of {source.images.name}, got {top}")
@@ -147,7 +146,7 @@ def picture(
             rows.append([])
             seen = shown(source.image, network, crop=crop)[0].cpu()
             searched = shown(source.images, network, crop=crop) if top and source.images is not None else None
-            for layer in [str(one) for one in asked if one.path in names] or _each_call(network, names):
+            for layer in [str(one) for one in asked if one.path in names] or output_names(network, names):
                 found = Deconvnet(network).reconstruct(seen, layer, mode=mode).float().cpu()
                 title = f"{network.name} {layer}: {len(found)} maps from {source.name}, {mode}, contrast per {contrast}"
                 about = {"network": network.name, "weights": network.source, "layer": layer, "mode": mode}
@@ -167,12 +166,6 @@ def picture(
                 figure, _ = pictures.plot_reconstructions(grids, titles, images=inputs, contrast=contrast)
                 written += write_figure(folder / f"{number}-{safe_name('-'.join(dict.fromkeys(own)))}", figure, formats)
     return written
-
-
-def _each_call(network: Network, layers: Mapping[str, str]) -> list[str]:
-    """The layers, one that is called several times as "name@1", "name@2", ..."""
-    calls = Counter(call.path for call in trace_calls(network))
-    return [str(name) for layer, path in layers.items() for name in numbered(layer, calls[path])]
 
 
 def _source(data: Any, split: str | None, index: int | None, image: str | Path | None, *, skip_bad: bool) -> _Source:

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-import tomllib
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -20,8 +19,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from qdv_gpu.errors import InputError, MissingPackageError, as_path, check_among, check_count, reason, short
-from qdv_gpu.files import contents_of
+from qdv_gpu.errors import InputError, MissingPackageError, as_path, check_among, check_count, reason
+from qdv_gpu.files import read_toml
 from qdv_gpu.machine import SHARED, threads
 from qdv_gpu.results.store import Store
 from qdv_gpu.sealed import read_sealed, write_sealed
@@ -320,16 +319,7 @@ def read_slurm(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         from submitit import SlurmExecutor
     except ImportError:
         raise MissingPackageError('--slurm needs submitit: pip install "qdv_gpu[cluster]"') from None
-    try:
-        options = dict(source) if isinstance(source, Mapping) else _of_toml(as_path("slurm", source))
-    except InputError:
-        raise
-    except OSError as error:
-        raise InputError(f"--slurm {source} cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, or an integer of thousands of digits
-        raise InputError(f"--slurm {source}: {error}") from None
-    except Exception:  # of somebody's own class
-        raise InputError(f"--slurm must be a file or a dict of Slurm's options, got {short(source)}") from None
+    options = dict(source) if isinstance(source, Mapping) else read_toml("--slurm", as_path("slurm", source))[0]
     allowed = SlurmExecutor._valid_parameters()
     for name in options:
         check_among("option of Slurm", name, allowed)
@@ -340,10 +330,6 @@ def read_slurm(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     except (TypeError, ValueError, AttributeError) as error:
         raise InputError(f"Slurm's options are not as submitit takes them: {reason(error)}") from None
     return options
-
-
-def _of_toml(file: Path) -> dict[str, Any]:
-    return tomllib.loads(contents_of(file).decode("utf-8-sig"))
 
 
 def on_dask(out: Path, tasks: Sequence[Task], progress: Progress, address: str) -> None:

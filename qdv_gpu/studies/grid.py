@@ -20,14 +20,13 @@ import itertools
 import json
 import math
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from qdv_gpu.errors import InputError, as_path, check_count, short, unknown
-from qdv_gpu.files import contents_of
+from qdv_gpu.files import read_toml
 from qdv_gpu.networks.spec import Spec
 from qdv_gpu.networks.variant import Variant
 from qdv_gpu.studies.point import Point
@@ -65,16 +64,8 @@ class Sheet:
         if isinstance(source, Mapping):
             sheet = cls(dict(source))
         else:
-            source = as_path("a sweep", source)
-            try:
-                text = contents_of(source).decode("utf-8-sig").replace("\r\n", "\n")
-                sheet = cls(tomllib.loads(text), str(source), text)
-            except OSError as error:
-                raise InputError(f"sweep file {source} cannot be read: {error.strerror or error}") from None
-            except UnicodeDecodeError:
-                raise InputError(f"sweep file {source} is no text in UTF-8") from None
-            except (ValueError, RecursionError) as error:  # also of an integer of thousands of digits
-                raise InputError(f"{source}: {error}") from None
+            table, text = read_toml("sweep file", as_path("a sweep", source))
+            sheet = cls(table, str(source), text)
         for part, value in sheet.table.items():
             if part not in PARTS:
                 raise sheet.error(str(unknown("table", part, PARTS)), str(part))
@@ -162,12 +153,10 @@ def read_sweep(source: str | Path | Mapping[str, Any], *, max_points: int = MAX_
     for number, own in enumerate(single):
         chosen.append(({**shared, **{key: Given(value, "points", number) for key, value in own.items()}}, tuple(own)))
     runs = [given.get("runs", Given(1, "run")).value for given, _ in chosen]
-    check_number(sum(value for value in runs if isinstance(value, int)))
+    check_number(sum(len(n) if isinstance(n, list) else n for n in runs if isinstance(n, int | list)))
     points = [point for given, varied in chosen for point in _points(sheet, given, varied)]
     if not points:
         raise sheet.error("the sweep has no points: a [grid] of lists or [[points]] are required", "grid")
-    if len(points) > max_points:
-        raise sheet.error(f"the sweep has {len(points):,} points: at most {max_points:,} are allowed", "grid")
     _check_different(sheet, points, "grid" if axes else "points")
     return sheet, points
 
@@ -343,13 +332,15 @@ def _points(sheet: Sheet, given: Mapping[str, Given], varied: Sequence[str]) -> 
 
 def _runs(value: Any, refuse: Any) -> Sequence[int]:
     """Numbers of the runs: 1, 2, ... up to a number, or those of a list."""
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+
+    def counts(n: Any) -> bool:
+        return isinstance(n, int) and not isinstance(n, bool) and n > 0
+
+    if counts(value):
         return range(1, value + 1)
-    several = value
-    whole = isinstance(several, list) and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in several)
-    if not whole or not several or len(set(several)) < len(several):
-        raise refuse("runs", f"a number of runs, or a list of different ones from 1, is required, got {short(value)}")
-    return several
+    if isinstance(value, list) and value and all(map(counts, value)) and len(set(value)) == len(value):
+        return value
+    raise refuse("runs", f"a number of runs, or a list of different ones from 1, is required, got {short(value)}")
 
 
 def _network(value: Any) -> str:

@@ -119,9 +119,8 @@ def why(out: str | Path, name: str) -> list[str]:
     out = Path(out)
     kept = Kept.read(out)
     points, store = kept.points, Store(kept.store)
-    chosen = [p for p in points if p.name == name] or [
-        p for p in points if p.name.startswith(name) or p.name.endswith(name)
-    ]
+    alike = [point for point in points if point.name.startswith(name) or point.name.endswith(name)]
+    chosen = [point for point in alike if point.name == name] or alike
     if len(chosen) != 1:
         raise unknown("point", name, [point.name for point in points])
     [point] = chosen

@@ -44,10 +44,7 @@ LARGE = 1600  # pixels of a Deconvnet picture's side at most
 
 
 def write_report(
-    runs: str | Path | Sequence[str | Path],
-    out: str | Path | None = None,
-    *,
-    thumbnails: int | None = THUMBNAILS,
+    runs: str | Path | Sequence[str | Path], out: str | Path | None = None, *, thumbnails: int | None = THUMBNAILS
 ) -> Path:
     """Write a page about runs, which opens from disk and needs nothing else.
 

@@ -22,6 +22,7 @@ from qdv_gpu.errors import (
     check_most,
     check_samples,
     check_whole,
+    is_real,
     listed,
     short,
 )
@@ -110,10 +111,8 @@ def _numbers(name: str, values: Any) -> tuple[float, ...] | None:
 
 
 def _checked(field: Any, value: Any) -> Any:
-    name, least, most, among = (
-        field.name.replace("_", " "),
-        *(field.metadata[one] for one in ("least", "most", "among")),
-    )
+    name = field.name.replace("_", " ")
+    least, most, among = (field.metadata[rule] for rule in ("least", "most", "among"))
     if field.type is bool:
         return check_flag(name, value)
     if among is not None:
@@ -122,7 +121,7 @@ def _checked(field: Any, value: Any) -> Any:
         return value
     if field.type in (int, int | None):
         return check_most(name, check_count(name, value, least=least), most or math.inf)
-    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not least <= value < math.inf:
+    if not is_real(value) or not least <= value < math.inf:
         raise InputError(f"{name} must be a number of at least {least:g}, got {short(value)}")
     check_most(name, value, most or LARGEST)
     return operator.index(value) if isinstance(value, numbers.Integral) else float(value)
@@ -273,8 +272,7 @@ class Settings:
         if not self.neighbors or min(self.neighbors) < 1 or len(set(self.neighbors)) < len(self.neighbors):
             raise InputError(f"k must be one or more different positive numbers, got {list(self.neighbors)}")
         rate: Any = self.learning_rate
-        number = isinstance(rate, numbers.Real) and not isinstance(rate, bool)
-        if number and 1 / LARGEST <= rate <= LARGEST:
+        if is_real(rate) and 1 / LARGEST <= rate <= LARGEST:
             object.__setattr__(self, "learning_rate", rate if isinstance(rate, int | float) else float(rate))
         elif not isinstance(rate, str) or rate != "auto":
             raise InputError(

@@ -263,8 +263,7 @@ def check_points(sheet: Sheet, points: Sequence[Point]) -> None:
         try:
             network = load_network(name, weights="none", image_size=size, device="cpu")
             for layers in dict.fromkeys(one.settings.layers for one in points if one.network == name):
-                asked = read_layers(layers)
-                select_layers([network], None if asked is None else [layer.path for layer in asked])
+                select_layers([network], read_layers(layers))
         except InputError as error:
             raise sheet.error_at(str(error), "network", name) from None
         if network.base is not None:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -70,9 +71,7 @@ def ranking_of(found: Sequence[Found], points: Sequence[Point], *, dropped: Sequ
     groups: dict[str, list[Found]] = {}
     for one in found:
         groups.setdefault(one.point.candidate, []).append(one)
-    wanted: dict[str, int] = {}
-    for point in points:
-        wanted[point.candidate] = wanted.get(point.candidate, 0) + 1
+    wanted = Counter(point.candidate for point in points)
     whole = {candidate: runs for candidate, runs in groups.items() if len(runs) == wanted[candidate]}
     runs = max((len(group) for group in whole.values()), default=0)
     compared = {candidate: group for candidate, group in whole.items() if len(group) == runs}

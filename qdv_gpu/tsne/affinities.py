@@ -15,7 +15,7 @@ from qdv_gpu.neighbors import as_points, distances_to_all, has_faiss, neighbor_b
 KINDS = ("knn", "full")
 EXACT_UP_TO = 20_000  # points whose neighbours are searched among all pairs on a CPU
 CUDA_EXACT_UP_TO = 50_000  # and on a GPU: predicted, not measured (docs/gpu-notes.md)
-BLOCK = 1 << 24  # distances searched at once on a GPU, in elements
+DISTANCES_AT_ONCE = 1 << 24  # of which bandwidths are searched on a GPU
 UNREACHED = "a row's entropy did not reach log(perplexity), though it falls monotonically with beta"
 
 
@@ -110,7 +110,7 @@ def conditional_affinities(squared_distances: torch.Tensor, *, perplexity: float
         bandwidths.search(squared_distances.contiguous().numpy(), perplexity, P.numpy(), found)
         assert found.all(), UNREACHED
         return P
-    step = max(1, BLOCK // P.shape[1])
+    step = max(1, DISTANCES_AT_ONCE // P.shape[1])
     for start in range(0, len(P), step):
         P[start : start + step] = _search(squared_distances[start : start + step], perplexity)
     return P
@@ -204,7 +204,7 @@ def _dense(X: torch.Tensor, perplexity: float) -> torch.Tensor:
     P = torch.zeros((N, N), dtype=torch.float32, device=X.device)
     if X.is_cuda:
         columns = torch.arange(N, device=X.device)
-        step = max(1, BLOCK // N)
+        step = max(1, DISTANCES_AT_ONCE // N)
         for start in range(0, N, step):
             rows = columns[start : start + step]
             others = columns[None] != rows[:, None]  # [step, N]

@@ -15,16 +15,15 @@ from sklearn.base import BaseEstimator
 
 from qdv_gpu import kernels
 from qdv_gpu.arrays import like, to_tensor
-from qdv_gpu.errors import LARGEST, InputError, MissingPackageError, check_among, check_count, listed, short
+from qdv_gpu.errors import LARGEST, InputError, MissingPackageError, check_among, check_count, is_real, listed, short
 from qdv_gpu.machine import resolve_device
 from qdv_gpu.neighbors import check_range
-from qdv_gpu.tsne.affinities import KINDS, check_perplexity, joint_affinities
-from qdv_gpu.tsne.engines import cpu, fft_cuda
+from qdv_gpu.tsne.affinities import KINDS, Affinities, check_perplexity, joint_affinities
 from qdv_gpu.tsne.engines.cuml import MAX_NEIGHBORS, cuml_embeddings
 from qdv_gpu.tsne.engines.grid import TOLERANCES
 from qdv_gpu.tsne.objective import SIMILARITIES, kl_divergence
 from qdv_gpu.tsne.problem import Repulsion, phases
-from qdv_gpu.tsne.schedule import descend
+from qdv_gpu.tsne.schedule import always_exact, descend
 
 logger = logging.getLogger(__name__)
 EXAGGERATED = 250  # iterations with early exaggeration, unless told otherwise
@@ -205,19 +204,33 @@ class TSNE(BaseEstimator):
                 kl_tolerance=None if self.kl_tolerance is None else float(self.kl_tolerance),
             )
             engine = ", ".join(used)
-        largest = float(Z.abs().max())
-        if not math.isfinite(largest):
-            raise InputError(f"the embedding overflowed with learning_rate {rate:g}: a smaller one or auto is needed")
-        kl = np.array([kl_divergence(P[e // S], z, similarity=self.similarity) for e, z in enumerate(Z)])
-        if largest > LARGE:
-            together = [kl_divergence(p, torch.zeros_like(Z[0]), similarity=self.similarity) for p in P]
-            _warn_of_lost(kl.reshape(len(P), S), np.array(together), span=2 * largest, rate=rate)
+        kl = self._divergences(P, Z.view(len(P), S, N, 2), rate)
         single = len(shape) == 2
-        self.kl_divergence_ = float(kl[0]) if single else kl.reshape(shape[:-2])
+        self.kl_divergence_ = kl.item() if single else kl.reshape(shape[:-2])
         self.iterations_ = done[0] if single else np.array(done).reshape(shape[:-2])
         self.engine_, self.learning_rate_, self.n_features_in_ = engine, rate, d
         self.embedding_ = like(Z.reshape(shape).to(home), X)
         return self.embedding_
+
+    def _divergences(self, P: list[Affinities], Z: torch.Tensor, rate: float) -> np.ndarray:
+        """KL float64 [P, S] of maps Z [P, S, N, 2]; warns of those that are worse than all points in one place.
+
+        InputError if one overflowed.
+        """
+        largest = float(Z.abs().max())
+        if not math.isfinite(largest):
+            raise InputError(f"the embedding overflowed with learning_rate {rate:g}: a smaller one or auto is needed")
+        kl = np.array(
+            [[kl_divergence(p, z, similarity=self.similarity) for z in maps] for p, maps in zip(P, Z, strict=True)]
+        )
+        if largest > LARGE:
+            point = [kl_divergence(p, torch.zeros_like(Z[0, 0]), similarity=self.similarity) for p in P]
+            if lost := int((kl > np.array(point)[:, None]).sum()):
+                logger.warning(
+                    "%d of %d maps fit the data worse than one with all points in one place would, and span up to %.1g:"
+                    " learning_rate %g or the start is too large for them", lost, kl.size, 2 * largest, rate,
+                )  # fmt: skip
+        return kl
 
     def _check_parameters(self, N: int, perplexities: Sequence[float]) -> None:
         if not perplexities:
@@ -261,9 +274,8 @@ class TSNE(BaseEstimator):
         """Raise InputError or MissingPackageError if the engine asked for cannot run on "cpu" or "cuda"."""
         if device == "cuda" and self.engine in ("exact", "fft") and not kernels.available():
             raise MissingPackageError(f'engine {self.engine} on a GPU needs CuPy: pip install "qdv_gpu[cuda13]"')
-        hindrance = self._why_not_cuml(device) if self.engine == "cuml" else None
-        if hindrance is not None:
-            raise hindrance
+        if self.engine == "cuml":
+            self._check_cuml(device)
 
     def engine_for(self, N: int, device: str) -> str:
         """Which engine embeds N points on "cpu" or "cuda"; errors as `check_engine`.
@@ -271,28 +283,25 @@ class TSNE(BaseEstimator):
         "auto" where the map's size will decide between exact and fft.
         """
         self.check_engine(device)
-        if self.engine != "auto":
-            return self.engine
-        return "exact" if (fft_cuda if device == "cuda" else cpu).always_exact(N) else "auto"
+        return "exact" if self.engine == "auto" and always_exact(N, device) else self.engine
 
-    def _why_not_cuml(self, device: str) -> InputError | None:
+    def _check_cuml(self, device: str) -> None:
         if importlib.util.find_spec("cuml") is None:
-            return MissingPackageError(
+            raise MissingPackageError(
                 'engine cuml needs a package that is not installed: pip install "qdv_gpu[cuda13]"'
             )
         if device != "cuda":
-            return InputError(f"engine cuml requires a CUDA device, got {device}")
+            raise InputError(f"engine cuml requires a CUDA device, got {device}")
         if self.similarity != "student-t" or self.affinities != "knn" or not isinstance(self.init, str):
-            return InputError(
+            raise InputError(
                 "engine cuml requires similarity student-t, affinities knn and init random or pca, got "
                 f"{self.similarity}, {self.affinities} and {self.init if isinstance(self.init, str) else 'an array'}"
             )
         if self.kl_tolerance is not None:
-            return InputError(f"engine cuml does all its iterations: it takes no kl_tolerance, got {self.kl_tolerance}")
+            raise InputError(f"engine cuml does all its iterations: it takes no kl_tolerance, got {self.kl_tolerance}")
         if int(3 * self.perplexity) + 1 > MAX_NEIGHBORS:
             largest = (MAX_NEIGHBORS - 1) // 3
-            return InputError(f"engine cuml requires a perplexity of at most {largest}, got {self.perplexity}")
-        return None
+            raise InputError(f"engine cuml requires a perplexity of at most {largest}, got {self.perplexity}")
 
     def _start(self, points: torch.Tensor, seeds: list[int], shape: tuple[int, ...]) -> torch.Tensor:
         """Where the embeddings start, float32 [B * S, N, 2] on the points' device."""
@@ -347,18 +356,8 @@ def _validated(X: Any, device: str | torch.device) -> torch.Tensor:
     return points
 
 
-def _warn_of_lost(kl: np.ndarray, together: np.ndarray, *, span: float, rate: float) -> None:
-    """Warn of maps whose KL [P, S] is above that of all points `together` in one place [P]."""
-    if lost := int((kl > together[:, None]).sum()):
-        logger.warning(
-            "%d of %d maps fit the data worse than one with all points in one place would, and span up to %.1g:"
-            " learning_rate %g or the start is too large for them", lost, kl.size, span, rate,
-        )  # fmt: skip
-
-
 def _check_number(name: str, value: Any, least: float, most: float = LARGEST, rule: str | None = None) -> None:
-    real: bool = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not real or not least <= value <= most:
+    if not is_real(value) or not least <= value <= most:
         raise InputError(f"{name} must be {rule or f'a finite number of at least {least:g}'}, got {short(value)}")
 
 

@@ -8,8 +8,8 @@ from qdv_gpu.errors import check_among
 from qdv_gpu.tsne.affinities import Affinities, SparseAffinities
 
 SIMILARITIES = ("student-t", "gaussian")
-KL_BLOCK = 1 << 19  # pairs held at once in float64 on a CPU
-CUDA_BLOCK = 1 << 24  # and on a GPU, which each operator then takes longer over than over its launch
+CPU_PAIRS = 1 << 19  # pairs held at once in float64 on a CPU
+CUDA_PAIRS = 1 << 24  # and on a GPU, which each operator then takes longer over than over its launch
 
 
 def kl_divergence(P: Affinities, Z: torch.Tensor, *, similarity: str = "student-t") -> float:
@@ -29,7 +29,7 @@ def kl_divergence(P: Affinities, Z: torch.Tensor, *, similarity: str = "student-
     x, y = Z.to(torch.float64).T.contiguous()
     N, sparse = len(x), P if isinstance(P, SparseAffinities) else None
     own = torch.arange(N, device=Z.device)
-    step = max(1, (CUDA_BLOCK if Z.is_cuda else KL_BLOCK) // max(1, len(sparse.values) // N if sparse else N))
+    step = max(1, (CUDA_PAIRS if Z.is_cuda else CPU_PAIRS) // max(1, len(sparse.values) // N if sparse else N))
     ends = [*sparse.indptr[::step].tolist(), len(sparse.values)] if sparse else []  # of each chunk's entries
     attraction, total = x.new_zeros(()), x.new_zeros(())
     for number, rows in enumerate(own.split(step)):

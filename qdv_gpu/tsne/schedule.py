@@ -20,6 +20,12 @@ Engine = Callable[[Problem, Motion, Callable[[int], None]], tuple[Motion, list[s
 Run = Callable[[Problem, Motion], Motion]
 
 
+def always_exact(N: int, device: str) -> bool:
+    """Whether on "cpu" or "cuda" the exact sum takes less than even the smallest grid."""
+    seconds = (fft_cuda if device == "cuda" else cpu).seconds
+    return seconds(N, None) <= seconds(N, 32 * 32)
+
+
 def descend(
     P: list[Affinities],
     start: torch.Tensor,
@@ -56,7 +62,7 @@ def descend(
     repulsion, in the order of their first use.
     """
     rows = stacked(P, copies=len(start) // len(P))
-    if repulsion.engine == "auto" and (fft_cuda if start.is_cuda else cpu).always_exact(start.shape[1]):
+    if repulsion.engine == "auto" and always_exact(start.shape[1], start.device.type):
         repulsion = EXACT
     if not start.is_cuda:
         engine: Engine = partial(cpu.descend_cpu, repulsion=repulsion)
@@ -94,12 +100,7 @@ def descend(
 
 
 def _until_flat(
-    run: Run,
-    problem: Problem,
-    Z: torch.Tensor,
-    kl: Callable[[int, torch.Tensor], float],
-    *,
-    tolerance: float,
+    run: Run, problem: Problem, Z: torch.Tensor, kl: Callable[[int, torch.Tensor], float], *, tolerance: float
 ) -> tuple[torch.Tensor, list[int]]:
     """The phase of a problem, in which embedding e of Z stops where kl(e, its map) does; and the iterations of each.
 

@@ -234,8 +234,8 @@ FAULTS = {
     "first embedding's points for all": Fault(
         GRIDS, "own = slice(e * N, (e + 1) * N)", "own = slice(0, N)", "the others repel by what is left", ON_GRIDS),
     "embeddings that keep step": Fault(
-        GRIDS, "            grids = [\n",
-        "            turns[turns > 0] = turns[turns > 0].min()\n            grids = [\n",
+        GRIDS, "            grids = [self",
+        "            turns[turns > 0] = turns[turns > 0].min()\n            grids = [self",
         "an embedding's grids depend on the batch", ON_GRIDS),
     "look at the map after each iteration": Fault(
         GRIDS, "if hasty and turn % HASTE == 0", "if turn % 1 == 0", "the host waits each time", BUDGETS),

@@ -142,7 +142,7 @@ def test_processes_of_a_sweep_end_with_it(tmp_path, ending):
 def test_a_signal_that_is_swallowed_stops_a_command(warm, tmp_path, number, code, swallowing):
     before = f"from signal import raise_signal\nnumber = {int(number)}\n{swallowing}"
     before += """
-import qdv_gpu.studies.analyze as at
+import qdv_gpu.studies.compute as at
 real = at.reduce
 def reduce(*given, **more):
     if "Bad" in globals():
@@ -165,7 +165,7 @@ at.reduce = reduce
 def test_a_second_signal_stops_at_once(warm, tmp_path):
     before = """
 import signal, time
-import qdv_gpu.studies.analyze as at
+import qdv_gpu.studies.compute as at
 def reduce(*_, **__):
     try:
         signal.raise_signal(signal.SIGINT)

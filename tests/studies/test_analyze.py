@@ -22,6 +22,7 @@ from qdv_gpu.results.stages import VERSIONS
 from qdv_gpu.results.store import Store
 from qdv_gpu.results.view import view_run
 from qdv_gpu.studies import analyze as study
+from qdv_gpu.studies import compute
 from qdv_gpu.tsne.estimator import warn_if_short
 
 
@@ -34,7 +35,7 @@ def finished(tmp_path_factory):
 def counted(monkeypatch):
     """Counts forward passes over the images, blank ones aside, and maps."""
     counts = {"passes": 0, "maps": 0}
-    batches, fit = forward.ForwardPass.batches, study.tsne_of
+    batches, fit = forward.ForwardPass.batches, compute.tsne_of
 
     def passes(self, store):
         counts["passes"] += 1
@@ -52,7 +53,7 @@ def counted(monkeypatch):
         return model
 
     monkeypatch.setattr(forward.ForwardPass, "batches", passes)
-    monkeypatch.setattr(study, "tsne_of", maps)
+    monkeypatch.setattr(compute, "tsne_of", maps)
     return counts
 
 
@@ -161,7 +162,7 @@ def test_neighbours_that_are_drawn_by_lot_are_said(tmp_path, caplog):
     """In a layer of two values."""
     network = torch.nn.Sequential(OrderedDict(conv=torch.nn.Conv2d(1, 1, 8), sign=torch.nn.Hardtanh(0, 1e-30)))
     settings = replace(TINY, iterations=10, seeds=1, layers=("conv", "sign"), image_size=8)
-    with caplog.at_level("WARNING", logger="qdv_gpu.studies.analyze"):
+    with caplog.at_level("WARNING", logger="qdv_gpu.studies.compute"):
         analyze(network, "digits", tmp_path / "run", settings=settings)
     [said] = [record.getMessage() for record in caplog.records if "equally far" in record.getMessage()]
     assert said.startswith(
@@ -276,7 +277,7 @@ def test_layers_that_do_not_fit_are_recomputed_to_the_same_bits(finished, tmp_pa
 
     plan = study.plan
     monkeypatch.setattr(study, "plan", recompute)
-    monkeypatch.setattr(study, "hold", None)
+    monkeypatch.setattr(compute, "hold", None)
     run(tmp_path / "run")
     assert outcome(tmp_path / "run") == outcome(finished.out)
 

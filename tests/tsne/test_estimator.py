@@ -323,8 +323,9 @@ def test_cuml_refuses_what_it_cannot_do(monkeypatch):
         {"perplexity": 341},
         {"kl_tolerance": 0.01},
     ):
-        assert TSNE(**parameters)._why_not_cuml("cuda") is not None
-    assert TSNE(perplexity=340)._why_not_cuml("cuda") is None
+        with pytest.raises(InputError, match="engine cuml"):
+            TSNE(engine="cuml", **parameters).check_engine("cuda")
+    TSNE(engine="cuml", perplexity=340).check_engine("cuda")
 
 
 def test_any_seeds_give_the_bits_that_they_give_elsewhere():

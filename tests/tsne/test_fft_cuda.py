@@ -15,6 +15,7 @@ from qdv_gpu import TSNE, kernels
 from qdv_gpu.errors import InputError
 from qdv_gpu.kernels import mesh
 from qdv_gpu.progress import watched
+from qdv_gpu.tsne import schedule
 from qdv_gpu.tsne.engines import fft_cuda as engine
 from qdv_gpu.tsne.engines.grid import grid_for
 from qdv_gpu.tsne.objective import SIMILARITIES
@@ -345,7 +346,7 @@ def test_auto_takes_what_is_predicted_to_take_less(cuda, monkeypatch):
     monkeypatch.setattr(engine, "EXACT_PAIR", 1.0)
     model.fit_transform(X.to(cuda))
     assert model.engine_ == "fft"
-    monkeypatch.setattr(engine, "always_exact", lambda N: False)
+    monkeypatch.setattr(schedule, "always_exact", lambda N, device: False)
     monkeypatch.setattr(engine, "EXACT_PAIR", 0.0)  # once it looks at the map
     assert torch.equal(model.fit_transform(X.to(cuda)), asked)
     assert model.engine_ == "exact"

@@ -25,7 +25,7 @@ def affinities(n, kind):
 @similarities
 @kinds
 def test_kl_divergence_agrees_with_the_definition(similarity, kind, monkeypatch):
-    monkeypatch.setattr(objective, "KL_BLOCK", 1000)  # several chunks
+    monkeypatch.setattr(objective, "CPU_PAIRS", 1000)  # several chunks
     for Z in (reference.cloud(130), reference.far_apart(130)):
         P = affinities(130, kind)
         truth = float(reference.kl(reference.matrix(P), Z.double(), gaussian=similarity == "gaussian"))
@@ -38,8 +38,8 @@ def test_kl_divergence_on_a_gpu(similarity, kind, monkeypatch, cuda):
     P, Z = affinities(130, kind), reference.cloud(130)
     expected = kl_divergence(P, Z, similarity=similarity)
     there = P.to(cuda) if isinstance(P, torch.Tensor) else type(P)(*(part.to(cuda) for part in P))
-    for block in (objective.CUDA_BLOCK, 1000):  # many chunks
-        monkeypatch.setattr(objective, "CUDA_BLOCK", block)
+    for block in (objective.CUDA_PAIRS, 1000):  # many chunks
+        monkeypatch.setattr(objective, "CUDA_PAIRS", block)
         assert kl_divergence(there, Z.to(cuda), similarity=similarity) == pytest.approx(expected, rel=1e-12)
 
 

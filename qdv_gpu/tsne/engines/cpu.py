@@ -37,11 +37,6 @@ def seconds(N: int, nodes: int | None) -> float:
     return 1e-9 * (FFT_NODE * nodes * math.log2(nodes) + FFT_POINT * N + FFT_ITERATION)
 
 
-def always_exact(N: int) -> bool:
-    """Whether the exact sum takes less than even the smallest grid."""
-    return seconds(N, None) <= seconds(N, 32 * 32)
-
-
 def descend_cpu(
     problem: Problem, motion: Motion, done: Callable[[int], None], repulsion: Repulsion
 ) -> tuple[Motion, list[str]]:
@@ -138,7 +133,7 @@ class _Embedding:
         N = self.Z.shape[1]
         threads = max(1, min(threads, N // POINTS_PER_THREAD))
         kernel = kernel_for(ny, nx, spacing, gaussian=self.gaussian)
-        blocks = -(-N // tsne_fft.BLOCK)
+        blocks = -(-N // tsne_fft.BLOCK_POINTS)
         weight, state = np.empty(blocks), np.zeros(2 + blocks, dtype=np.int64)
         nodes = np.empty(ny * (nx + tsne_fft.MARGIN) + tsne_fft.MARGIN, dtype=np.float32)
         work = np.empty((nx // fft.LANES, ny * fft.LINE), dtype=np.float32)

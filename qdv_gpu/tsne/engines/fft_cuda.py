@@ -41,11 +41,6 @@ def seconds(N: int, nodes: int | None) -> float:
     return FFT_NODE * nodes + FFT_POINT * N + FFT_ITERATION
 
 
-def always_exact(N: int) -> bool:
-    """Whether the exact sum takes less than even the smallest grid."""
-    return seconds(N, None) <= seconds(N, 32 * 32)
-
-
 def descend_fft_cuda(
     problem: Problem, motion: Motion, done: Callable[[int], None], repulsion: Repulsion
 ) -> tuple[Motion, list[str]]:
@@ -114,16 +109,15 @@ class _Batch:
         self.launched = 0  # its iterations
 
     def descend(self, done: Callable[[int], None]) -> tuple[Motion, list[str]]:
-        """All iterations of the phase."""
-        iterations = self.phase.iterations
-        completed, exact, told = np.zeros(self.E, dtype=int), np.zeros(self.E, dtype=bool), 0
-        turns = completed.copy()
+        """All iterations of the phase, round by round: what was seen of one decides on the next."""
+        iterations, told = self.phase.iterations, 0
+        completed = turns = np.zeros(self.E, dtype=int)
         while True:
             seen = self._look()
             for e in np.flatnonzero(seen.done):
-                self.used[e]["exact" if exact[e] else "fft"] = None
-            left = bool((seen.done < turns).any())  # its grid: a map that grows fast leaves the next one soon
-            completed += seen.done
+                self.used[e]["exact" if self.grids[e] is None else "fft"] = None
+            hasty = bool((seen.done < turns).any())  # a map that left its grid grows fast, and leaves the next one soon
+            completed = completed + seen.done
             completed[~np.isfinite([seen.low, seen.high]).all(axis=(0, 2))] = iterations  # nothing brings it back
             if completed.min() > told:
                 done(int(completed.min()) - told)
@@ -133,14 +127,10 @@ class _Batch:
             if told == iterations:
                 moved = Motion(*(part.view(self.E, self.N, 2) for part in (self.Z, self.velocity, self.gains)))
                 return moved, list(dict.fromkeys(name for used in self.used for name in used))
-            exact = (exact & (completed % STRETCH > 0)) | seen.sparse
             turns = np.minimum(STRETCH - completed % STRETCH, iterations - completed)
             turns[(completed == 0) & (turns > 1)] = 1  # a phase may begin with clusters that its grid does not resolve
-            grids = [
-                None if exact[e] or not turns[e] else self._grid(e, seen.low[e], seen.high[e]) for e in range(self.E)
-            ]
-            exact = np.array([grid is None for grid in grids])
-            self._round(turns, grids, hasty=left)
+            grids = [self._next_grid(e, seen, completed, turns) for e in range(self.E)]
+            self._round(turns, grids, hasty=hasty)
 
     def _look(self) -> _Seen:
         """The embeddings after the last round, in one copy to the host."""
@@ -176,13 +166,16 @@ class _Batch:
         costs = {"on_grid": seconds(self.N, grid.ny * grid.nx), "over_pairs": seconds(self.N, None)}
         self.tolerances[e] = tolerance_after(self.how.tolerance, taken, sizes.astype(np.float64), **costs)
 
-    def _grid(self, e: int, low: np.ndarray, high: np.ndarray) -> Grid | None:
-        """What an embedding's repulsion is summed on, None if exactly: depends on its map alone."""
+    def _next_grid(self, e: int, seen: _Seen, completed: np.ndarray, turns: np.ndarray) -> Grid | None:
+        """What an embedding's repulsion is summed on next, None if over all pairs: depends on its map alone."""
         tolerance = self.tolerances[e]
-        if tolerance is None:
+        over_pairs = self.grids[e] is None and completed[e] % STRETCH > 0  # as it began these 25 iterations
+        if tolerance is None or over_pairs or seen.sparse[e] or not turns[e]:
             return None
         own = self.Z[e * self.N : (e + 1) * self.N]
-        return grid_or_pairs(own, low, high, tolerance, self.how, seconds=seconds, gaussian=self.gaussian)
+        return grid_or_pairs(
+            own, seen.low[e], seen.high[e], tolerance, self.how, seconds=seconds, gaussian=self.gaussian
+        )
 
     def _round(self, turns: np.ndarray, grids: list[Grid | None], *, hasty: bool) -> None:
         """Launch up to so many iterations of each embedding; if hasty, look now and then whether all have halted."""
