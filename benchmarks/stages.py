@@ -22,6 +22,7 @@ from qdv_gpu.data.images import Images, prepare
 from qdv_gpu.features.forward import computing, network_input
 from qdv_gpu.features.pca import principal_components
 from qdv_gpu.networks.network import Network
+from qdv_gpu.scores.quality import trustworthiness
 from qdv_gpu.studies.profile import Profile, profile
 from qdv_gpu.tsne.affinities import joint_affinities
 
@@ -234,7 +235,7 @@ def run_affinities(options: argparse.Namespace, stage: Stage) -> None:
 
 
 def run_neighbors(options: argparse.Namespace, stage: Stage) -> None:
-    """The neighborhood hit of a 2-D map, beside scikit-learn's trees and faiss."""
+    """The neighborhood hit of a 2-D map, beside scikit-learn's trees and faiss, and its trustworthiness."""
     images = fashion()
     X, labels = components(images, device=options.device)
     N = 1000 if options.quick else 10_000
@@ -266,3 +267,13 @@ def run_neighbors(options: argparse.Namespace, stage: Stage) -> None:
     stage.row(timing(f"neighborhood hit of {N:,} points in a map", times) | {"images": images.name})
     for name in list(values)[1:]:
         stage.bar(f"NH: difference to {name}", abs(values[name][0] - values["ours"][0]), "<=", 1e-3)
+    methods = {"ours": lambda _: trustworthiness(X[:N], Z, k=k)}
+    if importlib.util.find_spec("sklearn"):
+        from sklearn.manifold import trustworthiness as sklearns
+
+        layer = X[:N].cpu().numpy()
+        methods["sklearn"] = lambda _: sklearns(layer, points, n_neighbors=k)
+    times, values = stage.interleaved(methods, 2 if options.quick else 3)
+    stage.row(timing(f"trustworthiness of {N:,} points in a map", times) | {"images": images.name})
+    for name in list(values)[1:]:
+        stage.bar(f"trustworthiness: difference to {name}", abs(values[name][0] - values["ours"][0]), "<=", 1e-6)

@@ -42,14 +42,14 @@ def to_tensor(array: Any, device: str | torch.device | None = None) -> torch.Ten
     return tensor.to(resolve_device(device))
 
 
-def as_floats(name: str, values: Any, *shape: int | None) -> np.ndarray:
-    """An array of numbers as float64 on the host; InputError unless it has this shape, None standing for any length.
+def as_floats(name: str, values: Any, *shape: int | None, dtype: torch.dtype = torch.float64) -> np.ndarray:
+    """An array of numbers as floats on the host; InputError unless it has this shape, None standing for any length.
 
     >>> as_floats("maps", [[1, 2]], None, 2)
     array([[1., 2.]])
     """
     try:
-        array: np.ndarray = to_tensor(values).cpu().double().numpy()
+        array: np.ndarray = to_tensor(values).cpu().to(dtype).numpy()
     except (InputError, TypeError, RuntimeError):
         raise InputError(f"{name} must be numbers, got {short(values)}") from None
     if len(array.shape) != len(shape) or any(b not in (None, a) for a, b in zip(array.shape, shape, strict=True)):

@@ -4,7 +4,6 @@ import gzip
 import logging
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from qdv_gpu.data.decode import Header, decode, header
 from qdv_gpu.data.folders import Listing, list_folder
 from qdv_gpu.data.geometry import Geometry
 from qdv_gpu.data.images import Images
-from qdv_gpu.data.readers import FileReader, hold, refusal, workers
+from qdv_gpu.data.readers import FileReader, each_file, hold, refusal
 from qdv_gpu.data.tables import TABLE_SUFFIXES, list_table
 from qdv_gpu.errors import (
     SEED,
@@ -216,8 +215,7 @@ def list_images(path: Path, split: str | None) -> Listing:
 def _of_files(listing: Listing, samples: int | str, geometry: Geometry | None, *, skip_bad: bool, seed: int) -> Images:
     """A sample of the files, decoded if they are of one size or are made so."""
     files = listing.files
-    with ThreadPoolExecutor(workers()) as pool:
-        headers = list(pool.map(_whole if skip_bad else header, files))
+    headers = list(each_file(_whole if skip_bad else header, files))
     bad = [found for found in headers if isinstance(found, str)]
     if bad and (len(bad) == len(files) or not skip_bad):
         raise refusal(bad, len(files))

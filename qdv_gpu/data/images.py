@@ -18,7 +18,7 @@ from qdv_gpu.arrays import constants, to_tensor
 from qdv_gpu.data.decode import as_pixels
 from qdv_gpu.data.geometry import Geometry
 from qdv_gpu.data.labels import check_labels
-from qdv_gpu.data.readers import FileReader, ItemReader, Reader, at, hold, pixels_digest, read, workers
+from qdv_gpu.data.readers import FileReader, ItemReader, Reader, at, each_file, hold, pixels_digest, read, workers
 from qdv_gpu.errors import InputError, listed, short
 from qdv_gpu.machine import free_memory, resolve_device
 
@@ -225,9 +225,8 @@ class Images:
                 found = [digest for digests in pool.map(self._hash, blocks) for digest in digests]
             self.hashes.update(zip(self.indices[missing].tolist(), found, strict=True))
         elif missing and isinstance(self.reader, FileReader):
-            with ThreadPoolExecutor(workers()) as pool:
-                order = self.indices[missing].tolist()
-                self.hashes.update(zip(order, pool.map(self.reader.digest, order), strict=True))
+            order = self.indices[missing].tolist()
+            self.hashes.update(zip(order, each_file(self.reader.digest, order), strict=True))
         elif missing:
             assert self.reader is not None
             for _ in read(self.reader, [self.indices[missing].tolist()], self.hashes):

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,7 +11,7 @@ from qdv_gpu.data.datasets import DATASETS, list_images, load_images
 from qdv_gpu.data.decode import decode
 from qdv_gpu.data.geometry import Geometry
 from qdv_gpu.data.images import Images
-from qdv_gpu.data.readers import FileReader, workers
+from qdv_gpu.data.readers import FileReader, each_file
 from qdv_gpu.data.tables import TABLE_SUFFIXES
 from qdv_gpu.errors import InputError
 from qdv_gpu.files import text_of
@@ -96,8 +95,7 @@ def png_files(images: Images, positions: Sequence[int], side: int) -> list[bytes
 
 
 def _each(images: Images, positions: Sequence[int], side: int, make: Callable[["Picture"], Made]) -> list[Made]:
-    with ThreadPoolExecutor(workers()) as pool:
-        return list(pool.map(lambda i: make(_small(images, i, side)), positions))
+    return list(each_file(lambda i: make(_small(images, i, side)), positions))
 
 
 def _small(images: Images, position: int, side: int) -> "Picture":

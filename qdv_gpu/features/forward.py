@@ -58,7 +58,7 @@ def takes_channels_last(network: Network, inputs: Tensor) -> bool:
     if network.device.type == "cpu" and network.dtype == torch.float64:
         return False
     try:
-        with torch.inference_mode():  # on a copy, since it may keep something in `self`
+        with torch.inference_mode(), product_precision("ieee"):  # on a copy, since it may keep something in `self`
             copied = replace(network, module=shared_copy(network.module))
             copied(inputs.clone(memory_format=torch.channels_last))
     except (InputError, torch.OutOfMemoryError):

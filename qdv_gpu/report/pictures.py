@@ -64,7 +64,7 @@ def plot_reconstructions(
     inputs = _inputs(images, len(grids))
     if not len(grids) or len(titles) != len(grids):
         raise InputError(f"at least one grid, and a title for each, are required, got {len(grids)} and {len(titles)}")
-    tiles = [_tiles(_contrasted(grid, (1, 2, 3) if contrast == "map" else (0, 1, 2, 3)), TILE) for grid in grids]
+    tiles = [_bright_tiles(grid, TILE, (1, 2, 3) if contrast == "map" else (0, 1, 2, 3)) for grid in grids]
     columns = [math.ceil(math.sqrt(len(grid))) for grid in grids]
     pictures = [_mosaic(own, width) for own, width in zip(tiles, columns, strict=True)]
     names = [plain(title) for title in titles]
@@ -135,8 +135,8 @@ def plot_top(patches: np.ndarray, pictures: np.ndarray, maps: Sequence[int], tit
         shapes = f"{list(patches.shape)}, {list(pictures.shape)} and {len(maps)}"
         raise InputError(f"patches, pictures and maps must be as many and of one size, got {shapes}")
     side, across = math.ceil(math.sqrt(k)), min(M, 4)
-    bright = _contrasted(pictures.reshape(M * k, *pictures.shape[2:]), (1, 2, 3))
-    pair = (_tiles(patches.reshape(bright.shape).astype(np.float32) / 255, PATCH), _tiles(bright, PATCH))
+    flat = (M * k, *pictures.shape[2:])
+    pair = (_tiles(patches.reshape(flat) / 255, PATCH), _bright_tiles(pictures.reshape(flat), PATCH, (1, 2, 3)))
     cells = [[_mosaic(half[m * k : (m + 1) * k], side) for half in pair] for m in range(M)]
     height, width = cells[0][0].shape[:2]
     cell, gap, head = max((2 * width + 8) / DPI, 0.6), 0.15, SMALL * LINE + 0.05
@@ -183,29 +183,30 @@ def _inputs(images: Any, count: int) -> list[np.ndarray | None]:
 
 def _check_pictures(name: str, pictures: Any, *shape: None) -> np.ndarray:
     """Pictures float32 [..., C, H, W]."""
-    found = as_floats(name, pictures, *shape, None, None, None)
+    found = as_floats(name, pictures, *shape, None, None, None, dtype=torch.float32)
     if not found.size or found.shape[-3] not in (1, 3):
         raise InputError(f"{name} must be pictures [C, H, W] with C = 1 or 3, got {list(found.shape)}")
-    return found.astype(np.float32)
+    return found
 
 
-def _contrasted(pictures: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-    """Values [M, C, H, W] as brightness in 0..1, 0.5 for 0, the largest over `axes` at full contrast."""
-    largest = np.abs(pictures).max(axis=axes, keepdims=True)
-    return 0.5 + 0.5 * pictures / np.where(largest > 0, largest, 1)
+def _bright_tiles(pictures: np.ndarray, side: int, axes: tuple[int, ...]) -> np.ndarray:
+    """Values [M, C, H, W] as RGB tiles [M, side, side, 3], 0.5 for 0, the largest over `axes` at full contrast."""
+    largest = np.maximum(pictures.max(axis=axes, keepdims=True), -pictures.min(axis=axes, keepdims=True))
+    tiles = _tiles(pictures, side)  # first, which leaves fewer values
+    return 0.5 + 0.5 * tiles / np.where(largest > 0, largest, 1)
 
 
 def _tiles(pictures: np.ndarray, side: int) -> np.ndarray:
     """Pictures [M, C, H, W] as RGB tiles [M, side, side, 3]."""
     resized = functional.interpolate(torch.from_numpy(pictures), (side, side), mode="bilinear", antialias=True)
-    return resized.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).clamp(0, 1).numpy()
+    return resized.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
 
 
 def _mosaic(tiles: np.ndarray, columns: int) -> np.ndarray:
-    """Tiles [M, side, side, 3] in rows, a white line between."""
+    """Tiles [M, side, side, 3], whose rounding is cut to 0..1, in rows, a white line between."""
     side, rows = tiles.shape[1], math.ceil(len(tiles) / columns)
     canvas = np.ones((rows * columns, side + 1, side + 1, 3), dtype=np.float32)
-    canvas[: len(tiles), :side, :side] = tiles
+    canvas[: len(tiles), :side, :side] = tiles.clip(0, 1)
     return canvas.reshape(rows, columns, side + 1, side + 1, 3).swapaxes(1, 2).reshape(rows * (side + 1), -1, 3)
 
 

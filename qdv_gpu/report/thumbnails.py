@@ -22,10 +22,16 @@ SAMPLED = 10  # rows of pictures for one that tells which quality that is
 
 def small(images: Images) -> Tensor:
     """The images squeezed into squares, uint8 [N, 3, 32, 32]; normalised ones with their range as black to white."""
-    found = images.at(Geometry(SIDE))
+    found = images if _small_already(images) else images.at(Geometry(SIDE))
     step = max(1, min(1024, BATCH // found[0].nbytes))  # those of floating point have their own size still
     batches = found.batches(torch.arange(len(found)).split(step), "cpu")
     return torch.cat([_shown(batch) for batch in batches])
+
+
+def _small_already(images: Images) -> bool:
+    """Whether the whole images are in memory, and of this size: to read them again would give the same pixels."""
+    pixels, whole = images.pixels, images.geometry is None
+    return whole and pixels is not None and pixels.dtype == torch.uint8 and pixels.shape[2:] == (SIDE, SIDE)
 
 
 def _shown(batch: Tensor) -> Tensor:

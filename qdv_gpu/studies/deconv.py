@@ -3,6 +3,7 @@
 import logging
 import zipfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,7 @@ def picture(
         raise InputError(f"top must be at most {len(source.images)}, the images of {source.images.name}, got {top}")
     folder = out / "deconv"
     written: list[Path] = []
-    with only_writer(folder):
+    with only_writer(folder), ThreadPoolExecutor(1) as writer:
         rows: list[list[Any]] = []  # of a network: reconstructions, input and title of each layer
         for network, names in zip(loaded, selected, strict=True):
             rows.append([])
@@ -151,11 +152,12 @@ def picture(
                 title = f"{network.name} {layer}: {len(found)} maps from {source.name}, {mode}, contrast per {contrast}"
                 about = {"network": network.name, "weights": network.source, "layer": layer, "mode": mode}
                 path = folder / safe_name(network.name) / safe_name(layer)
-                _save(path, about, reconstructions=found.numpy(), image=seen.numpy())
+                saving = writer.submit(_save, path, about, reconstructions=found.numpy(), image=seen.numpy())
                 figure, _ = pictures.plot_reconstructions(
                     [_rgb(found, network)], [title], images=seen.numpy(), contrast=contrast
                 )
                 written += write_figure(path, figure, formats)
+                saving.result()
                 rows[-1].append((layer, _rgb(found, network), seen.numpy(), title) if len(loaded) > 1 else None)
                 logger.info("%s: %d maps", written[-1], len(found))
                 if searched is not None:

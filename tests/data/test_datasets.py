@@ -13,6 +13,7 @@ from PIL import Image
 from qdv_gpu.data import datasets as data
 from qdv_gpu.data import readers
 from qdv_gpu.data.datasets import load_images, stratified
+from qdv_gpu.data.readers import each_file
 from qdv_gpu.errors import InputError
 
 
@@ -241,3 +242,8 @@ def test_reading_files_leaves_the_random_numbers_alone(folder, monkeypatch):
     before = torch.get_rng_state()
     list(load_images(folder).batches(torch.arange(8).split(3), "cpu"))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("count", [0, 1, 15, 16, 700])
+def test_each_file_in_order(count):
+    assert list(each_file(str, range(count))) == [str(i) for i in range(count)]

@@ -22,8 +22,10 @@ from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from qdv_gpu import cli, write_report
+from qdv_gpu import cli, load_images, write_report
+from qdv_gpu.data.geometry import Geometry
 from qdv_gpu.data.images import Images
+from qdv_gpu.data.readers import FileReader
 from qdv_gpu.errors import InputError
 from qdv_gpu.report import thumbnails
 from qdv_gpu.report.charts import Series, line_chart, shade
@@ -371,6 +373,17 @@ def test_normalised_images_are_made_small_a_few_at_a_time(monkeypatch):
     images = Images.from_arrays(torch.zeros(1).expand(70, 3, 512, 512))
     assert thumbnails.small(images).shape == (70, 3, 32, 32)
     assert max(sizes) <= 2**26
+
+
+def test_images_that_are_small_already_are_not_read_again(tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    for name, one in zip("ab", pixels, strict=True):
+        Image.fromarray(one).save(tmp_path / f"{name}.png")
+    images = load_images(tmp_path)
+    cropped = images.at(Geometry(32, resize=64))
+    assert torch.equal(thumbnails.small(cropped), images.pixels)
+    monkeypatch.delattr(FileReader, "__getitem__")
+    assert torch.equal(thumbnails.small(images), images.pixels)
 
 
 @pytest.mark.parametrize("count", [60, 61])

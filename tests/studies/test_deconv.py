@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 from qdv_gpu import Deconvnet, load_images, load_network
 from qdv_gpu.cli import app
 from qdv_gpu.data.geometry import Geometry
+from qdv_gpu.errors import InputError
 from qdv_gpu.report import pictures as drawn_pictures
+from qdv_gpu.studies import deconv as studied
 from qdv_gpu.studies.deconv import picture
 
 TINY = ["tiny_networks:cnn", "tiny_networks:other"]
@@ -41,6 +43,15 @@ def test_all_layers_of_two_networks_with_strongest_patches(tmp_path):
         assert arrays["values"].shape == (6, 4)
         assert arrays["patches"].shape[:3] == (6, 4, 1)
         assert (np.diff(arrays["values"]) <= 0).all()
+
+
+def test_arrays_that_cannot_be_kept_are_said(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise InputError("disk full while writing")
+
+    monkeypatch.setattr(studied, "_save", full)
+    result = run(tmp_path, TINY[0], "--data", "digits", "--layers", "conv2")
+    assert "disk full" in str(result.exception)
 
 
 def test_an_image_file_for_a_gray_network(tmp_path):
@@ -75,7 +86,7 @@ def test_bad_input_is_refused(arguments, message, tmp_path):
 def test_contrast():
     pictures = np.zeros((2, 1, 4, 4), np.float32)
     pictures[0, 0, 0, 0], pictures[1, 0, 0, 0] = 1, -4
-    by_map, by_layer = (drawn_pictures._contrasted(pictures, axes) for axes in ((1, 2, 3), (0, 1, 2, 3)))
+    by_map, by_layer = (drawn_pictures._bright_tiles(pictures, 4, axes) for axes in ((1, 2, 3), (0, 1, 2, 3)))
     assert (by_map[:, 0, 0, 0].tolist(), by_layer[:, 0, 0, 0].tolist()) == ([1, 0], [0.625, 0])
     assert by_map[0, 0, 1, 1] == 0.5
 
