@@ -88,9 +88,9 @@ def continuity(X: Any, Z: Any, *, k: int = 5) -> float:
     InputError
         If X and Z are not equally many points, `knn` refuses one of them, or k is not below N / 2.
 
-    >>> X = torch.tensor([[0.0, 0], [1, 0], [1, 1], [0, 1.1]])
+    >>> X = torch.tensor([[0.0, 0], [1, 0], [1.1, 1.2], [0.2, 1.4]])
     >>> f"{continuity(X, X[:, :1], k=1):.3f} {continuity(X, 2 * X, k=1):.3f}"
-    '0.500 1.000'
+    '0.250 1.000'
     """
     points, mapped = _pair(X, Z)
     return rank_score(neighbor_ranks(mapped, knn(points, k).indices))

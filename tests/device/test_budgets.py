@@ -86,10 +86,10 @@ STAGES = {
     "divergence, full": (partial(divergence, "full"), Budget(30, 1, 1, 0)),
     "components": (lambda: partial(principal_components, points(30).split(20), 5), Budget(269, 0, 21, 0)),
     "scores": (scores, Budget(390, 12, 42, 37440)),
-    "activations": (forward, Budget(53, 0, 1, 8)),
+    "activations": (forward, Budget(68, 0, 1, 8)),
     "deconvnet": (partial(pictures, "deconvnet"), Budget(95, 4, 4, 0)),
     "guided": (partial(pictures, "guided"), Budget(71, 4, 4, 0)),
-    "top activations": (best, Budget(558, 14, 30, 28016)),
+    "top activations": (best, Budget(561, 14, 30, 28016)),
 }
 
 

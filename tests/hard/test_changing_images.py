@@ -30,7 +30,7 @@ MOMENTS = {
     "listed": "datasets, 'list_folder', 1",
     "read": "readers.FileReader, '__getitem__', 3",
     "hashed": "images.Images, 'hashed', 1",
-    "computed": "forward.ForwardPass, '_forward', 2",
+    "computed": "forward.ForwardPass, '_run', 2",
 }
 BEFORE = """
 import os, shutil

@@ -293,7 +293,7 @@ def test_a_layer_is_in_the_layout_that_the_whole_network_takes(tmp_path, layers)
                 layouts.append(x.stride(1) > 1)
             return super().forward(x)
 
-    images = load_images("digits").take(torch.arange(64))
+    images = load_images("digits").take(torch.arange(128))
     images = Images.from_arrays(images.pixels, images.labels % 2)  # classes that it does not name
     analyze(
         Viewing(),
