@@ -136,7 +136,10 @@ def plot_top(patches: np.ndarray, pictures: np.ndarray, maps: Sequence[int], tit
         raise InputError(f"patches, pictures and maps must be as many and of one size, got {shapes}")
     side, across = math.ceil(math.sqrt(k)), min(M, 4)
     flat = (M * k, *pictures.shape[2:])
-    pair = (_tiles(patches.reshape(flat) / 255, PATCH), _bright_tiles(pictures.reshape(flat), PATCH, (1, 2, 3)))
+    pair = (
+        _tiles(patches.reshape(flat) / np.float32(255), PATCH),
+        _bright_tiles(pictures.reshape(flat), PATCH, (1, 2, 3)),
+    )
     cells = [[_mosaic(half[m * k : (m + 1) * k], side) for half in pair] for m in range(M)]
     height, width = cells[0][0].shape[:2]
     cell, gap, head = max((2 * width + 8) / DPI, 0.6), 0.15, SMALL * LINE + 0.05
