@@ -162,7 +162,7 @@ def test_doctor_holds_kernels_to_the_cpu(cuda, monkeypatch):
     def wrong(module, kernel, *args, **sizes):
         launch(module, kernel, *args, **sizes)
         if kernel in ("ranks", "similarities"):
-            args[{"ranks": 3, "similarities": 2}[kernel]].mul_(2)
+            args[{"ranks": 4, "similarities": 2}[kernel]].mul_(2)
 
     monkeypatch.setattr(kernels, "launch", wrong)
     assert tests[names[0]]() == "other ranks than by all distances in float64"
