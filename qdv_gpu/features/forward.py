@@ -50,12 +50,17 @@ def tile_images(device: torch.device, size: int) -> int:
     return 1 << (max(1, min(CPU_TILE, CPU_PIXELS // size**2)).bit_length() - 1)
 
 
-def takes_channels_last(network: Network, inputs: Tensor) -> bool:
-    """Whether the network runs on inputs [B, C, H, W] with channels last, the layout that convolutions are fastest on.
+def gains_by_channels_last(network: Network) -> bool:
+    """Whether its convolutions may be faster on that layout: not oneDNN's of float64, which it does not have."""
+    return network.device.type != "cpu" or network.dtype != torch.float64
 
-    One that flattens maps by `Tensor.view` does not. float64 on a CPU gains nothing by it: oneDNN does not have it.
+
+def takes_channels_last(network: Network, inputs: Tensor) -> bool:
+    """Whether the network gains by channels last and runs on inputs [B, C, H, W] that lie so in memory.
+
+    One that flattens maps by `Tensor.view` does not.
     """
-    if network.device.type == "cpu" and network.dtype == torch.float64:
+    if not gains_by_channels_last(network):
         return False
     try:
         with torch.inference_mode(), product_precision("ieee"):  # on a copy, since it may keep something in `self`

@@ -21,10 +21,11 @@ from qdv_gpu.data.convert import as_images
 from qdv_gpu.data.datasets import load_images, stratified
 from qdv_gpu.data.images import Images
 from qdv_gpu.errors import InputError, as_path, check_count, check_flag
-from qdv_gpu.features.forward import network_input, shown, takes_channels_last
+from qdv_gpu.features.forward import gains_by_channels_last, network_input, shown
 from qdv_gpu.files import replacing
 from qdv_gpu.machine import Halving, deterministic, on_threads, product_precision, seeded
 from qdv_gpu.networks.account import describe_variant
+from qdv_gpu.networks.copies import shared_copy
 from qdv_gpu.networks.guard import guarded
 from qdv_gpu.networks.layers import check_memory
 from qdv_gpu.networks.load import Source, load_network
@@ -291,11 +292,10 @@ class _Run:
         self.network, self.about, self.settings = network, json.loads(json.dumps(about)), settings
         self.checkpoint, self.classes = out / CHECKPOINT, classes
         self.parameters = dict(network.module.named_parameters())
-        two = torch.zeros(2, network.channels, network.image_size, network.image_size, dtype=network.dtype)
-        if takes_channels_last(network, two.to(network.device)):  # convolutions follow their weights' layout
-            for parameter in self.parameters.values():
-                if parameter.ndim == 4:
-                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        gains = gains_by_channels_last(network)
+        self._lay_out(torch.channels_last if gains else torch.contiguous_format)
+        if gains and not self._goes_back():
+            self._lay_out(torch.contiguous_format)
         fused = all(parameter.is_floating_point() for parameter in self.parameters.values())
         self.optimizer = torch.optim.Adam(self.parameters.values(), lr=settings.lr, fused=fused)
         self.history: list[dict[str, float]] = []
@@ -307,6 +307,28 @@ class _Run:
     @property
     def epoch(self) -> int:
         return len(self.history)
+
+    def _lay_out(self, layout: torch.memory_format) -> None:
+        """Put weights of convolutions, which these follow, in that layout, and others in torch's default.
+
+        Fused Adam takes parameters as they lie in memory, where there must be nothing between their numbers.
+        """
+        for parameter in self.parameters.values():
+            own = layout if parameter.ndim == 4 else torch.contiguous_format
+            parameter.data = parameter.data.contiguous(memory_format=own)
+
+    def _goes_back(self) -> bool:
+        """Whether two images go forward and back through a copy of the network; one that takes views may refuse."""
+        network = replace(self.network, module=shared_copy(self.network.module).train())
+        two = torch.zeros(2, network.channels, network.image_size, network.image_size, device=network.device)
+        try:
+            with seeded(self.settings.seed), guarded(f"{network.name} cannot be trained"):
+                with torch.autocast(two.device.type, torch.bfloat16, enabled=two.is_cuda):
+                    logits = logits_of(network, two)
+                logits.sum().backward()
+        except (InputError, torch.OutOfMemoryError):
+            return False
+        return True
 
     def _resume(self) -> None:
         try:

@@ -166,6 +166,78 @@ def test_modules_and_data_of_ones_own(tmp_path):
     assert any(not torch.equal(before[name], tensor) for name, tensor in weights_of(tmp_path / "run").items())
 
 
+class Watched(tiny_networks.Tiny):
+    """Has the layouts of the maps of its second convolution in training: whether channels are last."""
+
+    layouts: list[bool] = []  # noqa: RUF012
+
+    def forward(self, x):
+        x = self.pool(self.relu(self.conv1(x)))
+        x = self.conv2(x)
+        if self.training:
+            self.layouts.append(x.stride(1) == 1)
+        return self.fc(self.pool(self.relu(x)).flatten(1))
+
+
+class Standardised(Watched):
+    """Views its weights."""
+
+    def forward(self, x):
+        weight = self.conv2.weight
+        return super().forward(x) + 0 * weight.view(len(weight), -1).mean()
+
+
+class TwoHeads(Watched):
+    """Views its maps, in training alone."""
+
+    def forward(self, x):
+        maps = self.conv2(self.conv1(x))
+        return super().forward(x) + (0 * maps.view(len(x), -1).mean() if self.training else 0)
+
+
+class ViewedGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(_, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(_, gradient):
+        return gradient.view(len(gradient), -1).view(gradient.shape)
+
+
+class ViewingBack(Watched):
+    """Views its gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv2.register_forward_hook(lambda _module, _inputs, output: ViewedGradient.apply(output))
+
+
+@pytest.mark.parametrize(
+    ("kind", "last"), [(Watched, True), (Standardised, False), (TwoHeads, False), (ViewingBack, False)]
+)
+def test_convolutions_train_with_channels_last_where_the_network_takes_that(tmp_path, monkeypatch, kind, last):
+    monkeypatch.setattr(Watched, "layouts", [])
+    finetune(kind(), "digits", tmp_path / "run", **{**OPTIONS, "epochs": 1, "samples": 100})
+    assert Watched.layouts[-2:] == [last, last]
+
+
+def test_parameters_with_gaps_between_their_numbers(tmp_path, monkeypatch):
+    def sliced():
+        network = tiny_networks.Tiny()
+        network.load_state_dict(whole.state_dict())
+        network.fc.bias = torch.nn.Parameter(torch.stack([network.fc.bias.data] * 2, dim=1)[:, 0])
+        return network
+
+    whole = tiny_networks.cnn()
+    finetune(SPEC, "digits", tmp_path / "whole", **{**OPTIONS, "epochs": 1})
+    monkeypatch.setattr(tiny_networks, "cnn", sliced)
+    finetune(SPEC, "digits", tmp_path / "sliced", store=tmp_path / "other", **{**OPTIONS, "epochs": 1})
+    expected = weights_of(tmp_path / "whole")
+    for name, tensor in weights_of(tmp_path / "sliced").items():
+        torch.testing.assert_close(tensor, expected[name])
+
+
 def test_how_images_were_shown_is_remembered(tmp_path):
     """Size, mean, std and crop of the training are those of an analysis of its weights."""
     options = {**OPTIONS, "epochs": 1, "samples": 40, "image_size": 8, "mean": 0.3, "std": 0.2, "crop": True}
