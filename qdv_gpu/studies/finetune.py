@@ -369,13 +369,14 @@ class _Run:
     def _check_adam(self, tensors: Mapping[str, Tensor]) -> None:
         """ValueError unless these are what Adam keeps, of parameters that have been trained."""
         trained = {name.split("/", 2)[-1] for name in tensors}
+        step = torch.zeros((), dtype=torch.float32 if self.optimizer.defaults["fused"] else torch.get_default_dtype())
         if not trained:
             raise ValueError("it holds no state of the optimizer")
         own = {
             f"adam/{key}/{name}": like
             for name, parameter in self.parameters.items()
             if name in trained
-            for key, like in {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}.items()
+            for key, like in {"step": step, "exp_avg": parameter, "exp_avg_sq": parameter}.items()
         }
         check_like(tensors, own)
 

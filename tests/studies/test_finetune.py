@@ -71,6 +71,18 @@ def test_more_epochs_go_on(finished, tmp_path, lines):
     assert result["history"][:3] == finished[1]["history"]
 
 
+def test_more_epochs_go_on_where_numbers_are_float64(tmp_path, lines):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        for epochs in (1, 2):
+            finetune(SPEC, "digits", tmp_path / "run", **{**OPTIONS, "epochs": epochs, "samples": 100})
+    finally:
+        torch.set_default_dtype(before)
+    assert not any("is damaged" in line for line in lines())
+    assert any("after epoch 1" in line for line in lines())
+
+
 def test_out_of_memory_keeps_the_gradient(tmp_path, monkeypatch, lines):
     """Without dropout, tiles of a batch give its gradient."""
     import qdv_gpu.studies.finetune as module
