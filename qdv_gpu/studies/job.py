@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from qdv_gpu.data.images import Images
 from qdv_gpu.errors import unknown
 from qdv_gpu.features.forward import ForwardPass, computing, network_input
+from qdv_gpu.networks.copies import shared_copy
 from qdv_gpu.networks.layers import LayerName, numbered, trace_calls
 from qdv_gpu.networks.network import Network, check_replaced
 from qdv_gpu.results.checks import check_outputs, check_predictions
@@ -219,18 +220,19 @@ def _tried(network: Network, images: Images, layers: Mapping[str, str], settings
     )
     pass_.run()
     predicts, pixels = 0, torch.stack([two[0], two[1]]).to(network.device)
-    before = dict(network.module.named_modules())
+    copied = replace(network, module=shared_copy(network.module))  # since it may keep something of each pass
+    before = dict(copied.module.named_modules())
     layout = torch.channels_last if pass_.channels_last else torch.contiguous_format
     with torch.inference_mode(), computing(settings.precision, network.device):
         inputs, times = network_input(network, pixels, settings.image_size), []
         for _ in range(3):  # of which the shortest counts
-            copied, started = inputs.clone(memory_format=layout), time.perf_counter()
+            own, started = inputs.clone(memory_format=layout), time.perf_counter()
             with suppress(RuntimeError, ValueError, AssertionError):  # it may not run to its end
-                output = network(copied)
+                output = copied(own)
                 if isinstance(output, Tensor) and output.shape == (2, len(images.classes)):
                     predicts = len(images.classes)
             times.append(time.perf_counter() - started)
-    check_replaced(network.name, before, network.module)
+    check_replaced(network.name, before, copied.module)
     calls = {path: pass_.calls[name] for name, path in layers.items()} | ({OUTPUT: [predicts]} if predicts else {})
     seconds = min(times) / len(two)
     tokens = {
