@@ -81,7 +81,7 @@ def demo(out: str | Path = "qdv-demo", *, device: str = "auto") -> Analysis:
         spec = f"qdv_gpu.studies.demo:{name}"
         logger.info("training %s", name)
         folder = out / "networks" / name
-        finetune(spec, images, folder, epochs=6, batch_size=32, lr=2e-3, device=device, store=out / STORE)
+        finetune(spec, images, folder, epochs=8, batch_size=32, lr=1e-3, device=device, store=out / STORE)
         networks[name] = f"{spec}={folder}"
     return analyze(
         networks, images["test"], out / "analysis", perplexity=30, iterations=750, device=device, store=out / STORE
