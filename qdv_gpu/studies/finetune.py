@@ -296,7 +296,9 @@ class _Run:
         self._lay_out(torch.channels_last if gains else torch.contiguous_format)
         if gains and not self._goes_back():
             self._lay_out(torch.contiguous_format)
-        fused = all(parameter.is_floating_point() for parameter in self.parameters.values())
+        # Of float16, whose second moments are soon 0, the loss becomes infinite without it, which is refused.
+        kinds = {parameter.dtype for parameter in self.parameters.values()}
+        fused = all(kind.is_floating_point and kind != torch.float16 for kind in kinds)
         self.optimizer = torch.optim.Adam(self.parameters.values(), lr=settings.lr, fused=fused)
         self.history: list[dict[str, float]] = []
         self.tiles = 1
