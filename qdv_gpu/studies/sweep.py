@@ -257,12 +257,14 @@ def check_points(sheet: Sheet, points: Sequence[Point]) -> None:
             check_data(data)
         except InputError as error:
             raise sheet.error_at(str(error), "data", data) from None
-    for name in dict.fromkeys(point.network for point in points):
-        point = next(one for one in points if one.network == name)
-        size = point.settings.image_size if point.training is None else point.training.image_size
+    of_network: dict[str, list[Point]] = {}
+    for point in points:
+        of_network.setdefault(point.network, []).append(point)
+    for name, own in of_network.items():
+        size = (own[0].settings if own[0].training is None else own[0].training).image_size
         try:
             network = load_network(name, weights="none", image_size=size, device="cpu")
-            for layers in dict.fromkeys(one.settings.layers for one in points if one.network == name):
+            for layers in dict.fromkeys(point.settings.layers for point in own):
                 select_layers([network], read_layers(layers))
         except InputError as error:
             raise sheet.error_at(str(error), "network", name) from None
